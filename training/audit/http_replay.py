@@ -83,8 +83,9 @@ def replay(
         data = build(Schema(ours), log, history=read_log(history, ours) if history else None)
         played, rungs, seconds = _play(service, log, ours, progress)
     first = np.concatenate([[0], np.cumsum(pc.list_value_length(log.exposures["candidates"]).to_numpy())])
-    # The answered shares of the dataset's rows, [N, O].
-    shares: F64 = played[first[data.slate] + data.position]
+    # The answered shares of the dataset's rows, [N, O]; an exposure may be several slates.
+    begins = np.repeat(first[:-1], log.exposures["one_in"].to_numpy())
+    shares: F64 = played[begins[data.slate] + data.position]
     examination = IGNORED if artifact is None else Examination.of(artifact.manifest)[0]
     result = _measures(data.of(0), shares[~np.isnan(data.outcomes[:, 0]), 0], examination)
     far = None

@@ -10,6 +10,7 @@ from operator import itemgetter
 from typing import Any, Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from serve.contract import records as wire
 from serve.contract.rankings import VALUE, RankRequest, StatedCandidate
@@ -59,7 +60,9 @@ def _rankings(log: Log) -> list[tuple[int, int, RankRequest]]:
             request_id=row["request_id"],
             now_ms=row["ts_ms"],
         )
-        rankings.append((row["ts_ms"], exposure, request))
+        # The state counts an exposure for all those that it stands for.
+        for again in [request, *[replace(request, request_id=None)] * (row["one_in"] - 1)]:
+            rankings.append((row["ts_ms"], exposure, again))
     return sorted(rankings, key=itemgetter(0, 1))
 
 

@@ -34,7 +34,12 @@ Weights = Mapping[int, F64]
 
 @dataclass(frozen=True)
 class Dataset:
-    """Rows in time order; `slate` is the number of a row's exposure in `request_ids`."""
+    """Rows in time order; `slate` is the number of a row's exposure in `request_ids`.
+
+    An exposure that stands for several, because the others were not kept, is there as often, each
+    time as a slate of its own with the same rows and viewer. So every loss, mean and curve of the
+    rows is one of all exposures, and errors by viewer do not count a copy as something new.
+    """
 
     columns: Columns
     matrix: Matrix
@@ -235,9 +240,12 @@ class DatasetPlan:
         self._pinned = np.isin(np.arange(len(replay.shown)), places) if len(places) else None
         rows_before = np.concatenate([[0], np.cumsum(self._is_row)])[replay.first]
         self._num_rows = np.diff(rows_before)[self._exposures]
+        # How many slates each exposure stands for.
+        self._times: I64 = whole.exposures["one_in"].to_numpy()
         self.columns = self._features.columns
         # [N], the time of each row.
-        self.ts_ms: I64 = np.repeat(replay.exposure_ms[self._exposures], self._num_rows)
+        num_rows = self._num_rows * self._times[self._exposures]
+        self.ts_ms: I64 = np.repeat(replay.exposure_ms[self._exposures], num_rows)
         if num_unknown:
             share = num_unknown / (num_unknown + len(self))
             print_progress(
@@ -257,7 +265,9 @@ class DatasetPlan:
         viewers = replay.exposure_viewer
         self._viewer_seen = np.where(viewers > 0, _earlier(viewers, replay.exposure_ms), 0)
         self._candidate_seen = _earlier(replay.shown, shown_ms).astype(np.int32)
-        self._request_ids: list[str] = log.exposures["request_id"].to_pylist()
+        slates = np.repeat(np.arange(len(log.exposures)), self._times[self._skipped :])
+        # Of each slate.
+        self.request_ids: list[str] = log.exposures["request_id"].take(slates).to_pylist()
 
     def __len__(self) -> int:
         return len(self.ts_ms)
@@ -265,7 +275,8 @@ class DatasetPlan:
     def parts(self, rows: int, progress: Progress = lambda share: None) -> Iterator[Dataset]:
         """Yield the rows in time order, once, in parts of at least `rows` rows.
 
-        A part ends with the last row of the moment that fills it.
+        A part ends with the last row of the moment that fills it. An exposure that stands for
+        several counts once.
         """
         times, sees = self._replay.exposure_ms[self._exposures], self._sees
         starts = np.concatenate([[0], np.flatnonzero(np.diff(times) | np.diff(sees)) + 1])
@@ -274,10 +285,27 @@ class DatasetPlan:
         cuts = np.flatnonzero(np.diff(before // rows)) + 1
         done = 0
         for begin, end in zip([0, *cuts], [*cuts, len(moments)], strict=True):
-            size = int((before[end] if end < len(moments) else len(self)) - before[begin])
+            size = int((before[end] if end < len(moments) else self._num_rows.sum()) - before[begin])
             if size:
-                yield self._part(moments[begin:end], size, progress, done)
+                yield self._repeated(self._part(moments[begin:end], size, progress, done))
             done += size
+
+    def _repeated(self, part: Dataset) -> Dataset:
+        """Return the rows of each exposure as often as it stands for one, each time a new slate."""
+        times = self._times[self._skipped :]
+        if times.max() == 1:
+            return part
+        starts = np.flatnonzero(np.diff(part.slate, prepend=-1))
+        exposure, lengths = part.slate[starts], np.diff(starts, append=len(part))
+        # Of each copy of an exposure.
+        copied = np.repeat(np.arange(len(starts)), times[exposure])
+        number = np.arange(len(copied)) - np.repeat(
+            np.cumsum(times[exposure]) - times[exposure], times[exposure]
+        )
+        slate = (np.cumsum(times) - times)[exposure[copied]] + number
+        lengths = lengths[copied]
+        rows = np.repeat(starts[copied] - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
+        return replace(part.take(rows), slate=np.repeat(slate, lengths))
 
     def _part(self, moments: Sequence[tuple[int, I64]], size: int, progress: Progress, done: int) -> Dataset:
         replay, columns = self._replay, self.columns
@@ -302,7 +330,7 @@ class DatasetPlan:
                 fields[owner][part] = held if owner == "candidate" else np.repeat(held, lengths)
             numeric[part], category[part], rows[part] = matrix.numeric, matrix.category, pairs
             at += len(pairs)
-            progress((done + at) / len(self))
+            progress((done + at) / self._num_rows.sum())
         exposure = np.searchsorted(replay.first, rows, "right") - 1
         viewer = replay.exposure_viewer[exposure]
         return Dataset(
@@ -317,7 +345,7 @@ class DatasetPlan:
             position=rows - replay.first[exposure],
             viewer_seen=self._viewer_seen[exposure],
             candidate_seen=self._candidate_seen[rows].astype(np.int64),
-            request_ids=self._request_ids,
+            request_ids=self.request_ids,
             candidate_ids=replay.state.candidates.ids,
             rule=self._features.schema.surface.baseline,
             weight=None if self._weight is None else self._weight[rows],

@@ -93,10 +93,12 @@ def cost_of_arm(
     shares = score(artifact.path, data.matrix)
     utility = Weighings(surface).of(arm.weights, artifact).utility(shares)
     known = dict(zip(artifact.outcomes, Examination.of(artifact.manifest), strict=True))
-    ranked = np.unique(data.slate)
+    # Exposures, and the slates that each stands for.
+    times = rows.exposures["one_in"].to_numpy()
+    ranked = np.unique(np.repeat(np.arange(len(times)), times)[data.slate])
     left_out = {
         "rankings": len(asked) - len(ranked),
-        "candidates": int(num_shown[ranked].sum()) - len(data),
+        "candidates": int((num_shown * times)[ranked].sum()) - len(data),
     }
     about = measured_by(artifact, data) | {"arm": arm.name, "left_out": left_out}
     about |= {"units": {key: "min" if one.until else one.unit for key, one in surface.predicted.items()}}

@@ -33,7 +33,8 @@ class Panel:
     `sums` [C] a number for each viewer-day with an exposure. `before` [V] are sums over the
     pre-period, 0 for new viewers, and empty if all are new. `num_crossing` counts viewers with
     exposures in a second arm, and `num_unattributed` events that begin an outcome, without an
-    exposure. `num_unknown` counts by outcome the events of unknown amount, which count 0.
+    exposure, less those whose exposure probably was not kept. `num_unknown` counts by outcome the
+    events of unknown amount, which count 0.
     """
 
     arm: NDArray[Any]
@@ -84,7 +85,11 @@ def panel(
     keys, cell, num_exposures = np.unique(
         codes * num_days + window.day(ours["ts_ms"]), return_inverse=True, return_counts=True
     )
-    row = _rows(ours["request_id"], cell, events["request_id"])
+    # An event of a request counts for those of the exposures that its exposure stands for.
+    row, times = (
+        _of_requests(ours["request_id"], of_each, events["request_id"]) for of_each in (cell, ours["one_in"])
+    )
+    times = np.maximum(times, 1)
     # An event without a request counts for its viewer and day, if it is not before the viewer's
     # first exposure.
     who = viewers.get_indexer(pd.Index(events["viewer"]))
@@ -95,7 +100,7 @@ def panel(
     fits = row >= 0
     sums = {"exposures": num_exposures.astype(np.float64), "active_days": np.ones(len(keys))}
     for name, each in counted.items():
-        sums[name] = np.bincount(row[fits], each[fits], len(keys))
+        sums[name] = np.bincount(row[fits], (each * times)[fits], len(keys))
     before, num_seen_before = _before(exposures, counted, events, viewers, window)
     begins = events["kind"].isin({outcome.event for outcome in outcomes.values()})
     return Panel(
@@ -108,16 +113,16 @@ def panel(
         before,
         len(np.unique(codes[ours["arm"].to_numpy(object) != arm[codes]])),
         num_seen_before,
-        int((begins & in_window & ~fits).sum()),
+        max(0, int((begins & in_window & ~fits).sum() - (times - 1)[begins & in_window].sum())),
         {name: int((np.isnan(each) & fits).sum()) for name, each in amount.items()},
     )
 
 
-def _rows(requests: pd.Series[Any], cell: I64, named: pd.Series[Any]) -> I64:
-    """Return [E] the viewer-day of the request that an event names, -1 without one."""
+def _of_requests(requests: pd.Series[Any], values: Any, named: pd.Series[Any]) -> I64:
+    """Return [E] the value of the request that an event names, such as its day, -1 without one."""
     # Keep the requests that events name, because there are fewer events than exposures.
-    wanted = requests.isin(named).to_numpy()
-    cells = pd.Series(cell[wanted], requests[wanted])
+    wanted = (requests.isin(named) & ~requests.duplicated()).to_numpy()
+    cells = pd.Series(np.asarray(values)[wanted], requests[wanted])
     return cells.reindex(named, fill_value=-1).to_numpy()
 
 

@@ -121,7 +121,11 @@ def report(
         "primary_metric": primary.name,
         "primary_declared": declaration.primary_metric is not None,
         "smallest_effect": smallest,
-        "warnings": _change_warnings(ranked_by) + guardrails.warnings(of_answers, arms),
+        "warnings": [
+            *_change_warnings(ranked_by),
+            *guardrails.warnings(of_answers, arms),
+            *_sample_warnings(here["request_id"]),
+        ],
         "ranked_by": ranked_by,
         "window": _window(span, rows, declaration)
         | {"ended": ended, "whole_days": num_days, "exposures": num_exposures},
@@ -274,3 +278,15 @@ def _change_warnings(ranked_by: dict[str, list[dict[str, Any]]]) -> list[str]:
                 f'declare `start: "{since}"` in cluster.yaml to analyse only {guardrails.ranker(newest)}'
             )
     return warnings
+
+
+def _sample_warnings(requests: pd.Series[Any]) -> list[str]:
+    """Return a warning if exposures, by their requests, stand for others that were not kept."""
+    num_kept = requests.nunique()
+    if num_kept == len(requests):
+        return []
+    return [
+        f"{num_kept:,} exposures were kept of about {len(requests):,}, because Ingest did not keep up: each counts "
+        "for those it stands for, and so do its events; viewers and days of which none was kept are missing in "
+        "both arms, so compare arms, and do not read numbers per viewer as those of all viewers"
+    ]

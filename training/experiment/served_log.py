@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from serve.contract.errors import TabrankError
+from serve.log.events import MAX_ONE_IN
 from serve.log.reader import read_table
 from serve.log.table_reader import TableReader
 from serve.storage.conversion import IDS
@@ -34,6 +35,7 @@ OPTIONAL = {
     "exposures": {
         **dict.fromkeys(("experiment", "arm", "rung", "model", "traffic", "weights"), pa.string()),
         "share": pa.float64(),
+        "one_in": pa.int64(),
         "latency_ms": pa.float64(),
         **dict.fromkeys(("degraded", "rules"), pa.list_(pa.string())),
     },
@@ -45,6 +47,7 @@ OPTIONAL = {
 class Exposures:
     """Live exposures of known viewers in order of time, without duplicates.
 
+    One that stands for several (`one_in`), because the others were not kept, is there as often.
     `rows` has the columns of the log, and the flag `ours` of exposures of the experiment. `share`
     is the arm's share at that time and `latency_ms` the duration of the answer, NaN if the log
     lacks them. `weights` are those of the outcomes as JSON. Several reasons in `degraded` are
@@ -70,6 +73,8 @@ def read_exposures(log: Path, experiment: str) -> Exposures:
         known = ", ".join(sorted(live["experiment"].dropna().unique())) or "none"
         raise TabrankError(f"--experiment {experiment}: {log} has no exposure of it; it has {known}")
     once = _once(live.assign(ours=is_named & live["arm"].notna()), "request_id")
+    if once["one_in"].max() > 1:
+        once = once.loc[once.index.repeat(once["one_in"])].reset_index(drop=True)
     return Exposures(once, int(is_test.sum()), int((~is_test & ~is_known).sum()))
 
 
@@ -107,6 +112,8 @@ def _compacted(log: Path, name: str) -> Iterator[pa.Table]:
         reader.required(column, kind, nullable=column == "viewer")
     for column, kind in OPTIONAL[name].items():
         reader.optional(column, kind)
+    if name == "exposures":
+        reader.number_of("one_in", MAX_ONE_IN)
     for at in range(0, len(reader.table) or 1, ROWS):
         yield _compact(reader.table.slice(at, ROWS), IDS[name])
 

@@ -132,7 +132,7 @@ def _spilled(surface: Surface, log: Log, plan: DatasetPlan, folder: Path, progre
     num_train = int(np.searchsorted(plan.ts_ms, early_ms))
     every = -(-(len(plan) - cut) // MAX_VALIDATION)
     # Slates with a lower number are in the sample.
-    chance = default_rng(0).random(len(log.exposures))
+    chance = default_rng(0).random(len(plan.request_ids))
     sample, valid, raw = [], [], []
     num_slates, counts = 0, np.zeros((2, len(windows_ms)), np.int64)
     (folder / "raw").mkdir(parents=True)

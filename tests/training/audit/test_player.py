@@ -40,6 +40,16 @@ def test_what_came_before_a_ranking_is_sent_before_it(tmp_path, surface):
     assert names(played(tmp_path, surface)) == order
 
 
+def test_an_exposure_is_ranked_as_often_as_it_stands_for_one(tmp_path, surface):
+    one_in = pa.array([3, 1, None], pa.int64())
+    sent = played(tmp_path, surface, exposures=tables()["exposures"].append_column("one_in", one_in))
+    rankings = [step for step in sent if isinstance(step, RankRequest)]
+    # A repeated id would be dropped.
+    assert [ranking.request_id for ranking in rankings] == ["r1", None, None, "r2", "r3"]
+    assert [ranking.now_ms for ranking in rankings] == [10_000, 10_000, 10_000, 20_000, 40_000]
+    assert rankings[1].candidates == rankings[0].candidates
+
+
 def test_at_one_time_rankings_come_first_then_attributes_alone_then_events(tmp_path, surface):
     given = tables()
     candidates = given["candidates"].set_column(

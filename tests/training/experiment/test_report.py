@@ -119,6 +119,51 @@ def test_each_viewers_sums_are_those_of_its_own_exposures(tmp_path):
     assert people.first_day.tolist() == [0, 0, 1]
 
 
+def test_a_kept_exposure_and_its_events_count_for_those_it_stands_for(tmp_path):
+    log = write_rows(
+        tmp_path / "log",
+        [shown("ann", 1, one_in=3), shown("bob", 2, "popular"), shown("ann", 3), shown("cyd", 4, one_in=2)],
+        [
+            did("ann", "click", 1.1, request_id="r0"),
+            did("ann", "click", 3.1, request_id="r2"),
+            did("bob", "join", 2.1, request_id="r1"),
+            # Of the two exposures that `r0` stands for beside itself, which were not kept.
+            did("ann", "click", 1.2, request_id="left out 1"),
+            did("ann", "click", 1.3, request_id="left out 2"),
+        ],
+    )
+    people = panel_of(log)
+    totals = people.totals()
+    assert totals["exposures"].tolist() == [4, 1, 2]
+    assert totals["active_days"].tolist() == [1, 1, 1]
+    assert totals["click"].tolist() == [4, 0, 0]
+    assert totals["join"].tolist() == [0, 1, 0]
+    assert people.num_unattributed == 0
+    (warning,) = (one for one in report(log, LAUNCH)["warnings"] if "were kept" in one)
+    assert warning.startswith("4 exposures were kept of about 7, because Ingest did not keep up")
+
+
+def test_metrics_of_exposures_are_those_of_the_whole_log_where_the_rate_follows_the_hour(tmp_path):
+    rng = np.random.default_rng(0)
+    whole, kept, events = [], [], []
+    for i in range(16_000):
+        hours = 24 * rng.random()
+        one_in = 1 + int(hours > 12) * 7
+        row = shown(f"v{i % 2_000}", hours, ("popular", "model")[i % 2_000 % 2], request_id=f"r{i}")
+        whole.append(row)
+        kept += [row | {"one_in": one_in}] if rng.random() < 1 / one_in else []
+        if rng.random() < (0.4 if hours > 12 else 0.1):
+            events.append(did(row["viewer"], "click", hours, request_id=f"r{i}"))
+    everything, sample = (
+        clicks_of(report(write_rows(tmp_path / name, rows, events), LAUNCH), "click_per_exposure")
+        for name, rows in (("whole", whole), ("kept", kept))
+    )
+    assert everything["control"] == pytest.approx(0.25, rel=0.05)
+    assert sample["control"] == pytest.approx(everything["control"], rel=0.1)
+    low, high = sample["effect"]["low"], sample["effect"]["high"]
+    assert low < everything["effect"]["difference"] < high
+
+
 def test_the_interval_of_any_look_uses_the_first_24_hours(tmp_path):
     rng = np.random.default_rng(0)
     exposures = [shown(f"v{i}", 23 + i, ("popular", "model")[i % 2]) for i in range(60)]
@@ -400,8 +445,8 @@ def test_the_days_of_the_period_before_are_those_of_the_time_zone(tmp_path):
     assert panel_of(log, timezone="Africa/Cairo").before["active_days before"].tolist() == [1, 0]
 
 
-def clicks_of(result):
-    return next(metric for metric in result["metrics"] if metric["name"] == "click_per_viewer")
+def clicks_of(result, name="click_per_viewer"):
+    return next(metric for metric in result["metrics"] if metric["name"] == name)
 
 
 def test_what_the_arms_did_before_a_late_start_is_not_adjusted_by(tmp_path):

@@ -96,7 +96,9 @@ def explored(
         elif draw.is_cut:
             why[i] = CUT
     left_out = {CUT: 0, OPEN: 0, FORGOTTEN: 0, OUTSIDE: 0} | Counter(why.values())
-    rows = np.array([i for i in draws if i not in why], np.int64)
+    used = np.array([i for i in draws if i not in why], np.int64)
+    # An exposure that stands for several is there as often.
+    rows = np.repeat(used, log.exposures["one_in"].to_numpy()[used])
     if not len(rows):
         raise TabrankError(
             f"{folder}: none of the {len(draws)} exposures with a drawn order can be used ("
@@ -113,18 +115,18 @@ def explored(
     viewer = replay.exposure_viewer[rows]
     scores = np.full(len(replay.shown) + 1, np.nan)
     scorer, weighing = load_scorer(artifact.path, "onnx"), Weighings(surface).of({}, artifact)
-    for done, (i, matrix) in enumerate(recompute_features(features, log, replay, rows), 1):
+    for done, (i, matrix) in enumerate(recompute_features(features, log, replay, used), 1):
         shares = scorer.score(matrix.numeric, matrix.category)
         scores[replay.first[i] : replay.first[i + 1]] = weighing.utility(shares)
-        progress(done / len(rows))
-    used = [draws[i] for i in rows.tolist()]
+        progress(done / len(used))
+    taken = [draws[i] for i in used.tolist()]
     about = {
         "within_ms": within_ms,
-        "served_versions": Counter(draw.model for draw in used),
-        "rules": sorted({rule for draw in used for rule in draw.rules}),
-        "pinned_candidates": sum(draw.num_pinned for draw in used),
+        "served_versions": Counter(draw.model for draw in taken),
+        "rules": sorted({rule for draw in taken for rule in draw.rules}),
+        "pinned_candidates": sum(draw.num_pinned for draw in taken),
         "left_out": left_out,
-        "seen_in_training": int((replay.exposure_ms[rows] <= artifact.manifest["seen_until_ms"]).sum()),
+        "seen_in_training": int((replay.exposure_ms[used] <= artifact.manifest["seen_until_ms"]).sum()),
     }
     cluster = np.where(viewer > 0, viewer, -1 - rows)
     return Explored(Drawn(weight, reward, cluster), scores[at], weighing.is_share, about)
