@@ -41,7 +41,7 @@ event = "keep"
 over = "impression"
 prior = { rate = 0.3, weight = 10 }
 """
-SEEDS = 6
+SEEDS = 5
 NUM_ITEMS, NUM_PEOPLE, DAY_MS, START_MS = 60, 700, 86_400_000, 1_760_000_000_000
 
 
