@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
@@ -69,7 +70,9 @@ def sized_batches(file: pq.ParquetFile, path: Path, columns: Sequence[str]) -> I
             reads them needs as much again.
     """
     size, limit = 0, available_bytes() // 2
-    for batch in file.iter_batches(columns=columns):
+    # A batch within one row group: pyarrow cannot join the dictionaries of lists of several.
+    groups = ([number] for number in range(file.num_row_groups))
+    for batch in chain.from_iterable(file.iter_batches(row_groups=group, columns=columns) for group in groups):
         num_bytes = sum(map(plain_bytes, batch.columns))
         size += num_bytes
         if size > limit:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from serve.__main__ import app
 from serve.contract.errors import TabrankError
 from serve.features.surface import read_surface
-from serve.log.reader import read_columns, read_log
+from serve.log.reader import read_columns, read_log, read_table
 from serve.log.writer import write_log
 from serve.storage import parquet
 from serve.storage.parquet import open_parquet, plain_bytes, sized_batches
@@ -114,6 +114,15 @@ def test_a_table_may_be_a_folder_of_segments(tmp_path, surface):
         (events / name).parent.mkdir(exist_ok=True)
         (events / name).write_text("of another tool")
     assert len(read_log(tmp_path / "log", surface).events) == 5
+
+
+def test_a_segment_of_many_row_groups_is_read(tmp_path):
+    # Each row group has a dictionary of its own, as in the segments of a busy minute.
+    lists = [[f"c{row + place}" for place in range(3)] for row in range(12)]
+    (tmp_path / "exposures").mkdir()
+    segment = tmp_path / "exposures" / f"{1:020d}-{12:020d}-{0:010d}.parquet"
+    pq.write_table(pa.table({"candidates": lists}), segment, row_group_size=4)
+    assert read_table(tmp_path, "exposures")[1]["candidates"].to_pylist() == lists
 
 
 def test_a_file_that_cannot_be_opened_just_now_is_read_again(log_folder, surface, monkeypatch):
