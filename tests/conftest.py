@@ -6,7 +6,7 @@ import gc
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ import typer.testing
 from serve.features.surface import Surface, read_surface
 from serve.http.openapi import openapi
 from serve.log.writer import write_log
+from serve.storage.bucket import place
 from tests.support.redis_server import MISSING, RedisServer, find_server
+from tests.support.s3_server import FaultyBucket, S3Server, environment, named
 from tests.support.small_surface import TOML, tables
 
 # A shell that runs a command in the background makes it ignore SIGINT, and its children inherit
@@ -154,3 +156,39 @@ def empty_redis_server(redis_server: RedisServer) -> Iterator[RedisServer]:
     yield redis_server
     if redis_server.process is None:
         redis_server.start()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """Yield a running S3 server with a bucket."""
+    server = S3Server()
+    server.wait()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def session_bucket(s3_server: S3Server) -> Iterator[FaultyBucket]:
+    """Yield the way to the bucket: one for all tests, because clients keep their connections."""
+    proxy = FaultyBucket(s3_server.port)
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def bucket(session_bucket: FaultyBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FaultyBucket:
+    """Yield the way to a bucket, which this process and its children find; the cache is empty."""
+    for name, value in environment(session_bucket.url).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    session_bucket.seen.clear()
+    return session_bucket
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def new_place(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], Path]:
+    """Return what makes the path of a new folder, on the disk or in a bucket, which has no file."""
+    if request.param == "folder":
+        return tmp_path.__truediv__
+    request.getfixturevalue("bucket")
+    return lambda name: place(named(name))

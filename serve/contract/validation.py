@@ -166,6 +166,9 @@ def refuse_existing(out: Path) -> None:
 
 def refuse_unwritable(folder: Path) -> None:
     """Raise `TabrankError` if nothing can be created at a path; call it before long work."""
+    # A bucket tells by the first file that is written.
+    if "://" in str(folder):
+        return
     try:
         above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         # On Linux the file never has a name, so a kill leaves nothing.

@@ -21,6 +21,7 @@ from serve.log.replay import apply
 from serve.log.retention import flush_journal
 from serve.log.segments import MAX_SEQ, Segments, log_end
 from serve.log.stream import LogStream
+from serve.storage.bucket import BucketPath
 from serve.stores.factory import open_named
 from serve.stores.protocol import LOAD, Store
 
@@ -121,15 +122,19 @@ class Claim:
         """Return a number up to which the log holds every record.
 
         Raises:
-            StoreUnavailable: the store with the log's newest records cannot be read.
+            StoreUnavailable: the store with the newest records cannot be read, or the bucket of the log
+                does not list all records.
         """
-        held = read_lease(self.folder)
-        if held is None or held.released:
-            # Nobody writes to it. A log without segments may have numbers in its flat tables.
-            return log_end(self.folder) or MAX_SEQ
-        with closing(self.open(held)) as store:
-            last, first = next(entries(store), (store.seq(), None))
-            return last - (len(first.records) if first else 0)
+        held, through = read_lease(self.folder), None
+        if held is not None and not held.released:
+            with closing(self.open(held)) as store:
+                last, first = next(entries(store), (store.seq(), None))
+                through = last - (len(first.records) if first else 0)
+        # Without segments, the log may have numbers in its flat tables.
+        if end := log_end(self.folder):
+            refuse_stale(self.folder, end, through or (held.end if held else 0))
+        # If nobody writes to the log, all that it has is written.
+        return (end or MAX_SEQ) if through is None else through
 
     def erasures(self) -> int:
         """Return how many times viewers were erased from the log."""
@@ -158,9 +163,28 @@ def _flush(store: Store, held: Lease, folder: Path) -> None:
     flush_journal(store, served, np.zeros(2, np.int64), lambda: True)
 
 
-def catch_up(folder: Path, store: Store, schema: Schema, now_ms: int) -> None:
-    """Apply the records of the log that a store lacks, because another store took them."""
+def refuse_stale(folder: Path, seq: int, end: int) -> None:
+    """Raise StoreUnavailable if a bucket lists records up to `seq` alone, but has them up to `end`.
+
+    A list of some moments ago would otherwise leave records out for ever.
+    """
+    if isinstance(folder, BucketPath) and seq < end:
+        raise StoreUnavailable(
+            f"the bucket's list of {folder} ends with number {seq}, but the log has records up to {end}; retry, or "
+            "restore the segments if they were deleted"
+        )
+
+
+def catch_up(folder: Path, store: Store, schema: Schema, now_ms: int, held_end: int) -> None:
+    """Apply the records of the log that a store lacks, because another store took them.
+
+    The log has records up to the number `held_end`, says its lease.
+
+    Raises:
+        StoreUnavailable: the bucket of the log does not list them all.
+    """
     after, end = store.seq(), log_end(folder)
+    refuse_stale(folder, max(after, end), held_end)
     if after >= end:
         return
     log.info("records from number %d to %d of %s are applied first", after + 1, end, folder)

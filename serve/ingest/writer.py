@@ -187,8 +187,9 @@ class Ingester:
 
     async def take_over(self) -> None:
         """Take over a log that has records. If that fails, the first commit tries again."""
+        folder = self._segments.folder
         try:
-            has_log = log_end(self._segments.folder) or read_lease(self._segments.folder)
+            has_log = await asyncio.to_thread(lambda: log_end(folder) or read_lease(folder))
             if has_log and not self._stopping:
                 await asyncio.to_thread(self._opened)
         except Exception as error:
@@ -340,7 +341,7 @@ class Ingester:
                 store.take_epoch()
                 lease = self._claim.take(store, held)
                 self._segments.epoch = lease.epoch
-                catch_up(self._segments.folder, store, self._schema, self._now_ms())
+                catch_up(self._segments.folder, store, self._schema, self._now_ms(), lease.end)
                 changes = store.read([], 0)[1]
                 self._expiry.filled_ms = LoadNote.of(store.note()).filled_ms
                 # The events of a commit that failed do not count.

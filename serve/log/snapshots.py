@@ -241,11 +241,16 @@ def _write(path: Path, rows: Iterator[tuple[Entity, str, bytes]], meta: dict[str
             meta["sha256"] = {}
             for entity, draft in drafts.items():
                 digest = _sha256(draft)
-                name = f"{STEMS[entity]}-{digest[:12]}.parquet"
+                meta["sha256"][f"{STEMS[entity]}-{digest[:12]}.parquet"] = digest
+            files = dict(zip(meta["sha256"], drafts.values(), strict=True))
+            for name, draft in files.items():
                 put(draft, path / name)
-                meta["sha256"][name] = digest
             sync(path.parent)
             write_whole(path / META, (json.dumps(meta, indent=2) + "\n").encode())
+            for name, draft in files.items():
+                # Another process may have held this one for dead, and have cleaned up.
+                if not (path / name).exists():
+                    put(draft, path / name)
     finally:
         for draft in drafts.values():
             draft.unlink(missing_ok=True)

@@ -136,7 +136,7 @@ def draft_of(out: Path, mode: int = 0o777, *, mark: str = "") -> Iterator[Path]:
     """
     refuse_existing(out / mark if isinstance(out, BucketPath) else out)
     if isinstance(out, BucketPath):
-        with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
+        with tempfile.TemporaryDirectory(prefix=".", dir=cache_folder()) as folder:
             yield (draft := Path(folder))
             for path in sorted(filter(Path.is_file, draft.rglob("*")), key=lambda path: path.name == mark):
                 put(path, out / path.relative_to(draft))

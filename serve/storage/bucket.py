@@ -34,10 +34,12 @@ from serve.contract.errors import TabrankError
 ROOTS = {"s3:": 2, "gs:": 2, "az:": 3}
 # A request fails if nothing arrives for this long. The largest segment may take minutes in all.
 READ_S, REQUEST_S = timedelta(seconds=30), timedelta(minutes=10)
-# Refused and cut requests are repeated, for this long in all.
-RETRY_S = timedelta(seconds=60)
+# Refused and cut requests are repeated, for this long in all and at least this often.
+RETRY_S, MAX_BACKOFF_S = timedelta(seconds=20), timedelta(seconds=2)
 # Bytes of a file that are held in memory while it is fetched.
 CHUNK_BYTES = 8 << 20
+# A draft in the cache that was not written to for this long is a killed process's.
+DRAFT_S = 86_400.0
 # A lock whose holder has not renewed it for this long is free; it is renewed this often.
 EXPIRE_S, RENEW_S = 15.0, 3.0
 LOOK_S = 0.2
@@ -49,7 +51,8 @@ class BucketError(OSError):
     def __init__(self, path: BucketPath, error: Exception) -> None:
         # The library's text holds the whole answer, and its own types.
         found = re.search(r"<Message>(.*?)</Message>", str(error))
-        super().__init__(errno.EIO, found[1] if found else str(error).splitlines()[0][:300], str(path))
+        why = found[1] if found else str(error).splitlines()[0][:300]
+        super().__init__(errno.EIO, f"{why} (check bucket, credentials, region and endpoint)", str(path))
 
 
 class BucketPath(PosixPath):
@@ -81,6 +84,11 @@ class BucketPath(PosixPath):
         return "/".join(self.parts[ROOTS[self.parts[0]] :])
 
     @property
+    def parents(self) -> Sequence[BucketPath]:
+        """The folders above, up to the bucket."""
+        return [above for above in super().parents if len(above.parts) >= ROOTS[self.parts[0]]]
+
+    @property
     def store(self) -> Any:
         """The bucket, as obstore has it."""
         return _store(self.parts[: ROOTS[self.parts[0]]])
@@ -108,6 +116,10 @@ class BucketPath(PosixPath):
     def is_symlink(self) -> bool:
         """Return False."""
         return False
+
+    def absolute(self) -> BucketPath:
+        """Return the path itself."""
+        return self
 
     def resolve(self, strict: bool = False) -> BucketPath:
         """Return the path itself."""
@@ -153,82 +165,82 @@ class BucketPath(PosixPath):
     def put(self, content: bytes | Path, mode: Any = "overwrite") -> None:
         """Write a file whole, in one request.
 
-        Raises:
-            FileExistsError: with the mode `create`, if the file exists.
-        """
-        with told(self):
-            self.store.put(self.key, content, mode=mode, use_multipart=False)
-
-    def swap(self, held: bytes | None, new: bytes) -> bool:
-        """Write `new` if the file still has the content `held`, None for no file; return whether.
-
         The reply to a write that succeeded may be lost, and the write be repeated and refused: what
         is there then tells by a mark of our own.
-        """
-        found, version = _versioned(self)
-        if found != held:
-            return False
-        mark = secrets.token_hex(8)
-        mode = "create" if version is None else version
-        try:
-            with told(self):
-                self.store.put(self.key, new, mode=mode, use_multipart=False, attributes={"mark": mark})
-            return True
-        except FileExistsError:
-            return self._mark() == mark
-        except OSError:
-            if self._mark() == mark:
-                return True
-            raise
 
-    def _mark(self) -> str | None:
+        Raises:
+            FileExistsError: the mode is `create` and the file exists, or is not its version.
+        """
+        mark = {"mark": secrets.token_hex(8)}
         try:
             with told(self):
-                return str(self.store.get(self.key).attributes.get("mark"))
-        except FileNotFoundError:
-            return None
+                self.store.put(self.key, content, mode=mode, use_multipart=False, attributes=mark)
+        except OSError:
+            with told(self):
+                if mode == "overwrite" or mark.items() - self.store.get(self.key).attributes.items():
+                    raise
+
+    def swap(self, held: bytes | None, new: bytes) -> bool:
+        """Write `new` if the file has the content `held`, None for no file; return whether."""
+        found, version = _versioned(self)
+        with suppress(FileExistsError, FileNotFoundError):
+            if found == held:
+                self.put(new, version or "create")
+                return True
+        return False
 
     @contextmanager
     def locked(self, busy: str, wait_s: float) -> Iterator[None]:
         """Hold a lock: a file that its holder renews, because nothing ends it with the process.
 
         Raises:
-            TabrankError: with the message `busy`, if another process holds it for `wait_s`.
+            TabrankError: with the message `busy`, if another process holds it for `wait_s`; or
+                another one has taken it meanwhile, because it could not be renewed.
         """
-        held = self._taken(busy, wait_s)
-        ended = threading.Event()
-        renewing = threading.Thread(target=self._renew, args=(held, ended), daemon=True)
+        name, ended = self._taken(busy, wait_s), threading.Event()
+        renewing = threading.Thread(target=self._renew, args=(name, ended), daemon=True)
         renewing.start()
         try:
             yield
         finally:
             ended.set()
             renewing.join()
-            with suppress(OSError):
-                if self.read_bytes().startswith(held):
-                    self.unlink()
+            is_kept = True
+            # Without a bucket, the lock expires.
+            with suppress(BucketError):
+                is_kept = self._swap_own(name, b"")
+        if not is_kept:
+            raise TabrankError(
+                f"{self}: another process has taken this lock, because it was not renewed for {EXPIRE_S:g} s; run the "
+                "command again"
+            )
 
     def _taken(self, busy: str, wait_s: float) -> bytes:
-        name, begun, first = secrets.token_hex(8).encode(), time.monotonic(), None
+        """Take the lock once it is free or not renewed any more; return the name of its holder."""
+        name, begun = secrets.token_hex(8).encode(), time.monotonic()
+        seen, seen_s = b"", begun
         while True:
             now, (found, _) = time.monotonic(), _versioned(self)
-            if found is None or (found == first and now - begun > EXPIRE_S):
+            if not found or (found == seen and now - seen_s > EXPIRE_S):
                 if self.swap(found, name):
                     return name
-            elif first is not None and found != first and now - begun > wait_s:
-                raise TabrankError(busy)
-            first = first or found
+            elif found != seen:
+                if seen and now - begun > wait_s:
+                    raise TabrankError(busy)
+                seen, seen_s = found, time.monotonic()
             time.sleep(LOOK_S)
 
     def _renew(self, name: bytes, ended: threading.Event) -> None:
         """Write the lock's file anew until the end; stop if it is another's."""
-        last = name
         while not ended.wait(RENEW_S):
-            new = name + secrets.token_hex(4).encode()
-            with suppress(OSError):
-                if not self.swap(last, new):
+            with suppress(BucketError):
+                if not self._swap_own(name, name + secrets.token_hex(4).encode()):
                     return
-                last = new
+
+    def _swap_own(self, name: bytes, new: bytes) -> bool:
+        """Write `new` if the lock is held by `name`; return whether it is."""
+        held = _versioned(self)[0]
+        return held is not None and held.startswith(name) and self.swap(held, new)
 
 
 def place(named: str | Path, base: Path = Path()) -> Path:
@@ -279,7 +291,7 @@ def _store(root: Sequence[str]) -> Any:
         "timeout": REQUEST_S,
         "allow_http": endpoint.startswith("http://"),
     }
-    retry: Any = {"max_retries": 8, "retry_timeout": RETRY_S}
+    retry: Any = {"max_retries": 100, "retry_timeout": RETRY_S, "backoff": {"max_backoff": MAX_BACKOFF_S}}
     return from_url(f"{root[0]}//{'/'.join(root[1:])}", client_options=options, retry_config=retry)
 
 
@@ -317,9 +329,7 @@ def _fetched(path: BucketPath) -> Path:
     if meta is None:
         raise _missing(path)
     folder = cache_folder()
-    name = hashlib.sha256(f"{path} {meta['e_tag']} {meta['size']}".encode()).hexdigest()[:32]
-    local = folder / f"{name}-{path.name}"
-    if local.exists():
+    if (local := _cached(path, meta)).exists():
         os.utime(local)
         return local
     handle, draft = tempfile.mkstemp(dir=folder, prefix=".")
@@ -328,13 +338,20 @@ def _fetched(path: BucketPath) -> Path:
             got = path.store.get(path.key)
             for chunk in got.stream(min_chunk_size=CHUNK_BYTES):
                 file.write(chunk)
-            if file.tell() != got.meta["size"] or got.meta["e_tag"] != meta["e_tag"]:
-                raise ValueError(f"{file.tell():,} of {meta['size']:,} bytes arrived")
+            if file.tell() != got.meta["size"]:
+                raise ValueError(f"{file.tell():,} of {got.meta['size']:,} bytes arrived")
+        # It may have changed since.
+        local = _cached(path, got.meta)
         os.replace(draft, local)
     finally:
         Path(draft).unlink(missing_ok=True)
     _evict(folder, local)
     return local
+
+
+def _cached(path: BucketPath, meta: Any) -> Path:
+    name = hashlib.sha256(f"{path} {meta['e_tag']} {meta['size']}".encode()).hexdigest()[:32]
+    return cache_folder() / f"{name}-{path.name}"
 
 
 def reader(path: Path) -> Any:
@@ -356,18 +373,25 @@ def cache_folder() -> Path:
 
 
 def _evict(folder: Path, newest: Path) -> None:
-    """Delete the copies that were used longest ago, beyond half of the disk's free space."""
+    """Delete the copies that were used longest ago, beyond half of the disk's free space.
+
+    Drafts are deleted once they are so old that a killed process left them.
+    """
     found = []
-    for entry in filter(os.DirEntry.is_file, os.scandir(folder)):
+    for path in folder.iterdir():
         with suppress(FileNotFoundError):
-            found.append((entry.stat().st_mtime, entry.stat().st_size, entry.path))
+            about = path.stat()
+            if path.name[0] != "." and path.is_file():
+                found.append((about.st_mtime, about.st_size, path))
+            elif path.name[0] == "." and time.time() - about.st_mtime > DRAFT_S:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
     used = sum(size for _, size, _ in found)
     most = (used + shutil.disk_usage(folder).free) / 2
     for _, size, path in sorted(found):
         if used <= most:
             return
-        if path != str(newest):
-            Path(path).unlink(missing_ok=True)
+        if path != newest:
+            path.unlink(missing_ok=True)
             used -= size
 
 
@@ -390,7 +414,10 @@ def _refused(what: str) -> Any:
     return refuse
 
 
-# Inherited, these would act on a local path of nearly the same name.
-for _name in ("chmod", "hardlink_to", "rename", "replace", "rmdir", "symlink_to", "touch", "write_bytes"):
+# Inherited, these would act on a local path of nearly the same name. Some came with Python 3.12.
+for _name in (
+    *("chmod", "group", "hardlink_to", "is_junction", "is_mount", "lchmod", "link_to", "lstat", "owner"),
+    *("readlink", "rename", "replace", "rglob", "rmdir", "samefile", "symlink_to", "touch", "walk"),
+    *("write_bytes", "write_text"),
+):
     setattr(BucketPath, _name, _refused(_name))
-BucketPath.write_text = _refused("write_text")  # type: ignore[method-assign]

@@ -1,0 +1,253 @@
+"""S3 server for tests, behind a proxy that fails as networks and buckets do."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+START_S = 60.0
+BUCKET = "bucket"
+# What a fault does to a request: see `FaultyBucket`.
+REFUSED = ("closed", "503", "403")
+Fault = Callable[[str, str], str | None]
+
+
+class S3Server:
+    """Process of moto's server, on a free port of 127.0.0.1, with one bucket."""
+
+    def __init__(self) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
+        quiet: dict[str, Any] = dict.fromkeys(("stdout", "stderr"), subprocess.DEVNULL)
+        self._process = subprocess.Popen(command, **quiet)
+
+    def wait(self) -> None:
+        """Wait until it answers, and create the bucket."""
+        end = time.monotonic() + START_S
+        while True:
+            try:
+                assert self.request("PUT", f"/{BUCKET}") == 200
+                return
+            except OSError:
+                assert self._process.poll() is None, "moto's server did not start"
+                assert time.monotonic() < end
+                time.sleep(0.05)
+
+    def request(self, method: str, path: str) -> int:
+        """Send a request without a body; return the status."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        scope = "20260101/us-east-1/s3/aws4_request"
+        connection.request(
+            method, path, headers={"Authorization": f"AWS4-HMAC-SHA256 Credential=tests/{scope}"}
+        )
+        status = connection.getresponse().status
+        connection.close()
+        return status
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.wait(30)
+
+
+class FaultyBucket:
+    """Proxy before an S3 server, whose `fault` is asked of each request: by its method and path.
+
+    The fault returns None, or what happens to the request: `closed`, the connection ends; `503` and
+    `403`, it is refused; `slow`, it waits for `slow_s`; `cut reply`, half of the body comes; `cut
+    upload`, half of the body is taken; `lost reply`, the server does it, and the connection ends;
+    `lost 503`, the server does it, and answers with an error; `stale`, the reply is the one that
+    `remember` saw. Writes come one after another, because moto's conditional writes are not atomic.
+    """
+
+    def __init__(self, upstream: int) -> None:
+        self.upstream = upstream
+        self.fault: Fault = lambda method, path: None
+        self.slow_s = 2.0
+        # Requests: method, path, and what happened to them.
+        self.seen: list[tuple[str, str, str | None]] = []
+        self.lists: dict[str, tuple[int, list[tuple[str, str]], bytes]] = {}
+        self._is_remembering = False
+        self._writes = threading.Lock()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler_of(self))
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+        self._thread.start()
+
+    @contextmanager
+    def failing(self, what: str, method: str = "", path: str = "", times: int = 1_000_000) -> Iterator[None]:
+        """Fail the first requests of a method, on a path that matches a pattern."""
+        left = [times]
+
+        def fault(its: str, at: str) -> str | None:
+            if (method and its != method) or not re.search(path, at) or not left[0]:
+                return None
+            left[0] -= 1
+            return what
+
+        self.fault = fault
+        try:
+            yield
+        finally:
+            self.fault = lambda method, path: None
+
+    @contextmanager
+    def remembering(self) -> Iterator[None]:
+        """Keep the first reply to each list within the block, for the fault `stale`."""
+        self.lists.clear()
+        self._is_remembering = True
+        try:
+            yield
+        finally:
+            self._is_remembering = False
+
+    def num_failed(self, what: str) -> int:
+        """Return how many requests failed in this way."""
+        return sum(happened == what for _, _, happened in self.seen)
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def answer(self, handler: BaseHTTPRequestHandler) -> None:
+        """Answer one request."""
+        method, path = handler.command, handler.path
+        what = self.fault(method, path)
+        self.seen.append((method, path, what))
+        size = int(handler.headers.get("Content-Length") or 0)
+        if what == "closed":
+            return self._end(handler)
+        if what == "cut upload":
+            handler.rfile.read(size // 2)
+            return self._end(handler)
+        body = handler.rfile.read(size)
+        if what in ("503", "403"):
+            return self._reply(handler, int(what), [], _error(what))
+        if what == "slow":
+            time.sleep(self.slow_s)
+        status, headers, content = self._forward(handler, method, path, body)
+        if "list-type" in path and self._is_remembering:
+            self.lists.setdefault(path, (status, headers, content))
+        if what == "lost reply":
+            return self._end(handler)
+        if what == "lost 503":
+            return self._reply(handler, 503, [], _error("503"))
+        if what == "stale":
+            status, headers, content = self.lists.get(path, (status, headers, content))
+        return self._reply(handler, status, headers, content, is_cut=what == "cut reply")
+
+    def _forward(
+        self, handler: BaseHTTPRequestHandler, method: str, path: str, body: bytes
+    ) -> tuple[int, list[tuple[str, str]], bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.upstream, timeout=60)
+        headers = {k: v for k, v in handler.headers.items() if k.lower() not in ("connection",)}
+        is_write = method in ("PUT", "DELETE", "POST")
+        if is_write:
+            self._writes.acquire()
+        try:
+            connection.request(method, path, body or None, headers)
+            response = connection.getresponse()
+            content = response.read()
+        finally:
+            if is_write:
+                self._writes.release()
+            connection.close()
+        drop = ("connection", "transfer-encoding", "content-length", "date", "server")
+        kept = [(k, v) for k, v in response.getheaders() if k.lower() not in drop]
+        length = response.getheader("Content-Length")
+        if method == "HEAD" and length:
+            kept.append(("Content-Length", length))
+        return response.status, kept, content
+
+    @staticmethod
+    def _reply(
+        handler: BaseHTTPRequestHandler,
+        status: int,
+        headers: list[tuple[str, str]],
+        content: bytes,
+        *,
+        is_cut: bool = False,
+    ) -> None:
+        handler.send_response(status)
+        for name, value in headers:
+            handler.send_header(name, value)
+        if handler.command != "HEAD":
+            handler.send_header("Content-Length", str(len(content)))
+        handler.end_headers()
+        if handler.command != "HEAD":
+            handler.wfile.write(content[: len(content) // 2] if is_cut else content)
+        if is_cut:
+            FaultyBucket._end(handler)
+
+    @staticmethod
+    def _end(handler: BaseHTTPRequestHandler) -> None:
+        handler.close_connection = True
+        with suppress(OSError):
+            handler.wfile.flush()
+            handler.connection.shutdown(socket.SHUT_RDWR)
+
+
+def _error(code: str) -> bytes:
+    message = {"503": "Please reduce your request rate.", "403": "Access Denied"}[code]
+    name = {"503": "SlowDown", "403": "AccessDenied"}[code]
+    return f"<Error><Code>{name}</Code><Message>{message}</Message></Error>".encode()
+
+
+def _handler_of(proxy: FaultyBucket) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+        wbufsize = -1
+
+        def handle_one_request(self) -> None:
+            # A client may end at any time.
+            try:
+                super().handle_one_request()
+            except OSError:
+                self.close_connection = True
+
+        def finish(self) -> None:
+            with suppress(OSError):
+                super().finish()
+
+        def _answer(self) -> None:
+            try:
+                proxy.answer(self)
+            except (OSError, http.client.HTTPException):
+                self.close_connection = True
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    for method in ("GET", "HEAD", "PUT", "POST", "DELETE"):
+        setattr(Handler, f"do_{method}", Handler._answer)
+    return Handler
+
+
+def environment(url: str) -> dict[str, str]:
+    """Return the environment in which a process finds a bucket at this address."""
+    return {
+        "AWS_ENDPOINT_URL": url,
+        "AWS_ACCESS_KEY_ID": "tests",
+        "AWS_SECRET_ACCESS_KEY": "not-a-secret-of-anybody",
+        "AWS_REGION": "us-east-1",
+        "AWS_VIRTUAL_HOSTED_STYLE_REQUEST": "false",
+    }
+
+
+def named(folder: str) -> str:
+    """Return the address of a new folder in the bucket."""
+    return f"s3://{BUCKET}/{folder}-{os.urandom(6).hex()}"
