@@ -122,8 +122,8 @@ class Claim:
         """Return a number up to which the log holds every record.
 
         Raises:
-            StoreUnavailable: the store with the newest records cannot be read, or the bucket of the log
-                does not list all records.
+            StoreUnavailable: the store with the newest records cannot be read, or the bucket of the
+                log does not list all records.
         """
         held, through = read_lease(self.folder), None
         if held is not None and not held.released:

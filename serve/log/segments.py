@@ -34,7 +34,7 @@ from serve.log.reader import ARROW, TABLES, unmerged
 from serve.log.snapshots import numbers
 from serve.log.throttle import OnStep
 from serve.storage.atomic_files import draft_path, put_once, sync
-from serve.storage.bucket import reader
+from serve.storage.bucket import footer
 from serve.storage.parquet import Damaged, readable
 
 log = logging.getLogger("tabrank")
@@ -316,7 +316,7 @@ def last_record(path: Path) -> tuple[int, int]:
         Damaged: the file is damaged, or was not written by a service.
     """
     with readable(path):
-        metadata = pq.read_metadata(reader(path))
+        metadata = pq.read_metadata(footer(path))
     num_groups = metadata.num_row_groups
     columns = metadata.row_group(num_groups - 1).to_dict()["columns"] if num_groups else []
     last = {each["path_in_schema"]: each["statistics"] or {} for each in columns}

@@ -37,7 +37,7 @@ from serve.log.reader import (
 from serve.log.segments import MAX_SEQ, Segment, numbers_of, segments
 from serve.log.snapshots import truncation_point
 from serve.log.table_reader import TableReader
-from serve.storage.bucket import reader
+from serve.storage.bucket import footer
 from serve.storage.conversion import IDS, converted
 from serve.storage.memory import available_bytes
 from serve.storage.parquet import data_files, readable
@@ -306,7 +306,7 @@ def _hashes(strings: pa.ChunkedArray) -> I64:
 
 def _footer(path: Path) -> pq.FileMetaData:
     with readable(path):
-        return pq.read_metadata(reader(path))
+        return pq.read_metadata(footer(path))
 
 
 def _batches(

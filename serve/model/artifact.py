@@ -167,10 +167,9 @@ def publish(folder: Path, models: Path) -> str:
 
 
 def versions(models: Path) -> list[str]:
-    """Return the published versions, oldest first."""
-    if not models.is_dir():
-        return []
-    return sorted(path.name for path in models.iterdir() if VERSION.fullmatch(path.name) and path.is_dir())
+    """Return the published versions, oldest first; without its manifest, one is not whole."""
+    found = (path.parent.name for path in models.glob(f"*/{MANIFEST}"))
+    return sorted(name for name in found if VERSION.fullmatch(name))
 
 
 def require(models: Path, version: str) -> None:

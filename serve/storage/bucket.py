@@ -38,6 +38,8 @@ READ_S, REQUEST_S = timedelta(seconds=30), timedelta(minutes=10)
 RETRY_S, MAX_BACKOFF_S = timedelta(seconds=20), timedelta(seconds=2)
 # Bytes of a file that are held in memory while it is fetched.
 CHUNK_BYTES = 8 << 20
+# Most footers of a log's files are shorter.
+FOOTER_BYTES = 64 << 10
 # A draft in the cache that was not written to for this long is a killed process's.
 DRAFT_S = 86_400.0
 # A lock whose holder has not renewed it for this long is free; it is renewed this often.
@@ -354,14 +356,20 @@ def _cached(path: BucketPath, meta: Any) -> Path:
     return cache_folder() / f"{name}-{path.name}"
 
 
-def reader(path: Path) -> Any:
-    """Return what pyarrow reads parts of a file from: the path, or a reader of the bucket."""
+def footer(path: Path) -> Any:
+    """Return what pyarrow reads the footer of a Parquet file from: the path, or the file's end."""
     if not isinstance(path, BucketPath):
         return path
-    import obstore
+    import pyarrow as pa
+
+    def end(size: int) -> bytes:
+        return bytes(path.store.get(path.key, options={"range": {"suffix": size}}).bytes())
 
     with told(path):
-        return obstore.open_reader(path.store, path.key)
+        found = end(FOOTER_BYTES)
+        # The last 8 bytes have the footer's length and a mark.
+        size = 8 + int.from_bytes(found[-8:-4], "little")
+        return pa.BufferReader(end(size) if found.endswith(b"PAR1") and size > len(found) else found)
 
 
 def cache_folder() -> Path:

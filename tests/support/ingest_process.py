@@ -13,16 +13,20 @@ from serve.contract.errors import StoreUnavailable
 from serve.ingest import writer as ingest
 from serve.log import compaction, retention
 from serve.log.events import unpack
+from serve.storage import bucket
 
 # Often, so that kills also hit the writing of segments, compaction and snapshots.
 ingest.FLUSH_EVERY_S = 0.3
 compaction.MIN_SEGMENTS = 3
 retention.SNAPSHOTS = 1_000_000
+retention.EVERY_RECORDS = 1_000
+# The next process must not wait for the lock of a killed one until it is killed in its turn.
+bucket.RENEW_S, bucket.EXPIRE_S = 0.2, 0.8
 
 
-async def main(folder: Path, store: str) -> None:
+async def main(folder: Path, store: str, log: str = "log") -> None:
     """Take payloads until stdin ends, then stop in order."""
-    ingester = ingest.Ingester(AppArgs("tiny.toml", store, log="log"), folder)
+    ingester = ingest.Ingester(AppArgs("tiny.toml", store, log=log), folder)
     running = asyncio.create_task(ingester.run())
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(
@@ -46,4 +50,4 @@ async def main(folder: Path, store: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1]), sys.argv[2]))
+    asyncio.run(main(Path(sys.argv[1]), *sys.argv[2:]))

@@ -44,7 +44,7 @@ def find_store(log: Path, viewers: Sequence[str]) -> tuple[Lease | None, str | N
     known: set[str] = set()
     if address := lease.address(log):
         try:
-            store = open_named(address, lease.name, base=log, writable=False)
+            store = open_named(address, lease.name, base=Path(), writable=False)
         except StoreMissing:
             return lease, None, known
         with closing(store):

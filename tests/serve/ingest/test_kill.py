@@ -8,7 +8,9 @@ import struct
 import subprocess
 import sys
 import threading
+from collections import Counter
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -19,9 +21,13 @@ from serve.ingest.backfill import load
 from serve.log.events import Exposure, pack
 from serve.log.reader import read_log
 from serve.log.replay import Replay
+from serve.log.segments import segments
 from serve.log.snapshots import numbers
+from serve.storage.atomic_files import write_whole
+from serve.storage.bucket import place
 from serve.stores.factory import open_store
 from tests.support.logging_service import assert_same_state, stored_rows
+from tests.support.s3_server import named
 from tests.support.small_surface import TOML
 
 pytestmark = [pytest.mark.integration, pytest.mark.no_ray]
@@ -32,8 +38,8 @@ BATCH = 50
 class Client:
     """Client that sends payloads in order and resends each until it is acknowledged."""
 
-    def __init__(self, folder, store):
-        self.command = [sys.executable, "tests/support/ingest_process.py", str(folder), store]
+    def __init__(self, folder, store, log="log"):
+        self.command = [sys.executable, "tests/support/ingest_process.py", str(folder), store, log]
         self.acknowledged = []
         self.num_duplicates = 0
         self._process = None
@@ -107,14 +113,60 @@ def test_what_was_acknowledged_survives_every_kill_once_and_whole(tmp_path, log_
         # Resend: the records may have been stored.
         client.send(number)
     client.finish()
-
     assert numbers(log_folder), "some kills came while a snapshot was written"
-    log = read_log(log_folder, surface)
+    assert_once_and_whole(client, surface, log_folder, store, tmp_path, number)
+
+
+@pytest.mark.parametrize("how", ["closed", "cut upload", "lost reply"])
+def test_what_was_acknowledged_survives_kills_in_uploads_to_a_bucket(tmp_path, log_folder, bucket, how):
+    """Each process is killed by one of its uploads, which arrives not at all, in part, or whole."""
+    (tmp_path / "tiny.toml").write_text(TOML)
+    surface, name = load_surface(str(tmp_path / "tiny.toml")), named("log")
+    log = place(name)
+    for path in log_folder.iterdir():
+        write_whole(log / path.name, path.read_bytes())
+    load(surface, log, "lmdb:store", tmp_path)
+    client = Client(tmp_path, "lmdb:store", name)
+    draw, number, killed = random.Random(how), 0, Counter()
+    client.start()
+    client.send(number)
+    for _ in range(20 if how == "lost reply" else 5):
+        left = draw.randrange(1, 15)
+
+        def kill(method, path):
+            nonlocal left
+            # The locks of a writer are written too.
+            left -= method == "PUT" and not path.endswith(".lock")
+            if left or method != "PUT":
+                return None
+            client.kill()
+            killed[path.split("/")[3]] += 1
+            return how
+
+        bucket.fault = kill
+        try:
+            while True:
+                number += 1
+                client.send(number)
+        except (BrokenPipeError, OSError):
+            bucket.fault = lambda method, path: None
+        client.forget()
+        client.start()
+        client.send(number)
+    client.finish()
+    print(killed)
+    assert killed["events"]
+    assert_once_and_whole(client, surface, log, "lmdb:store", tmp_path, number)
+
+
+def assert_once_and_whole(client, surface, folder, store, base, number):
+    """Assert that the log has each acknowledged record once, and gives the state of the store."""
+    log = read_log(folder, surface)
     ids = [id_ for id_ in log.events["id"].to_pylist() if "-" in id_]
     assert sorted(ids) == sorted(client.acknowledged)
     # A record may be in two segments.
     for name, column in (("events", "id"), ("exposures", "request_id")):
-        served = pq.read_table(log_folder / name)
+        served = pa.concat_tables(pq.read_table(segment.path) for segment in segments(folder, name))
         assert len(set(zip(served["seq"].to_pylist(), served[column].to_pylist(), strict=True))) == len(
             getattr(log, name)["seq"].drop_null()
         )
@@ -122,6 +174,6 @@ def test_what_was_acknowledged_survives_every_kill_once_and_whole(tmp_path, log_
     assert shown == [f"x{i}" for i in range(number + 1)]
     replay = Replay(Schema(surface), log)
     replay.finish()
-    opened = open_store(store, "tiny", replay.state.schema.fingerprint, base=tmp_path, writable=False)
+    opened = open_store(store, "tiny", replay.state.schema.fingerprint, base=base, writable=False)
     assert opened.journal(0, 1) == []
     assert_same_state(stored_rows(replay.state.schema, opened), replay, 1e-6)

@@ -15,7 +15,7 @@ from unittest import mock
 
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import serve.ingest.takeover
@@ -36,9 +36,12 @@ from serve.log.replay import Replay
 from serve.log.segments import segments
 from serve.log.stream import LogStream
 from serve.log.writer import write_log
+from serve.storage.atomic_files import write_whole
+from serve.storage.bucket import is_bucket, place
 from serve.stores.factory import open_store
 from serve.stores.lmdb import LmdbStore
 from tests.support.logging_service import assert_same_state, stored_rows
+from tests.support.s3_server import named
 from tests.support.small_surface import TOML, tables
 from tests.support.stub_artifact import publish_stub
 
@@ -63,18 +66,25 @@ class Play:
     """A log with the writers, stores and surfaces that a sequence of operations drives."""
 
     folder: Path
+    # The place of the log, from the folder or in a bucket.
+    log: str = "log"
     # Each with its surface and store.
     writers: list[tuple[Ingester, str, str]] = field(default_factory=list)
     acknowledged: list[str] = field(default_factory=list)
     num_sent: int = 0
+    num_copies: int = 0
+
+    @property
+    def place(self):
+        return place(self.log, self.folder)
 
     def args(self, surface, store):
-        return AppArgs(f"{surface}.toml", store, "models", "log", keep_log_days=0)
+        return AppArgs(f"{surface}.toml", store, "models", self.log, keep_log_days=0)
 
     async def load(self, surface, store):
         """Fill a store beside whatever runs."""
         args = self.args(surface, store)
-        load(args.load_surface(self.folder), self.folder / "log", store, self.folder)
+        load(args.load_surface(self.folder), self.place, store, self.folder)
 
     async def start(self, surface, store):
         """Start a writer, which takes over the log."""
@@ -179,9 +189,9 @@ class Play:
         args = self.args("a", store)
         surface = args.load_surface(self.folder)
         try:
-            load(surface, self.folder / "log", store, self.folder)
+            load(surface, self.place, store, self.folder)
         except StoreUnavailable:
-            load(surface, self.folder / "log", store, self.folder, without_journal=True)
+            load(surface, self.place, store, self.folder, without_journal=True)
 
     def forgo(self):
         """Expect of the log only what it has now."""
@@ -190,13 +200,15 @@ class Play:
 
     async def copy(self, store):
         """Copy the log beside itself, and let a service write to the copy."""
-        name = f"copy{len(list(self.folder.glob(chr(42))))}"
-        shutil.copytree(self.folder / "log", self.folder / name)
+        name = f"copy{self.num_copies}"
+        self.num_copies += 1
+        copied = self.place.with_name(f"{self.place.name}-{name}")
+        copy_files(self.place, copied)
         surface = self.args("a", store).load_surface(self.folder)
-        args = replace(self.args("a", f"lmdb:{name}-store"), log=name)
-        lease = read_lease(self.folder / name)
+        args = replace(self.args("a", f"lmdb:{name}-store"), log=str(copied))
+        lease = read_lease(copied)
         is_open = lease is not None and not lease.released
-        load(surface, self.folder / name, args.store, self.folder, without_journal=is_open)
+        load(surface, copied, args.store, self.folder, without_journal=is_open)
         writer = Ingester(args, self.folder)
         event = Event(f"of-{name}", "v1", "a", "join")
         taking = asyncio.ensure_future(writer.take([event], 100))
@@ -209,13 +221,22 @@ class Play:
         """Return the ids of all events and exposures in the log, by number."""
         found = {}
         for name in TABLES:
-            for segment in segments(self.folder / "log", name):
+            for segment in segments(self.place, name):
                 table = pq.read_table(segment.path)
                 ids = table["request_id" if name == "exposures" else "id"].to_pylist()
                 for number, id_ in zip(table["seq"].to_pylist(), ids, strict=True):
                     assert segment.first <= number <= segment.last
                     assert found.setdefault(number, (name, id_)) == (name, id_), "a number is used twice"
         return found
+
+
+def copy_files(folder, other):
+    """Copy what is in a folder; either may be in a bucket."""
+    for path in folder.glob("**/*"):
+        if not path.is_dir():
+            target = other / path.relative_to(folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(target, path.read_bytes())
 
 
 # A sequence takes a tenth of a second: do not shrink one that fails, it is short.
@@ -242,8 +263,8 @@ def surface_named(name):
     return read_surface(SURFACES[name.removesuffix(".toml")], name)
 
 
-async def play(folder, operations, take_back_s):
-    playing = Play(folder)
+async def play(folder, operations, take_back_s, log):
+    playing = Play(folder, log)
     await playing.start("a", STORES[0])
     with (
         mock.patch.object(serve.ingest.writer, "TAKE_BACK_S", take_back_s),
@@ -278,12 +299,12 @@ async def play(folder, operations, take_back_s):
     assert max(found.values()) == 1, "a record has two numbers"
     surface = playing.args("b", STORES[0]).load_surface(folder)
     schema = Schema(surface)
-    parts = list(LogStream(folder / "log", surface))
+    parts = list(LogStream(playing.place, surface))
     streamed = {id_ for part in parts for id_ in part.events["id"].to_pylist()}
     streamed |= {id_ for part in parts for id_ in part.exposures["request_id"].to_pylist()}
     assert set(playing.acknowledged) <= streamed
     store = open_store(STORES[0], surface.name, schema.fingerprint, base=folder, writable=False)
-    replay = Replay(schema, read_log(folder / "log", surface, test_traffic=True))
+    replay = Replay(schema, read_log(playing.place, surface, test_traffic=True))
     replay.finish()
     assert_same_state(stored_rows(schema, store), replay, tolerance=1e-6)
 
@@ -305,11 +326,14 @@ def prepare(folder):
         asyncio.run(Play(folder).load(surface, store))
 
 
-def run(prepared, operations, take_back_s):
+def run(prepared, operations, take_back_s, log="log"):
     folder = Path(tempfile.mkdtemp(dir=MEMORY))
     try:
         shutil.copytree(prepared, folder, dirs_exist_ok=True)
-        asyncio.run(play(folder, operations, take_back_s))
+        if is_bucket(log):
+            copy_files(folder / "log", place(log))
+            shutil.rmtree(folder / "log")
+        asyncio.run(play(folder, operations, take_back_s, log))
     finally:
         shutil.rmtree(folder)
 
@@ -329,6 +353,26 @@ def test_nothing_is_lost_or_renumbered_in_any_sequence(prepared, operations, tak
 @settings(max_examples=250, deadline=None, phases=FAST)
 def test_nothing_is_lost_or_renumbered_in_hundreds_of_sequences(prepared, operations, take_back_s):
     run(prepared, operations, take_back_s)
+
+
+# The environment and the cache of a bucket are the same for all examples.
+IN_BUCKET = {"deadline": None, "phases": FAST, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
+
+
+@sequences
+@settings(max_examples=4, **IN_BUCKET)
+def test_nothing_is_lost_or_renumbered_in_a_bucket(prepared, bucket, operations, take_back_s):
+    run(prepared, operations, take_back_s, named("log"))
+
+
+@pytest.mark.integration
+@pytest.mark.no_ray
+@sequences
+@settings(max_examples=25, **IN_BUCKET)
+def test_nothing_is_lost_or_renumbered_in_many_sequences_in_a_bucket(
+    prepared, bucket, operations, take_back_s
+):
+    run(prepared, operations, take_back_s, named("log"))
 
 
 BESIDE = [("send", 0, 4), ("load", "b", "lmdb:one"), ("send", 0, 4)]
@@ -356,5 +400,9 @@ BESIDE = [("send", 0, 4), ("load", "b", "lmdb:one"), ("send", 0, 4)]
     ],
     ids=["rolling change of the surface", "crash, change, and change back", "crash before the trim"],
 )
-def test_a_change_of_the_surface_keeps_what_was_acknowledged(prepared, operations):
-    run(prepared, operations, 1e9)
+@pytest.mark.parametrize("log", ["log", pytest.param("s3", id="in a bucket")])
+def test_a_change_of_the_surface_keeps_what_was_acknowledged(prepared, operations, log, request):
+    if log == "s3":
+        request.getfixturevalue("bucket")
+        log = named("log")
+    run(prepared, operations, 1e9, log)
