@@ -151,7 +151,8 @@ def num_bytes(text: str, where: str) -> int:
 
 def refuse_file(folder: Path) -> None:
     """Raise `TabrankError` if the folder's path, or a parent of it, is a file."""
-    for path in (folder, *folder.parents):
+    # In a bucket, a file and a folder may have one name.
+    for path in () if "://" in str(folder) else (folder, *folder.parents):
         if path.is_file():
             raise TabrankError(f"{folder}: {path} is a file; name another folder")
 
