@@ -1,12 +1,11 @@
 # The service's image, for KubeRay: docker build --tag REGISTRY/tabrank:0.1 .
-# With models and log in a bucket: --build-arg EXTRAS=redis,bucket. With a scorer on GPUs:
-# --build-arg EXTRAS=redis,torch. The image holds no secret; tokens and
-# passwords come when it runs. A base named by its digest stays the same:
+# With a scorer on GPUs: --build-arg EXTRAS=redis,bucket,torch. The image holds no secret; tokens
+# and passwords come when it runs. A base named by its digest stays the same:
 # --build-arg BASE=python:3.11-slim@sha256:… (from docker buildx imagetools inspect).
 ARG BASE=python:3.11-slim
 FROM ${BASE}
 
-ARG EXTRAS=redis
+ARG EXTRAS=redis,bucket
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE lock.txt constraints.txt cluster.yaml ./
 COPY serve serve

@@ -19,7 +19,7 @@ from serve.features.matrix import Features
 from serve.features.rows import Schema
 from serve.features.surface import Surface
 from serve.log.events import MAX_CALL_BYTES
-from serve.storage.bucket import place
+from serve.storage.bucket import is_bucket, place
 
 OUR_APPLICATION = "serve.app:build"
 OUR_INGRESS = "FeatureFetch"
@@ -70,7 +70,9 @@ def check(application: Node, sizes: Sequence[Size], file: FileContext) -> None:
     if args is None:
         return
     check_storage(args_at, args, file.num_nodes)
-    log = Path(os.path.normpath(str(place(args.log, base))))
+    log = place(args.log, base)
+    if not is_bucket(args.log):
+        log = Path(os.path.normpath(log))
     # Each writer numbers its records from 1, and the files are named by the numbers.
     if (owner := file.owners.setdefault(log, here)) != here:
         args_at["log"].refuse(

@@ -8,7 +8,7 @@ import shlex
 import time
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from serve.contract.validation import UNITS_MS, duration, spelled
 from serve.features.matrix import Features
 from serve.model.artifact import CANARY, CURRENT, Artifact, pointed
 from serve.model.compatibility import load_for
-from serve.storage.bucket import is_bucket, place
+from serve.storage.bucket import BucketError, is_bucket, place
 from serve.stores.factory import name_of, open_store
 from serve.stores.protocol import LOAD, Store, shown
 
@@ -101,26 +101,29 @@ class DeclaredService:
 
     def file_faults(self) -> Iterator[Diagnosis]:
         """Diagnose what names, models and an embedded store show without a running service."""
-        models, pointers = place(self.args.models, self.base), {}
-        for pointer in (CURRENT, CANARY):
-            try:
-                pointers[pointer] = pointed(models, pointer)
-            except TabrankError as error:
-                yield self.version_fault(pointer, error)
-        # Versions that are not published are refused elsewhere.
-        stated = {name for name in self.config.versions.values() if (models / name).is_dir()}
-        for name in sorted(filter(None, stated.union(pointers.values()))):
-            try:
-                load_for(models / name, self.features)
-            except TabrankError as error:
-                yield self.version_fault(name, error)
-        arms = self.config.experiment.arms
-        yield from self.arms_without_model(
-            arm for arm in arms if not pointers.get(CURRENT) and arm.scorer not in stated
-        )
-        yield from self.foreign_names()
-        if self.args.store.startswith("lmdb:"):
-            yield from self.store_faults()
+        try:
+            models, pointers = place(self.args.models, self.base), {}
+            for pointer in (CURRENT, CANARY):
+                try:
+                    pointers[pointer] = pointed(models, pointer)
+                except TabrankError as error:
+                    yield self.version_fault(pointer, error)
+            # Versions that are not published are refused elsewhere.
+            stated = {name for name in self.config.versions.values() if (models / name).is_dir()}
+            for name in sorted(filter(None, stated.union(pointers.values()))):
+                try:
+                    load_for(models / name, self.features)
+                except TabrankError as error:
+                    yield self.version_fault(name, error)
+            arms = self.config.experiment.arms
+            yield from self.arms_without_model(
+                arm for arm in arms if not pointers.get(CURRENT) and arm.scorer not in stated
+            )
+            yield from self.foreign_names()
+            if self.args.store.startswith("lmdb:"):
+                yield from self.store_faults()
+        except BucketError as error:
+            yield self.unreachable(str(error.filename), error)
 
     def store_faults(self) -> Iterator[Diagnosis]:
         """Diagnose the store as a replica would find it now."""
@@ -141,20 +144,27 @@ class DeclaredService:
         return open_store(self.args.store, name, state, base=self.base, writable=False)
 
     def log_end(self) -> LogEnd | None:
-        """Return the end of the log, and who writes it; None if it is unreadable."""
+        """Return the end of the log, and who writes it; None if it is unreadable.
+
+        Raises:
+            BucketError: the bucket of the log cannot be read.
+        """
         # These import pyarrow, which most commands do without.
         from serve.log.lease import Lease, read_lease
         from serve.log.segments import last_arrival_ms, log_end
 
         log, schema = place(self.args.log, self.base), self.features.schema
-        # Of the newest segments, one may be damaged, or merged meanwhile.
-        with suppress(TabrankError, OSError):
+        try:
             held, name = read_lease(log), name_of(schema.surface.name, schema.fingerprint)
             own = Lease.of(log, self.args.store, name, "", self.base)
             is_other = held is not None and not held.released and not held.names(own, log)
             other = f"{held.name} at {held.store}" if held and is_other else ""
             return LogEnd(log_end(log), last_arrival_ms(log), other)
-        return None
+        except BucketError:
+            raise
+        # Of the newest segments, one may be damaged, or merged meanwhile.
+        except (TabrankError, OSError):
+            return None
 
     def log_paths(self) -> list[str]:
         """Return the log's absolute path and, if the store has one, that from there.
@@ -191,6 +201,11 @@ class DeclaredService:
         given = {"name": self.application, "experiment.name": experiment.name}
         if names := [f"{key}: {name}" for key, name in given.items() if name in SHIPPED_NAMES]:
             yield self.diagnosis("other_names", surface=surface.name, names=", ".join(names))
+
+    def unreachable(self, place: str, error: Exception) -> Diagnosis:
+        """Return the diagnosis of a place in a bucket that cannot be read."""
+        why = getattr(error, "strerror", None) or error
+        return self.diagnosis("bucket_unreachable", place=place, error=why)
 
     def unavailable_store(self, error: StoreUnavailable) -> Diagnosis:
         """Return the diagnosis of a store that cannot be read."""

@@ -92,8 +92,8 @@ class AppArgs:
     Attributes:
         surface: Name of a shipped surface, or path of a TOML file.
         store: lmdb:PATH on one machine, or redis://HOST:PORT/DB.
-        models: Folder of the published artifacts.
-        log: Folder of the log of exposures and events.
+        models: Folder of the published artifacts, or s3://BUCKET/KEY.
+        log: Folder of the log of exposures and events, or s3://BUCKET/KEY.
         backend: What scores: onnx on the CPU, or torch, which pays off with a GPU only.
         clock: `event` takes the time from requests, for replays and tests.
         keep_log_days: Delete older segments and keep a snapshot in their place; 0 keeps all. Files

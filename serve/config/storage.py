@@ -66,10 +66,12 @@ def _check_folder(at: Node, folder: str, num_nodes: int) -> None:
     elif is_bucket(folder):
         if len(place(folder).parts) <= ROOTS[place(folder).parts[0]]:
             at.refuse(f"{folder!r} names a whole bucket; add a key of its own, such as s3://BUCKET/log")
+        elif not folder.startswith("s3:"):
+            at.warn(f"nobody has tried {folder.partition(':')[0]}:// yet; s3:// is tested")
     elif "://" in folder:
-        at.refuse(
-            f"{folder!r} is neither a folder nor in a bucket that can be read; give a path, or s3://BUCKET/KEY"
-        )
+        scheme = folder.partition("://")[0]
+        hint = suggest(scheme, [root.removesuffix(":") for root in ROOTS])
+        at.refuse(f"{folder!r} is neither a folder nor in a bucket{hint}; give a path, or s3://BUCKET/KEY")
     elif num_nodes > 1 and not os.path.isabs(folder):
         at.refuse(
             f"{folder!r} is local to each machine, and `nodes` allows {num_nodes}; "

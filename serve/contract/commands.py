@@ -65,7 +65,11 @@ class Commands(TyperGroup):
             # typer handles its own exceptions (usage, --help, a chosen exit) and closed pipes.
             if hasattr(error, "exit_code") or isinstance(error, BrokenPipeError):
                 raise
-            traceback.print_exc()
+            if isinstance(error, OSError) and "://" in str(error.filename):
+                # A bucket cannot be reached, or refuses.
+                print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+            else:
+                traceback.print_exc()
         raise typer.Exit(2)
 
 

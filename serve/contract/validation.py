@@ -151,6 +151,10 @@ def num_bytes(text: str, where: str) -> int:
 
 def refuse_file(folder: Path) -> None:
     """Raise `TabrankError` if the folder's path, or a parent of it, is a file."""
+    # Of the commands, those that write to a bucket have another kind of path.
+    if re.match("(s3|gs|az):/[^/]", str(folder)):
+        name = str(folder).replace("/", "//", 1)
+        raise TabrankError(f"{name}: this can be written to a folder of this machine only; name one")
     # In a bucket, a file and a folder may have one name.
     for path in () if "://" in str(folder) else (folder, *folder.parents):
         if path.is_file():

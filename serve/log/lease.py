@@ -19,7 +19,7 @@ from serve.contract.errors import TabrankError, WriterFenced
 from serve.features.slots import OWNERS
 from serve.features.surface import FieldType
 from serve.storage.atomic_files import compare_and_set, file_lock
-from serve.storage.bucket import is_bucket
+from serve.storage.bucket import BucketError, is_bucket
 from serve.stores.protocol import shown
 
 FILE = "LEASE"
@@ -95,6 +95,7 @@ def read_lease(log: Path) -> Lease | None:
 
     Raises:
         TabrankError: the file is damaged, or of another release.
+        BucketError: the bucket cannot be read now.
     """
     path = log / FILE
     try:
@@ -103,6 +104,8 @@ def read_lease(log: Path) -> Lease | None:
             return Lease(**found)
     except FileNotFoundError:
         return None
+    except BucketError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise TabrankError(f"{path}: not readable ({error}); restore it from a backup of the log") from None
     raise TabrankError(f"{path}: of another format than {FORMAT}; use the tabrank that wrote it")

@@ -11,6 +11,9 @@ import pyarrow.parquet as pq
 from serve.log.snapshots import Snapshot, copy
 from serve.storage.atomic_files import draft_of
 
+# In a bucket, this file is written last: without it, no log is there.
+MARK = "exposures.parquet"
+
 
 def write_log(out: Path, tables: Mapping[str, pa.Table], snapshots: Sequence[Snapshot] = ()) -> None:
     """Write the tables of a log (and others, such as `truth`) atomically, and copy `snapshots`.
@@ -19,7 +22,7 @@ def write_log(out: Path, tables: Mapping[str, pa.Table], snapshots: Sequence[Sna
         TabrankError: `out` exists already.
     """
     # A log holds viewers' actions, so it is private whatever the umask.
-    with draft_of(out, mode=0o700) as draft:
+    with draft_of(out, mode=0o700, mark=MARK) as draft:
         for name, table in tables.items():
             path = draft / f"{name}.parquet"
             path.touch(mode=0o600)

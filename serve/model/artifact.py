@@ -25,6 +25,7 @@ from serve.contract.errors import ArtifactRefused, TabrankError, nearest
 from serve.contract.validation import json_value
 from serve.model.encoder import Encoder
 from serve.storage.atomic_files import compare_and_set, draft_of, sync
+from serve.storage.bucket import BucketError
 
 FORMAT = 4
 MANIFEST = "manifest.json"
@@ -270,6 +271,7 @@ def _read_plain(path: Path, max_bytes: int, where: str) -> bytes:
     Raises:
         FileNotFoundError: there is no file.
         ArtifactRefused: with `where`, if it is a link, a folder, a pipe, too large, or unreadable.
+        BucketError: the bucket cannot be read now.
     """
     try:
         with open(path, "rb", opener=_open_plain) as file:
@@ -280,6 +282,8 @@ def _read_plain(path: Path, max_bytes: int, where: str) -> bytes:
                 size = f"{status.st_size:,} bytes, more than {max_bytes:,}"
                 raise ArtifactRefused(f"{where} has {size}; is it a model's?")
             return file.read(max_bytes)
+    except BucketError:
+        raise
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
             raise FileNotFoundError from error

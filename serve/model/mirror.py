@@ -35,7 +35,8 @@ class Mirror:
     def __init__(self, models: Path) -> None:
         self.folder = models
         self._models = models
-        self._is_told = False
+        # Why the copy may be out of date.
+        self.error: Exception | None = None
         if isinstance(models, BucketPath):
             name = hashlib.sha256(str(models).encode()).hexdigest()[:16]
             self.folder = cache_folder() / "models" / name
@@ -77,11 +78,11 @@ class Mirror:
     def _follow(self) -> None:
         try:
             self.pull()
-            self._is_told = False
+            self.error = None
         except (OSError, TabrankError) as error:
-            if not self._is_told:
+            if self.error is None:
                 log.warning("%s cannot be followed, its copy is used as it is: %s", self._models, error)
-            self._is_told = True
+            self.error = error
 
 
 @cache

@@ -42,7 +42,7 @@ from serve.ranking.telemetry import Metrics
 from serve.ranking.utility import Weighings
 from serve.rollout.active_models import ActiveModels
 from serve.rollout.monitor import CallScorer, RolloutMonitor
-from serve.storage.bucket import place
+from serve.storage.bucket import BucketError, place
 from serve.stores.candidate_table import CandidateTable
 
 # A popular-order batch may be this many times as large as a scored one: it computes no features.
@@ -81,6 +81,8 @@ class RankingService:
         self.settings_error: TabrankError | None = None
         # What is wrong with the store, as of a few seconds ago.
         self._store_faults: list[Diagnosis] = []
+        # Why the log's bucket was not read.
+        self.log_error: BucketError | None = None
         # Whether the log had records that the store lacked.
         self.is_behind = False
         self.surface = args.load_surface(base)
@@ -99,8 +101,8 @@ class RankingService:
         self.live = CandidateTable(self.schema, self.declared.open)
         # Score no more candidates in one call than its bytes allow.
         self._fit_a_call = MAX_CALL_BYTES // features.columns.row_bytes
-        self._models_folder = mirror_of(place(args.models, base)).folder
-        self.models = ActiveModels(self._models_folder, features, peers.load)
+        self._mirror = mirror_of(place(args.models, base))
+        self.models = ActiveModels(self._mirror.folder, features, peers.load)
         # What fails for reasons alone must not end the scoring of rankings.
         call, call_for_reasons = _guarded(peers), _guarded(peers)
         score, self._score_reasons = call, call_for_reasons
@@ -149,7 +151,7 @@ class RankingService:
                 surface does not have, or weighs an outcome that its version does not predict; the
                 settings do not change.
         """
-        for path, error in config.misfits(self.surface, self._models_folder, of_pointers=of_pointers):
+        for path, error in config.misfits(self.surface, self._mirror.folder, of_pointers=of_pointers):
             raise TabrankError(f"{show(('user_config', *path))}: {error}")
         self.config, self.settings_error = config, None
         self.rollout.shadow = config.shadow
@@ -339,6 +341,9 @@ class RankingService:
         if self.settings_error:
             yield declared.error_fault("settings_refused", self.settings_error)
         yield from self._store_faults
+        for where, error in ((self.args.log, self.log_error), (self.args.models, self._mirror.error)):
+            if error is not None:
+                yield declared.unreachable(where, error)
         age_s = self.exposure_buffer.age_s
         has_store = self.live.error is None
         # What Ingest cannot do without a store follows from that.

@@ -9,11 +9,14 @@ from collections.abc import Awaitable, Callable
 from serve.ranking.exposure_buffer import IDLE_S
 from serve.ranking.service import NOT_DIAGNOSED, RankingService
 from serve.ranking.telemetry import Moment
+from serve.storage.bucket import BucketError, is_bucket
 
 # Pull the candidate table this often if no ranking does.
 REFRESH_S = 0.2
 # Diagnose the store this often: it reads the footers of four files.
 DIAGNOSE_S = 5.0
+# Of a log in a bucket, this takes some 20 requests, and each is paid for.
+DIAGNOSE_BUCKET_S = 60.0
 
 # Wait so long at the start for Ingest to bring the store up to the log. While a change of surface
 # is deployed, the replicas before answer meanwhile.
@@ -29,11 +32,12 @@ async def keep_up(service: RankingService) -> None:
     Each runs as its own task: a scorer that loads slowly must not stop the table updates. An
     internal error in one task ends all of them and is raised, so that the replica restarts.
     """
+    diagnose_s = DIAGNOSE_BUCKET_S if is_bucket(service.args.log) else DIAGNOSE_S
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(service.exposure_buffer.run(IDLE_S if service.event_clock else 0.0))
         tasks.create_task(service.admission.run())
         tasks.create_task(service.rollout.run())
-        for step, every_s in ((_update, REFRESH_S), (_follow, REFRESH_S), (_diagnose, DIAGNOSE_S)):
+        for step, every_s in ((_update, REFRESH_S), (_follow, REFRESH_S), (_diagnose, diagnose_s)):
             tasks.create_task(_repeat(step, service, every_s))
 
 
@@ -75,7 +79,12 @@ async def await_writer(service: RankingService) -> None:
 
 async def _diagnose(service: RankingService) -> None:
     try:
-        log_end = await asyncio.to_thread(service.declared.log_end)
+        log_end = None
+        try:
+            log_end = await asyncio.to_thread(service.declared.log_end)
+            service.log_error = None
+        except BucketError as error:
+            service.log_error = error
         _pull(service)
         service.diagnose_store(log_end)
     # A diagnosis that fails must stop no ranking.

@@ -107,10 +107,11 @@ def put_once(draft: Path, path: Path) -> bool:
 def remove_folder(folder: Path, mark: str) -> None:
     """Remove a folder that is whole as long as the file `mark` is in it: this one first."""
     (folder / mark).unlink(missing_ok=True)
-    for path in folder.iterdir():
-        path.unlink(missing_ok=True)
     if not isinstance(folder, BucketPath):
-        folder.rmdir()
+        shutil.rmtree(folder)
+        return
+    for path in folder.glob("**/*"):
+        path.unlink()
 
 
 def sync(path: Path) -> None:

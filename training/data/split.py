@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,8 @@ from serve.contract.errors import TabrankError
 from serve.contract.validation import refuse_existing
 from serve.log.reader import read_columns
 from serve.log.snapshots import replay_snapshots, truncation_point
-from serve.log.writer import write_log
+from serve.log.writer import MARK, write_log
+from serve.storage.atomic_files import remove_folder
 
 
 def split(log: Path, at: float, before: Path, after: Path) -> dict[str, int]:
@@ -55,7 +55,7 @@ def split(log: Path, at: float, before: Path, after: Path) -> dict[str, int]:
     try:
         write_log(after, late)
     except BaseException:
-        shutil.rmtree(before)
+        remove_folder(before, MARK)
         raise
     sides = {"before": early, "after": late}
     return {f"{side}_{name}": len(table) for side, parts in sides.items() for name, table in parts.items()}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from serve.features.surface import SHIPPED, Surface, read_surface
 from serve.storage.atomic_files import draft_of
+from serve.storage.bucket import is_bucket
 from training.drafting.draft import Draft
 
 # Address in the shipped file.
@@ -48,7 +49,8 @@ def _cluster(surface: Surface, log: Path, out: Path) -> str:
     text = (shipped / "cluster.yaml").read_text(encoding="utf-8")
     # JSON strings are valid YAML, whatever they hold.
     name = json.dumps(surface.name)
-    log_path = json.dumps(os.path.relpath(log.resolve(), out.resolve()), ensure_ascii=False)
+    at = str(log) if is_bucket(str(log)) else os.path.relpath(log.resolve(), out.resolve())
+    log_path = json.dumps(at, ensure_ascii=False)
     for old, new in (
         ("$schema=serve", f"$schema={os.path.relpath(package, out)}"),
         ("- name: spaces\n", f"- name: {name}\n"),

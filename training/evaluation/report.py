@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from serve.contract.errors import TabrankError
-from serve.contract.validation import spelled
+from serve.contract.validation import refuse_file, spelled
 from serve.model.artifact import load
 from serve.report.charts import reliability
 from serve.report.page import banner, details, footer, paragraph, section, table, tiles, whole_page
@@ -39,6 +39,7 @@ def regenerate(model: Path, out: Path) -> None:
     Raises:
         TabrankError: if the artifact is invalid, or `out` cannot be written.
     """
+    refuse_file(out)
     artifact = load(model)
     evaluation = json.loads(artifact.read("evaluation.json"))
     files = {

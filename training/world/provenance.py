@@ -14,6 +14,7 @@ from serve.contract.errors import TabrankError
 from serve.contract.typed_reader import STRICT, read
 from serve.contract.validation import json_value
 from serve.features.slots import I64
+from serve.storage.atomic_files import write_whole
 from training.world.record import VisitLog
 from training.world.world import Audience, ExaminationCurve, Unkind, World
 
@@ -57,7 +58,7 @@ class Provenance:
 
     def write(self, log: Path) -> None:
         """Write the provenance beside the log's tables."""
-        (log / WORLD).write_text(json.dumps(asdict(self)), encoding="utf-8")
+        write_whole(log / WORLD, json.dumps(asdict(self)).encode())
 
     def world(self) -> World:
         """Return the world at its beginning."""

@@ -24,6 +24,7 @@ import numpy as np
 from serve.contract.errors import TabrankError
 from serve.contract.validation import number, refuse_existing, whole
 from serve.log.writer import write_log
+from serve.storage.atomic_files import write_whole
 from training.world.population import DAY_MS
 from training.world.provenance import Provenance
 from training.world.record import KINDS, log_tables
@@ -88,8 +89,8 @@ def simulate(
     request = {"viewer": who, "candidates": shown, "limit": REQUESTED}
     request |= {"explain": "reasons", "traffic": "test"}
     join = {"type": "event", "id": "e1", "viewer": who, "candidate": shown[-1], "kind": "join"}
-    (out / "request.json").write_text(json.dumps(request), encoding="utf-8")
-    (out / "event.json").write_text(json.dumps({"records": [join]}), encoding="utf-8")
+    write_whole(out / "request.json", json.dumps(request).encode())
+    write_whole(out / "event.json", json.dumps({"records": [join]}).encode())
     progress(1.0)
     kinds = tables["events"]["kind"].to_numpy()
     num_events = {kind: int(np.count_nonzero(kinds == kind)) for kind in KINDS}

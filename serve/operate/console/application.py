@@ -66,9 +66,9 @@ class Application:
         order, with the fields that the request stated. A log that cannot be read has none.
         """
         found = []
-        segments = sorted((self.log / "exposures").glob("*.parquet")) or [self.log / "exposures.parquet"]
         # The newest segment may be merged with others meanwhile; the next call finds the result.
         with suppress(OSError, ValueError, TypeError):
+            segments = sorted((self.log / "exposures").glob("*.parquet")) or [self.log / "exposures.parquet"]
             for row in _newest(segments[-1]):
                 given = row.pop("context", None) or {}
                 context = {key: one for key, one in given.items() if one is not None}
@@ -124,5 +124,5 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _shown(path: Path) -> str:
     """Return a path for a command, relative to the working directory if it lies below."""
-    here = os.path.relpath(path)
+    here = str(path) if is_bucket(str(path)) else os.path.relpath(path)
     return shlex.quote(str(path) if here.startswith("..") else here)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import socket
 import time
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import httpx
@@ -36,6 +38,8 @@ from serve.ranking import upkeep
 from serve.ranking.service import RankingService
 from serve.ranking.upkeep import keep_up, refresh
 from serve.rollout.registry import ModelRegistry
+from serve.storage import bucket
+from tests.support.s3_server import environment
 from tests.support.small_surface import TOML, tables
 from tests.support.stub_artifact import MODEL, publish_stub
 from training.data.split import split
@@ -316,7 +320,22 @@ def test_every_diagnosis_of_the_list_is_provoked():
         "log_taken",
         "current_lost",
         "outcomes_missing",
+        "bucket_unreachable",
     } | of_state == set(DIAGNOSES)
+
+
+def test_a_bucket_that_cannot_be_reached_is_named_by_check_and_a_replica(home, monkeypatch):
+    home.load()
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        for name, value in environment(f"http://127.0.0.1:{closed.getsockname()[1]}").items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(bucket, "RETRY_S", timedelta(seconds=0.2))
+        home.args["log"] = "s3://unreachable/log"
+        (checked,) = home.check()
+        ready = {one["name"]: text(one) for one in asyncio.run(home.readyz())}
+    assert checked.startswith("s3://unreachable/log/LEASE cannot be read: ")
+    assert ready["bucket_unreachable"].startswith("s3://unreachable/log cannot be read: ")
 
 
 def test_the_event_clock_and_a_log_of_today_have_no_old_records(home):
