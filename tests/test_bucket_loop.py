@@ -1,0 +1,196 @@
+"""The loop with models and log in a bucket, beside the same on the disk."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from serve.features.surface import load_surface
+from serve.log.reader import TABLES, read_log
+from serve.storage.bucket import place
+from tests.support.s3_server import S3Server, environment, named
+
+pytestmark = pytest.mark.integration
+ROOT = Path(__file__).parents[1]
+# Times of arrival, and what names a ranking or an event anew.
+OWN = {"received_ms", "request_id", "latency_ms"}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder from which processes find a bucket; log and models are there and on the disk."""
+    home = tmp_path_factory.mktemp("home")
+    server = S3Server()
+    server.wait()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment(f"http://127.0.0.1:{server.port}").items():
+            patch.setenv(name, value)
+        patch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+        yield home
+    server.stop()
+
+
+def run(*arguments, cwd, code=0):
+    done = subprocess.run(
+        [sys.executable, "-m", *map(str, arguments)], capture_output=True, text=True, cwd=cwd, check=False
+    )
+    assert done.returncode == code, done.stderr[-2_000:]
+    return done.stderr + done.stdout if code else done.stdout
+
+
+def run_json(*arguments, cwd):
+    return json.loads(run(*arguments, "--json", cwd=cwd))
+
+
+class Side:
+    """One of the two: its log, models and store, and the service with them."""
+
+    def __init__(self, home, name, logs, models):
+        self.home, self.name, self.models = home, name, models
+        self.log, self.before, self.after = (f"{logs}/{part}" for part in ("log", "before", "after"))
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+        self.url, self.file = f"http://127.0.0.1:{port}", home / f"{name}.yaml"
+        document = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+        document["http_options"] |= {"port": port, "request_timeout_s": 30}
+        application = document["applications"][0]
+        own = {"store": f"lmdb:{name}-store", "models": models, "log": self.before, "clock": "event"}
+        application["args"] |= own
+        front = application["deployments"][0]
+        # The test machine may be busy.
+        front["user_config"]["deadline_ms"] = 10_000
+        front["user_config"]["log_features"] = 1.0
+        front["graceful_shutdown_timeout_s"] = 15
+        self.file.write_text(yaml.safe_dump(document))
+
+    def run(self, *arguments, code=0):
+        return run(*arguments, cwd=self.home, code=code)
+
+    def prepare(self):
+        size = ("--rows", 20_000, "--days", 0.2, "--end", "2026-11-30T20:00:00Z")
+        self.run("training", "simulate", "--out", self.log, *size)
+        parts = ("--before", self.before, "--after", self.after)
+        self.run("training", "split", "--log", self.log, *parts)
+        fit = ("--surface", "spaces", "--log", self.before, "--epochs", 1, "--workers", 0)
+        self.run("training", "fit", *fit, "--out", f"{self.name}-model")
+
+    def serve(self):
+        self.run("training", "publish", "--model", "disk-model", "--models", self.models)
+        self.run("serve", "load", "--log", self.before, "--store", f"lmdb:{self.name}-store")
+        self.run("serve", "up", self.file, "--run", f"{self.name}-run", "--timeout", 300)
+
+    def end(self):
+        self.run("serve", "down", "--run", f"{self.name}-run")
+
+    def answers(self):
+        rows = pq.read_table(self.home / "disk/after/exposures.parquet").slice(0, 20).to_pylist()
+        found = []
+        with httpx.Client(base_url=self.url, timeout=30) as client:
+            for row in rows:
+                body = {"viewer": row["viewer"], "candidates": row["candidates"], "now_ms": row["ts_ms"]}
+                answer = client.post("/v1/rank", json=body | {"traffic": "test"}).json()
+                found.append({key: answer[key] for key in ("arm", "model", "rung", "degraded", "ranking")})
+        return found
+
+    def replayed(self):
+        given = ("--model", "disk-model", "--history", self.before, "--url", self.url)
+        found = run_json("training", "replay", "--log", self.after, *given, cwd=self.home)
+        return {key: value for key, value in found.items() if not key.endswith(("seconds", "_per_s"))}
+
+    def served(self):
+        found = read_log(place(self.before, self.home), load_surface("spaces"), test_traffic=True)
+        return {name: getattr(found, name) for name in TABLES}
+
+
+@pytest.fixture(scope="module")
+def sides(home):
+    address = named("loop")
+    both = Side(home, "disk", "disk", "disk/models"), Side(home, "bucket", address, f"{address}/models")
+    for side in both:
+        side.prepare()
+    return both
+
+
+def weights(home, side):
+    return (home / f"{side}-model" / "weights.safetensors").read_bytes()
+
+
+def test_a_fit_on_a_bucket_gives_the_model_of_the_disk(home, sides):
+    assert weights(home, "bucket") == weights(home, "disk")
+
+
+def test_answers_and_replay_with_a_bucket_are_those_of_the_disk(home, sides):
+    found = []
+    for side in sides:
+        side.serve()
+        try:
+            found.append((side.answers(), side.replayed(), side.answers()))
+            if side.name == "bucket":
+                released(side)
+        finally:
+            side.end()
+        audit = ("--surface", "spaces", "--log", side.before, "--model", "disk-model")
+        # 2 would be: nothing differs, but there are few rows for drift.
+        run("training", "audit", *audit, cwd=home)
+    assert found[0] == found[1]
+    disk, bucket = (side.served() for side in sides)
+    for name in TABLES:
+        kept = [column for column in disk[name].column_names if column not in OWN]
+        assert disk[name].select(kept).equals(bucket[name].select(kept)), name
+
+
+def released(side):
+    """Promote, try and roll back a version in a bucket, and see the service follow."""
+
+    def until(**wanted):
+        end = time.monotonic() + 30
+        while time.monotonic() < end:
+            model = httpx.get(f"{side.url}/v1/model", timeout=30).json()
+            if wanted.items() <= model.items():
+                return
+            time.sleep(0.2)
+        raise AssertionError(f"{wanted} never came: {model}")
+
+    first = run_json("serve", "models", "list", "--models", side.models, cwd=side.home)
+    [one] = [entry["version"] for entry in first["versions"]]
+    side.run("training", "publish", "--model", "bucket-model", "--models", side.models, "--no-promote")
+    listed = run_json("serve", "models", "list", "--models", side.models, cwd=side.home)
+    [two] = {entry["version"] for entry in listed["versions"]} - {one}
+    side.run("serve", "models", "canary", two, "--models", side.models)
+    until(model=one, canary=two)
+    side.run("serve", "models", "promote", two, "--models", side.models)
+    until(model=two)
+    side.run("serve", "models", "rollback", "--models", side.models)
+    until(model=one)
+
+
+def test_what_cannot_be_in_a_bucket_is_refused_in_words(home, sides):
+    _, side = sides
+    fit = ("training", "fit", "--surface", "spaces", "--log", side.before, "--out", "s3://bucket/model")
+    assert side.run(*fit, code=2) == (
+        "s3://bucket/model: this can be written to a folder of this machine only; name one\n"
+    )
+
+
+def test_check_names_a_log_in_a_bucket_that_two_applications_have(home, sides):
+    _, side = sides
+    document = yaml.safe_load(side.file.read_text())
+    second = {"name": "ranklens", "route_prefix": "/r", "import_path": "serve.app:build"}
+    second["args"] = {
+        "surface": "ranklens",
+        "models": "models",
+        "log": side.before.replace("/before", "//before/"),
+    }
+    document["applications"].append(second)
+    (home / "two.yaml").write_text(yaml.safe_dump(document))
+    told = run("serve", "check", "two.yaml", cwd=home, code=1)
+    assert f"the log '{side.before}' is already used by applications[0]" in told
