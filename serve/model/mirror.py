@@ -35,6 +35,8 @@ class Mirror:
     def __init__(self, models: Path) -> None:
         self.folder = models
         self._models = models
+        # The files of the bucket, and their versions, that the copy has.
+        self._listed: set[tuple[Path, int]] | None = None
         # Why the copy may be out of date.
         self.error: Exception | None = None
         if isinstance(models, BucketPath):
@@ -51,6 +53,9 @@ class Mirror:
             OSError, TabrankError: the bucket cannot be read, or the disk cannot be written to.
         """
         if not isinstance(self._models, BucketPath):
+            return
+        listed = {(path, path.stat().st_ino) for path in self._models.glob("**/*")}
+        if listed == self._listed and self.folder.exists():
             return
         with exclusive(self.folder / ".lock", f"{self.folder}: another process is copying models", LOCK_S):
             # Read before the list: what they name is then in it.
@@ -70,6 +75,7 @@ class Mirror:
             for path in self.folder.iterdir():
                 if VERSION.fullmatch(path.name) and path.name not in whole:
                     shutil.rmtree(path)
+        self._listed = listed
 
     def _run(self) -> None:
         while not threading.Event().wait(PULL_S):

@@ -72,7 +72,9 @@ def sized_batches(file: pq.ParquetFile, path: Path, columns: Sequence[str]) -> I
     size, limit = 0, available_bytes() // 2
     # A batch within one row group: pyarrow cannot join the dictionaries of lists of several.
     groups = ([number] for number in range(file.num_row_groups))
-    for batch in chain.from_iterable(file.iter_batches(row_groups=group, columns=columns) for group in groups):
+    for batch in chain.from_iterable(
+        file.iter_batches(row_groups=group, columns=columns) for group in groups
+    ):
         num_bytes = sum(map(plain_bytes, batch.columns))
         size += num_bytes
         if size > limit:
