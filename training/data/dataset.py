@@ -121,8 +121,8 @@ class Dataset:
         baseline = self.rule.worth(self.columns.numeric, self.matrix.numeric)
         return {"popular": self.popular, "baseline": baseline}
 
-    def take(self, rows: I64 | slice) -> Dataset:
-        """Return the rows of these numbers; rows of a slice are a view."""
+    def take(self, rows: I64 | Bools | slice) -> Dataset:
+        """Return the rows of these numbers, or of a mask; rows of a slice are a view."""
 
         def of(array: NDArray[Any]) -> NDArray[Any]:
             return array[rows] if isinstance(rows, slice) else taken(array, rows)

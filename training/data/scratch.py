@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from serve.contract.errors import TabrankError
-from serve.features.slots import I64
+from serve.features.slots import I64, Bools
 
 # Arrays of fewer bytes stay in memory, where many small files would only cost time.
 LEAST_BYTES = 16 << 20
@@ -49,8 +49,9 @@ def empty(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         ) from error
 
 
-def taken(array: NDArray[Any], rows: I64) -> NDArray[Any]:
-    """Return a copy of the rows of these numbers."""
+def taken(array: NDArray[Any], rows: I64 | Bools) -> NDArray[Any]:
+    """Return a copy of the rows of these numbers, or of a mask."""
+    rows = np.arange(len(array))[rows]
     found = empty((len(rows), *array.shape[1:]), array.dtype)
     for part in in_parts(len(rows)):
         found[part] = array[rows[part]]

@@ -52,8 +52,8 @@ class Prepared:
 def prepare(surface: Surface, log: Path, progress: Progress = lambda share: None) -> Prepared:
     """Prepare the rows of a log; the last tenth by time is for validation.
 
-    At most MAX_VALIDATION validation rows are kept, in whole slates evenly over time. Encoder and examinations are
-    fitted to the training rows.
+    At most MAX_VALIDATION validation rows are kept, in whole slates evenly over time. Encoder and
+    examinations are fitted to the training rows.
 
     Raises:
         TabrankError: if the log is invalid or too short.

@@ -47,3 +47,5 @@ def test_rows_are_taken_by_number(monkeypatch):
     rows = np.array([4, 4, 49, 0, *range(30)])
     np.testing.assert_array_equal(scratch.taken(array, rows), array[rows])
     assert scratch.taken(array, rows[:0]).shape == (0, 3)
+    for mask in (array[:, 0] > 0.5, np.arange(50) == 9):
+        np.testing.assert_array_equal(scratch.taken(array, mask), array[mask])
