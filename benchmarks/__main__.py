@@ -96,7 +96,7 @@ def memory(
 ) -> None:
     """Measure seconds and peak memory of the commands of training, by the rows of a log.
 
-    By default on 1, 3 and 10 million rows, which takes two hours on two cores and 6 GB of disk.
+    By default on 1, 3 and 10 million rows, which takes two hours on two cores and 12 GB of disk.
     Exit code 1 if a command failed.
     """
     from benchmarks.memory import IMPORTS, table
