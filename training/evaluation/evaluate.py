@@ -207,7 +207,9 @@ def read_rows(
     second value then tells the number of all, as `sampled_from`.
     """
     past, rows = read_log(history, surface) if history else None, read_log(log, surface)
-    num_shown = pc.list_value_length(rows.exposures["candidates"]).to_numpy()
+    # An exposure that stands for several is there as often.
+    lengths = pc.multiply(pc.list_value_length(rows.exposures["candidates"]), rows.exposures["one_in"])
+    num_shown = lengths.to_numpy()
     total = int(num_shown.sum())
     about = {"sampled_from": total} if total > MOST_ROWS else {}
     kept = kept_evenly(num_shown, MOST_ROWS) if about else None
