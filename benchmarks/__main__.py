@@ -83,5 +83,28 @@ def rerun(
     answer(result, as_json, table(result), held=result["held"])
 
 
+@app.command()
+def memory(
+    out: Annotated[Path, typer.Option(help="Folder of the logs, models and searches; keeps the logs.")],
+    rows: Annotated[list[int] | None, typer.Option(min=30_000, help="Rows of a log; repeat.")] = None,
+    command: Annotated[
+        list[str] | None, typer.Option(help="fit, evaluate, search or refresh; repeat. Default: all.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of fit.")] = 1,
+    budget: Annotated[str, typer.Option(help="Budget of search and refresh.")] = "10m",
+    as_json: Json = False,
+) -> None:
+    """Measure seconds and peak memory of the commands of training, by the rows of a log.
+
+    By default on 1, 3 and 10 million rows, which takes two hours on two cores and 12 GB of disk.
+    Exit code 1 if a command failed.
+    """
+    from benchmarks.memory import IMPORTS, table
+    from benchmarks.memory import memory as run
+
+    result = run(rows or [1_000_000, 3_000_000, 10_000_000], out, command or [*IMPORTS], epochs, budget)
+    answer(result, as_json, table(result), held=not result["failed"])
+
+
 if __name__ == "__main__":
     app(prog_name="python -m benchmarks")

@@ -11,7 +11,7 @@ import typer
 
 from serve.contract.commands import Json, answer, command_line
 from serve.contract.errors import TabrankError
-from serve.contract.validation import milliseconds, num_bytes, spelled
+from serve.contract.validation import milliseconds, spelled
 from serve.features.surface import load_surface
 from serve.report.rows import columns
 from serve.storage.atomic_files import PRIVATE
@@ -144,10 +144,6 @@ def fit(
     out: Annotated[Path, typer.Option(help="The artifact to write; must not exist.")],
     seed: Seed = 0,
     epochs: Annotated[int | None, typer.Option(help="Passes over the rows; default by the rows.")] = None,
-    memory: Annotated[
-        str | None,
-        typer.Option(help="Memory for rows, such as 4G; more stream from disk. Default: half of the free."),
-    ] = None,
     workers: Annotated[
         int | None,
         typer.Option(
@@ -161,7 +157,7 @@ def fit(
     """Train, calibrate and write an artifact; the last tenth of the log by time validates.
 
     Batch, epochs and weight decay follow the number of rows. Where it takes two minutes at most,
-    LightGBM teaches the network, unless rows stream from disk. Says when `search` would do better.
+    LightGBM teaches the network. Says when `search` would do better.
     """
     from training.evaluation.paired import EARNED
     from training.examination.examination import Examination
@@ -176,7 +172,6 @@ def fit(
         out,
         partial(sized, **given),
         storage=storage,
-        memory_bytes=None if memory is None else num_bytes(memory, "--memory"),
         progress=ProgressLines("features"),
     )
     PARTS.end()

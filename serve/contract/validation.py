@@ -141,14 +141,6 @@ def spelled(seconds: float) -> str:
     return " ".join(parts[:2])
 
 
-def num_bytes(text: str, where: str) -> int:
-    """Return a size, written as a number and a unit of 1,024 (512M, 4G), in bytes."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT])", text)
-    if match is None or float(match[1]) == 0:
-        raise TabrankError(f"{where}: {text!r} is not a size; write a number and a unit: 512M, 4G")
-    return int(float(match[1]) * 1024 ** (1 + "KMGT".index(match[2])))
-
-
 def refuse_file(folder: Path) -> None:
     """Raise `TabrankError` if the folder's path, or a parent of it, is a file."""
     # Of the commands, those that write to a bucket have another kind of path.

@@ -25,6 +25,7 @@ from serve.features.slots import F64, I64, Bools, PackedRows
 from serve.log.reader import Log, concat_logs
 from serve.log.replay import Replay
 from training.data.labels import label
+from training.data.scratch import ROWS_AT_ONCE, empty, taken
 from training.terminal import print_progress
 
 Progress = Callable[[float], None]
@@ -120,10 +121,14 @@ class Dataset:
         baseline = self.rule.worth(self.columns.numeric, self.matrix.numeric)
         return {"popular": self.popular, "baseline": baseline}
 
-    def take(self, rows: I64 | slice) -> Dataset:
-        """Return the rows of these numbers; rows of a slice are a view."""
-        arrays: dict[str, Any] = {name: array[rows] for name, array in self.arrays().items()}
-        return replace(self, matrix=self.matrix.rows(rows), **arrays)
+    def take(self, rows: I64 | Bools | slice) -> Dataset:
+        """Return the rows of these numbers, or of a mask; rows of a slice are a view."""
+
+        def of(array: NDArray[Any]) -> NDArray[Any]:
+            return array[rows] if isinstance(rows, slice) else taken(array, rows)
+
+        arrays: dict[str, Any] = {name: of(array) for name, array in self.arrays().items()}
+        return replace(self, matrix=Matrix(of(self.matrix.numeric), of(self.matrix.category)), **arrays)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return the arrays [N] by name."""
@@ -148,13 +153,14 @@ def evenly(num_rows: int, most: int) -> I64:
     return np.linspace(0, num_rows - 1, min(most, num_rows)).astype(np.int64)
 
 
-def concat(parts: Sequence[Dataset]) -> Dataset:
-    """Concatenate parts of one log into one dataset."""
-    matrix = Matrix.stacked([part.matrix for part in parts])
-    arrays: dict[str, Any] = {
-        name: np.concatenate([getattr(part, name) for part in parts]) for name in parts[0].arrays()
-    }
-    return replace(parts[0], matrix=matrix, **arrays)
+def kept_evenly(num_shown: I64, most: int, among: I64 | None = None) -> Bools:
+    """Return which exposures `[N]`, evenly spaced, show about `most` candidates in all.
+
+    `num_shown` `[N]` counts the candidates of each. They are some of `among`, or of all.
+    """
+    among = np.arange(len(num_shown)) if among is None else among
+    num = len(among) * most // max(1, int(num_shown[among].sum()))
+    return np.isin(np.arange(len(num_shown)), among[evenly(len(among), num)])
 
 
 def build(
@@ -163,18 +169,17 @@ def build(
     *,
     history: Log | None = None,
     weights: Weights | None = None,
+    kept: Bools | None = None,
     progress: Progress = lambda share: None,
 ) -> Dataset:
     """Build the dataset of `log`; the state starts from `history` if given.
 
-    `weights` are those of `training.data.draws.drawn_weights`.
+    `weights` and `kept` are those of `DatasetPlan`.
 
     Raises:
         TabrankError: if the primary outcome of no row is known.
     """
-    plan = DatasetPlan(schema, log, history=history, weights=weights)
-    (data,) = plan.parts(len(plan), progress)
-    return data
+    return DatasetPlan(schema, log, history=history, weights=weights, kept=kept).whole(progress)
 
 
 class DatasetPlan:
@@ -271,6 +276,26 @@ class DatasetPlan:
 
     def __len__(self) -> int:
         return len(self.ts_ms)
+
+    def whole(self, progress: Progress = lambda share: None) -> Dataset:
+        """Return all rows in time order, once; large arrays are in files."""
+
+        def blank(array: NDArray[Any]) -> NDArray[Any]:
+            return empty((len(self), *array.shape[1:]), array.dtype)
+
+        at, whole = 0, None
+        for part in self.parts(ROWS_AT_ONCE, progress):
+            if whole is None:
+                arrays: dict[str, Any] = {name: blank(array) for name, array in part.arrays().items()}
+                matrix = Matrix(blank(part.matrix.numeric), blank(part.matrix.category))
+                whole = replace(part, matrix=matrix, **arrays)
+            rows = whole.take(slice(at, at + len(part)))
+            rows.matrix.numeric[:], rows.matrix.category[:] = part.matrix.numeric, part.matrix.category
+            for name, array in part.arrays().items():
+                getattr(rows, name)[:] = array
+            at += len(part)
+        assert whole is not None
+        return whole
 
     def parts(self, rows: int, progress: Progress = lambda share: None) -> Iterator[Dataset]:
         """Yield the rows in time order, once, in parts of at least `rows` rows.

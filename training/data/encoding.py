@@ -14,6 +14,7 @@ from serve.features.matrix import Columns, Matrix
 from serve.features.surface import Surface
 from serve.log.reader import Log
 from serve.model.encoder import Encoder, MultiColumn, NumericColumn, SingleColumn, vocabulary_entry
+from training.data.scratch import empty, in_parts
 
 # Treat a category of fewer rows as unseen: its embedding would be noise.
 MIN_ROWS = 20
@@ -56,8 +57,12 @@ def category_strings(surface: Surface, log: Log) -> dict[int, str]:
 
 def tree_columns(encoder: Encoder, matrix: Matrix) -> tuple[NDArray[np.float32], list[int]]:
     """Return the encoded columns `[N, K]` for trees, and the numbers of the categorical ones."""
-    columns = np.concatenate(encoder.encode(matrix.numeric, matrix.category), axis=1, dtype=np.float32)
-    return columns, list(range(columns.shape[1] - len(encoder.single), columns.shape[1]))
+    width = len(encoder.numeric) + encoder.num_hot + len(encoder.single)
+    columns = empty((len(matrix.numeric), width), np.float32)
+    for part in in_parts(len(columns)):
+        encoded = encoder.encode(matrix.numeric[part], matrix.category[part])
+        np.concatenate(encoded, axis=1, out=columns[part], casting="same_kind")
+    return columns, list(range(width - len(encoder.single), width))
 
 
 def _numeric(name: str, kind: Any, values: NDArray[np.float32]) -> NumericColumn:
@@ -71,7 +76,12 @@ def _numeric(name: str, kind: Any, values: NDArray[np.float32]) -> NumericColumn
 
 def _vocabulary(hashes: NDArray[np.uint64], strings: Mapping[int, str], most: int) -> tuple[str, ...]:
     """Return the most frequent entries, ties by hash, so that equal data gives an equal encoder."""
-    values, counts = np.unique(hashes[hashes != 0], return_counts=True)
+    values, counts = np.empty(0, np.uint64), np.empty(0)
+    for part in in_parts(len(hashes)):
+        some = hashes[part]
+        new, more = np.unique(some[some != 0], return_counts=True)
+        values, at = np.unique(np.append(values, new), return_inverse=True)
+        counts = np.bincount(at, np.append(counts, more)).astype(np.float64)
     order = np.lexsort((values, -counts))
     kept = [int(values[i]) for i in order if counts[i] >= min(MIN_ROWS, counts.max())][:most]
     return tuple(vocabulary_entry(value, strings.get(value)) for value in kept)

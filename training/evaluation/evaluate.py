@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from serve.contract.errors import TabrankError
@@ -20,7 +21,7 @@ from serve.model.artifact import Artifact
 from serve.model.artifact import load as load_artifact
 from serve.model.encoder import Encoder
 from serve.model.scorers import load_scorer
-from training.data.dataset import Dataset, Progress, build
+from training.data.dataset import Dataset, Progress, build, kept_evenly
 from training.data.draws import drawn_weights
 from training.evaluation.metrics import Contender, Values, calibrated, reliability
 from training.evaluation.outcomes import is_plain, measured, predicts, utility
@@ -30,9 +31,12 @@ from training.evaluation.slates import Slates
 from training.evaluation.slices import slices
 from training.evaluation.worth import Worth, expected_amounts, odds_of
 from training.examination.examination import Examination
+from training.terminal import print_progress
 
 # Rows to score at once, which bounds memory.
 CHUNK = 4_096
+# Rows to measure, which bounds memory and time: more would make intervals hardly narrower.
+MOST_ROWS = 2_000_000
 # An encoder without a vocabulary, by which categories have no name but their hash.
 NO_NAMES = Encoder(())
 
@@ -172,7 +176,8 @@ def evaluate(
 
     With `baselines` also for `lightgbm`, tuned and trained on `history`'s rows with the same
     features and the model's examination of positions. The state starts from `history` and moves
-    with the log.
+    with the log. Of more than `MOST_ROWS` rows, those of some exposures are measured; the result
+    then has their number as `sampled_from`. So LightGBM trains on some, `lightgbm_sampled_from`.
 
     Raises:
         TabrankError: for an invalid artifact or log, and for `baselines` without a history.
@@ -181,20 +186,37 @@ def evaluate(
         raise TabrankError("--baselines: LightGBM trains on the history; give --history LOG")
     artifact = load_artifact(model)
     surface = read_surface((model / "surface.toml").read_text(), str(model / "surface.toml"))
-    data, examinations = read_rows(surface, history, log, progress), Examination.of(artifact.manifest)
+    data, about = read_rows(surface, history, log, progress)
+    examinations = Examination.of(artifact.manifest)
     shares: dict[str, Values] = {"model": score(model, data.matrix)}
     if baselines and history is not None:
-        before = build(Schema(surface), read_log(history, surface))
+        before, of_rival = read_rows(surface, None, history, lambda share: None)
+        about |= {f"lightgbm_{name}": value for name, value in of_rival.items()}
         settings = tuned(artifact.encoder, before.of(0), examinations[0], TUNING_S)
         shares["lightgbm"] = trees(artifact.encoder, before, examinations, settings)(data.matrix)
     found = assess(data, shares, surface, examinations=examinations, encoder=artifact.encoder)
-    return measured_by(artifact, data) | found
+    return measured_by(artifact, data) | about | found
 
 
-def read_rows(surface: Surface, history: Path | None, log: Path, progress: Progress) -> Dataset:
-    """Return the rows of a log, with the draws of their orders; the state starts from a history."""
+def read_rows(
+    surface: Surface, history: Path | None, log: Path, progress: Progress
+) -> tuple[Dataset, dict[str, Any]]:
+    """Return the rows of a log, with the draws of their orders; the state starts from a history.
+
+    Of more than `MOST_ROWS` shown candidates, the rows are those of evenly spaced exposures. The
+    second value then tells the number of all, as `sampled_from`.
+    """
     past, rows = read_log(history, surface) if history else None, read_log(log, surface)
-    return build(Schema(surface), rows, history=past, weights=drawn_weights(log, rows), progress=progress)
+    # An exposure that stands for several is there as often.
+    lengths = pc.multiply(pc.list_value_length(rows.exposures["candidates"]), rows.exposures["one_in"])
+    num_shown = lengths.to_numpy()
+    total = int(num_shown.sum())
+    about = {"sampled_from": total} if total > MOST_ROWS else {}
+    kept = kept_evenly(num_shown, MOST_ROWS) if about else None
+    if about:
+        print_progress(f"{log}: about {MOST_ROWS:,} of {total:,} shown candidates are rows, evenly over time")
+    weights = drawn_weights(log, rows)
+    return build(Schema(surface), rows, history=past, weights=weights, kept=kept, progress=progress), about
 
 
 def measured_by(artifact: Artifact, data: Dataset) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from serve.ranking.order import LIVE, ordered
 from serve.ranking.slate import rerank
 from serve.ranking.slate.where import facts_of
 from serve.ranking.utility import Weighings
-from training.data.dataset import Dataset, DatasetPlan, evenly
+from training.data.dataset import Dataset, DatasetPlan, kept_evenly
 from training.data.draws import drawn_weights
 from training.evaluation.evaluate import measured_by, score
 from training.evaluation.slates import TIE_SEED, Slates
@@ -79,16 +79,15 @@ def cost_of_arm(
     past, rows = read_log(history, surface) if history else None, read_log(log, surface)
     num_shown = pc.list_value_length(rows.exposures["candidates"]).to_numpy()
     asked = np.flatnonzero(kept(rows.exposures["request_id"].combine_chunks()))
-    again = asked[evenly(len(asked), len(asked) * most_rows // max(1, int(num_shown[asked].sum())))]
     plan = DatasetPlan(
         features.schema,
         rows,
         history=past,
         weights=drawn_weights(log, rows),
-        kept=np.isin(np.arange(len(num_shown)), again),
+        kept=kept_evenly(num_shown, most_rows, asked),
         fields=["candidate.ends_ms", *_named(arm.slate), *([by] if by else [])],
     )
-    (data,) = plan.parts(len(plan), ProgressLines("features"))
+    data = plan.whole(ProgressLines("features"))
     scales = {name: one.scale for name, one in surface.predicted.items()}
     shares = score(artifact.path, data.matrix)
     utility = Weighings(surface).of(arm.weights, artifact).utility(shares)

@@ -46,9 +46,10 @@ def sweep_log(
     artifact = load_artifact(model)
     surface = read_surface((model / "surface.toml").read_text(), str(model / "surface.toml"))
     name, values = swept_weights(sweep, surface, steps)
-    data, examinations = read_rows(surface, history, log, progress), Examination.of(artifact.manifest)
+    data, about = read_rows(surface, history, log, progress)
+    examinations = Examination.of(artifact.manifest)
     found = exchange(data, score(model, data.matrix), surface, examinations, name, values, give)
-    return measured_by(artifact, data) | found
+    return measured_by(artifact, data) | about | found
 
 
 def swept_weights(sweep: str, surface: Surface, steps: int) -> tuple[str, list[float]]:

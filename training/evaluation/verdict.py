@@ -49,6 +49,11 @@ LEVEL = "the model and {} are level within two standard errors"
 # Contenders that a model must beat.
 GATES = ("popular", "baseline")
 OUTCOME_MEASURES = {"auc": "AUC", "correlation": "correlation", "logloss": "logloss", "ece": "ECE"}
+# What is said of the numbers of rows of which some were taken, in whole slates evenly over time.
+SAMPLED = {
+    "sampled_from": "the rows are a sample, evenly over time,",
+    "lightgbm_sampled_from": "LightGBM learned from a sample, evenly over time,",
+}
 COUNTS = ("rows", "slates", "positives")
 SLICE_COLUMNS = ("slice", *COUNTS, "NDCG@10", "popular's", "difference", "AUC", "logloss", "ECE")
 BOARD_COLUMNS = ("", "logloss", "AUC", "NDCG@10", "µs a candidate", "in budget", "tie", "epochs", "choices")
@@ -201,7 +206,10 @@ def order(evaluation: Evaluation) -> str:
     """Return how many slates the measures of order come from, and what was left out."""
     num, num_pinned = evaluation["slates"], evaluation.get("pinned_rows", 0)
     alone = f"{num:,} slates with a positive and another candidate, which alone have an order"
-    return alone + (f"; {num_pinned:,} rows that requests pinned are left out" if num_pinned else "")
+    alone += f"; {num_pinned:,} rows that requests pinned are left out" if num_pinned else ""
+    for name, what in SAMPLED.items():
+        alone += f"; {what} of {evaluation[name]:,}" if name in evaluation else ""
+    return alone
 
 
 def measures(evaluation: Evaluation) -> Rows:

@@ -30,13 +30,12 @@ from training.evaluation.report import model_card, report_page
 from training.evaluation.verdict import verdict
 from training.examination.examination import Examination
 from training.fit.loop import FitConfig
-from training.fit.prepare import encode_rows, prepare
+from training.fit.prepare import encode_rows, prepare, take_evenly
 from training.fit.sizing import advice
 from training.fit.teaching import taught
 from training.fit.trainer import train
 from training.network import export
 from training.network.model import Model
-from training.network.network import Inputs
 from training.terminal import PARTS
 
 
@@ -47,16 +46,13 @@ def fit(
     configure: Callable[[int], FitConfig],
     *,
     storage: Path | None = None,
-    memory_bytes: int | None = None,
     progress: Progress = lambda share: None,
 ) -> dict[str, Any]:
     """Train on `log`, calibrate and measure on its last tenth by time, and write an artifact.
 
     Returns the manifest. `configure` returns the settings for a number of training rows, as
     `training.fit.sizing.sized` does. `storage` keeps the state from which a killed fit resumes;
-    None means a temporary folder. Rows that would take more than `memory_bytes` (default: half of
-    the free memory) are streamed from there. `progress` is called with the share of features
-    computed.
+    None means a temporary folder. `progress` is called with the share of features computed.
 
     Raises:
         TabrankError: for an invalid log, too little data, or an `out` that exists.
@@ -68,15 +64,14 @@ def fit(
     with tempfile.TemporaryDirectory(prefix="tabrank-fit-") as temporary:
         storage = storage or Path(temporary)
         PARTS.begin("reading the log and computing features")
-        with prepare(surface, log, storage, memory_bytes=memory_bytes, progress=progress) as prepared:
-            encoder, held, num_rows = prepared.encoder, prepared.valid, len(prepared.train)
-            config, examinations = configure(num_rows), prepared.examinations
-            valid, rows = encode_rows(encoder, held, examinations), prepared.train
-            if isinstance(rows, Inputs) and prepared.rows is not None:
-                PARTS.begin("training LightGBM, which teaches the network")
-                rows = taught(rows, prepared.rows, encoder, examinations)
-            PARTS.begin(f"training on {num_rows:,} rows")
-            state = train(rows, valid, encoder, config, storage=storage)
+        prepared = prepare(surface, log, progress)
+        encoder, held, num_rows = prepared.encoder, prepared.valid, len(prepared.train)
+        config, examinations = configure(num_rows), prepared.examinations
+        valid = encode_rows(encoder, held, examinations)
+        PARTS.begin("training LightGBM, which teaches the network")
+        rows = taught(prepared.train, prepared.rows, encoder, examinations)
+        PARTS.begin(f"training on {num_rows:,} rows")
+        state = train(rows, valid, encoder, config, storage=storage)
     PARTS.begin("measuring it on the validation rows")
     model = with_calibration(Model.of(encoder, config.network, state.kept(config)), held, examinations)
     num_parameters = sum(parameter.numel() for parameter in model.network.parameters())
@@ -86,14 +81,15 @@ def fit(
         config,
         held,
         "validation",
-        seen=prepared.sample,
+        seen=take_evenly(prepared.rows.matrix),
         begun=begun,
         examinations=examinations,
         about={"history": state.history, "best_epoch": state.best_epoch},
+        sampled_from=prepared.num_valid,
         manifest={
             "log": str(log.resolve()),
             "rows": num_rows,
-            "span_ms": prepared.span_ms,
+            "span_ms": (int(prepared.rows.ts_ms[0]), int(prepared.rows.ts_ms[-1])),
             # The validation rows chose the epoch and the calibration.
             "seen_until_ms": int(held.ts_ms[-1]),
             "parameters": num_parameters,
@@ -139,6 +135,8 @@ class Fitted:
     current: Sequence[Examination] | None = None
     # The model must not be worse than `current` by more (`training.evaluation.paired`).
     margin: float = MARGIN
+    # Rows of which `held` is a sample, if they are more.
+    sampled_from: int = 0
     # Further entries of `evaluation.json`.
     about: Mapping[str, Any] = field(default_factory=dict)
 
@@ -161,6 +159,8 @@ def save(fitted: Fitted, out: Path) -> dict[str, Any]:
         STATISTICS: statistics(held.columns, fitted.seen, utility(surface, model.shares(fitted.seen))),
         **fitted.about,
     }
+    if fitted.sampled_from > len(held):
+        evaluation["sampled_from"] = fitted.sampled_from
     manifest: dict[str, Any] = {
         "version": artifact.new_version(time.time()),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

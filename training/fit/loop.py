@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypedDict
+from typing import TypedDict
 
 import torch
 import torch.distributed as dist
@@ -31,20 +31,6 @@ from training.network.network import Inputs, Network, NetworkConfig, flat
 
 class Diverged(TabrankError):
     """Training of one configuration diverged; other configurations may succeed on the same rows."""
-
-
-class Source(Protocol):
-    """Source of training rows."""
-
-    def __len__(self) -> int:
-        """Return N, over all ranks."""
-
-    def batches(self, size: int, mine: slice, seed: int) -> Iterator[Inputs]:
-        """Yield one pass over the rows, in an order drawn from `seed`, in batches of `size`.
-
-        `size` counts the rows of all ranks; each batch is the part `mine` of one rank, as tensors
-        that the caller may change. Rows after the last whole batch are left out.
-        """
 
 
 @dataclass(frozen=True)
@@ -126,7 +112,7 @@ class State:
 
 
 def run(
-    train: Source,
+    train: Inputs,
     valid: Inputs,
     encoder: Encoder,
     config: FitConfig,
@@ -142,8 +128,7 @@ def run(
     `after_epoch`, which must save or use the state before it returns: the next epoch changes it.
     """
     state = state or State()
-    train = train.to(device) if isinstance(train, Inputs) else train
-    fit = _Fit(train, valid.to(device), encoder, config, state)
+    fit = _Fit(train.to(device), valid.to(device), encoder, config, state)
     for epoch in range(len(state.history) + 1, config.epochs + 1):
         fit.train_epoch(epoch)
         if fit.rank == 0:
@@ -155,7 +140,7 @@ class _Fit:
     """One run on one rank: network, optimiser and the rank's part of the rows."""
 
     def __init__(
-        self, train: Source, valid: Inputs, encoder: Encoder, config: FitConfig, state: State
+        self, train: Inputs, valid: Inputs, encoder: Encoder, config: FitConfig, state: State
     ) -> None:
         self.train, self.valid, self.config, self.state = train, valid, config, state
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)

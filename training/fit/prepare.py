@@ -1,16 +1,14 @@
-"""Prepare a fit's training and validation rows from a log, in memory or spilled to disk."""
+"""Prepare a fit's training and validation rows from a log."""
 
 from __future__ import annotations
 
-import contextlib
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from numpy.random import default_rng
+import torch
 from numpy.typing import NDArray
 
 from serve.contract.errors import TabrankError
@@ -21,12 +19,11 @@ from serve.features.slots import I64
 from serve.features.surface import Surface
 from serve.log.reader import Log, read_joined
 from serve.model.encoder import Encoder
-from serve.storage.memory import available_bytes
-from training.data.dataset import Dataset, DatasetPlan, Progress, concat, evenly
+from training.data.dataset import Dataset, DatasetPlan, Progress, evenly, sample
 from training.data.doubts import BOTH_LABELS
 from training.data.draws import drawn_weights, served_arms
 from training.data.encoding import category_strings, fit_encoder
-from training.data.stream import Spill, Streamed
+from training.data.scratch import empty, in_parts
 from training.examination.estimate import examine_each
 from training.examination.examination import Examination, at_positions
 from training.network.network import Inputs, inputs
@@ -34,64 +31,43 @@ from training.terminal import print_progress
 
 # Validate on the last tenth of the log by time.
 SHARES = {"training": 0.9, "validation": 0.1}
-# Bound the validation rows of a spilled log, which stay in memory.
+# Bound the time to score a model after each epoch, and the memory to measure it.
 MAX_VALIDATION = 500_000
-# Bound the rows from which the encoder of a spilled log is fitted.
-MAX_SAMPLE = 500_000
-# Rows whose features are computed before they are written to disk.
-ROWS_PER_PART = 131_072
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Training rows for `training.fit.trainer.train`, and validation rows in memory."""
+    """Training rows, as they are and for `training.fit.trainer.train`, and validation rows."""
 
-    train: Inputs | Streamed
+    rows: Dataset
+    train: Inputs
     valid: Dataset
-    # The training rows with their features; None if they are streamed.
-    rows: Dataset | None
-    # Training rows, evenly spaced from the first to the last.
-    sample: Matrix
+    # Validation rows of which `valid` is a sample.
+    num_valid: int
     encoder: Encoder
     # Of each outcome.
     examinations: Sequence[Examination]
-    # Times of the first and the last training row.
-    span_ms: tuple[int, int]
 
 
-@contextlib.contextmanager
-def prepare(
-    surface: Surface,
-    log: Path,
-    storage: Path,
-    *,
-    memory_bytes: int | None = None,
-    progress: Progress = lambda share: None,
-) -> Iterator[Prepared]:
+def prepare(surface: Surface, log: Path, progress: Progress = lambda share: None) -> Prepared:
     """Prepare the rows of a log; the last tenth by time is for validation.
 
-    Rows are spilled to a folder in `storage` if they would take more than `memory_bytes` in memory
-    (default: half of the free memory), and deleted when the block ends. Encoder and examinations
-    are fitted to all training rows, or to random slates of spilled ones. With spilled rows at most
-    MAX_VALIDATION validation rows are kept, in whole slates.
+    At most MAX_VALIDATION validation rows are kept, in whole slates evenly over time. Encoder and
+    examinations are fitted to the training rows.
 
     Raises:
         TabrankError: if the log is invalid or too short.
     """
-    folder = storage.resolve() / "fit-rows"
-    # Remove what a killed fit has left.
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        table, plan = read_plan(Schema(surface), log)
-        if len(plan) * row_bytes(plan) <= (memory_bytes or available_bytes() // 2):
-            prepared = _in_memory(surface, table, plan, progress)
-        else:
-            prepared = _spilled(surface, table, plan, folder, progress)
-        del table, plan
-        pa.default_memory_pool().release_unused()
-        yield prepared
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    table, plan = read_plan(Schema(surface), log)
+    data = plan.whole(progress)
+    strings = category_strings(surface, table)
+    del table, plan
+    pa.default_memory_pool().release_unused()
+    rows, valid = split_by_time(data, SHARES, surface)
+    encoder = fit_encoder(surface, rows.columns, rows.matrix, strings)
+    examinations = examine_each(rows, encoder, surface)
+    train = encode_rows(encoder, rows, examinations)
+    return Prepared(rows, train, sample(valid, MAX_VALIDATION), len(valid), encoder, examinations)
 
 
 def read_plan(schema: Schema, log: Path, newest_ms: float = np.inf) -> tuple[Log, DatasetPlan]:
@@ -110,68 +86,16 @@ def take_evenly(matrix: Matrix, most: int = MAX_ROWS) -> Matrix:
     return matrix.rows(evenly(len(matrix.numeric), most))
 
 
-def _in_memory(surface: Surface, log: Log, plan: DatasetPlan, progress: Progress) -> Prepared:
-    (data,) = plan.parts(len(plan), progress)
-    train, valid = split_by_time(data, SHARES, surface)
-    encoder = fit_encoder(surface, train.columns, train.matrix, category_strings(surface, log))
-    examinations = examine_each(train, encoder, surface)
-    span_ms = (int(train.ts_ms[0]), int(train.ts_ms[-1]))
-    # Copy, so that the validation rows do not keep the training rows' features in memory.
-    held = valid.take(np.arange(len(valid)))
-    rows = encode_rows(encoder, train, examinations)
-    seen = take_evenly(train.matrix)
-    return Prepared(rows, held, train, seen, encoder, examinations, span_ms)
-
-
-def _spilled(surface: Surface, log: Log, plan: DatasetPlan, folder: Path, progress: Progress) -> Prepared:
-    """Write the features of each part to disk; then encode them with the encoder of a sample."""
-    cut = int(_cuts(plan.ts_ms, SHARES)[0])
-    cut_ms = plan.ts_ms[cut]
-    windows_ms = [outcome.within_ms for outcome in surface.predicted.values()]
-    early_ms = cut_ms - min(windows_ms)
-    num_train = int(np.searchsorted(plan.ts_ms, early_ms))
-    every = -(-(len(plan) - cut) // MAX_VALIDATION)
-    # Slates with a lower number are in the sample.
-    chance = default_rng(0).random(len(plan.request_ids))
-    sample, valid, raw = [], [], []
-    num_slates, counts = 0, np.zeros((2, len(windows_ms)), np.int64)
-    (folder / "raw").mkdir(parents=True)
-    for number, part in enumerate(plan.parts(ROWS_PER_PART, lambda share: progress(0.9 * share))):
-        num_early, late = np.searchsorted(part.ts_ms, (early_ms, cut_ms))
-        if late < len(part):
-            kept = part.take(slice(late, None))
-            slates = num_slates + np.cumsum(np.diff(kept.slate, prepend=-1) != 0) - 1
-            valid.append(kept.take(np.flatnonzero(slates % every == 0)))
-            num_slates = int(slates[-1]) + 1
-        if num_early:
-            kept = masked(part.take(slice(num_early)), cut_ms, windows_ms)
-            sample.append(kept.take(np.flatnonzero(chance[kept.slate] * num_train <= MAX_SAMPLE)))
-            raw.append(folder / "raw" / f"{number}.npz")
-            np.savez(raw[-1], **vars(kept.matrix), outcomes=kept.outcomes, position=kept.position)
-            counts += _counts(kept.outcomes)
-    held = concat(valid)
-    _check_labels("training", surface, counts)
-    _check_labels("validation", surface, _counts(held.outcomes[:, :1]))
-    sampled = concat(sample)
-    encoder = fit_encoder(surface, plan.columns, sampled.matrix, category_strings(surface, log))
-    examinations = examine_each(sampled, encoder, surface)
-    spill = Spill(folder / "inputs", num_train, len(encoder.input_names), len(windows_ms))
-    for number, path in enumerate(raw):
-        with np.load(path) as part:
-            encoded = encoder.encode(part["numeric"], part["category"])
-            rows = inputs(encoder, encoded, part["outcomes"], at_positions(examinations, part["position"]))
-        path.unlink()
-        spill.add(rows)
-        progress(0.9 + 0.1 * (number + 1) / len(raw))
-    span_ms = (int(plan.ts_ms[0]), int(plan.ts_ms[num_train - 1]))
-    seen = take_evenly(sampled.matrix)
-    return Prepared(spill.streamed(), held, None, seen, encoder, examinations, span_ms)
-
-
 def encode_rows(encoder: Encoder, data: Dataset, examinations: Sequence[Examination]) -> Inputs:
-    """Return the rows of a dataset as the training loop reads them."""
-    encoded = encoder.encode(data.matrix.numeric, data.matrix.category)
-    return inputs(encoder, encoded, data.outcomes, at_positions(examinations, data.position))
+    """Return the rows of a dataset as the training loop reads them; large arrays are in files."""
+    shapes = (len(encoder.input_names), len(examinations), len(examinations))
+    x, label, examination = (empty((len(data), width), np.float32) for width in shapes)
+    for part in in_parts(len(data)):
+        encoded = encoder.encode(data.matrix.numeric[part], data.matrix.category[part])
+        theta = at_positions(examinations, data.position[part])
+        x[part] = inputs(encoder, encoded, data.outcomes[part], theta).x
+        label[part], examination[part] = data.outcomes[part], theta
+    return Inputs(*map(torch.from_numpy, (x, label, examination)))
 
 
 def split_by_time(data: Dataset, shares: Mapping[str, float], surface: Surface) -> list[Dataset]:
@@ -224,16 +148,3 @@ def _check_labels(name: str, surface: Surface, counts: I64) -> None:
                 f"{spelled(declared.within_ms / 1000)}, and {positives} of them have it; {BOTH_LABELS}: give a longer "
                 "log, more days or a shorter within"
             )
-
-
-def row_bytes(plan: DatasetPlan) -> int:
-    """Estimate the bytes of a row in memory.
-
-    The features count twice, as built and as split, then the encoded row.
-    """
-    columns = plan.columns
-    numeric, category, single = len(columns.numeric), columns.num_category, len(columns.single)
-    # Label, slate, viewer, candidate, time, position and two counts.
-    about = 8 * 8
-    hot = 32 * len(columns.multi)
-    return 2 * (4 * numeric + 8 * category + about) + 8 * single + 4 * hot + 4 * (2 * numeric + hot + single)

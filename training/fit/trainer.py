@@ -25,7 +25,6 @@ from ray.train.torch import TorchTrainer, get_device
 
 from serve.contract.errors import TabrankError
 from serve.model.encoder import Encoder
-from training.data.stream import Streamed
 from training.fit.loop import Epoch, FitConfig, State, run
 from training.network.model import one_thread
 from training.network.network import Inputs
@@ -97,7 +96,7 @@ def _start_ray(temporary: str) -> None:
 
 
 def train(
-    train: Inputs | Streamed,
+    train: Inputs,
     valid: Inputs,
     encoder: Encoder,
     config: FitConfig,
@@ -119,10 +118,9 @@ def train(
     state = State.load(folder / STATE) if (folder / STATE).exists() else None
     if state is None or len(state.history) < config.epochs:
         valid.save(folder / "inputs", "valid")
-        if isinstance(train, Inputs):
-            train.save(folder / "inputs", "train")
+        train.save(folder / "inputs", "train")
         with _following(folder / STATE, config, num_told=len(state.history) if state else 0):
-            state = _fit(encoder, config, folder, train if isinstance(train, Streamed) else None)
+            state = _fit(encoder, config, folder)
         if config.restore_best:
             print_progress(f"best epoch {state.best_epoch}")
     # A driver that was killed at the very end has left its inputs too.
@@ -141,8 +139,8 @@ class _Trainer(TorchTrainer):  # type: ignore[misc]
         pass
 
 
-def _fit(encoder: Encoder, config: FitConfig, folder: Path, streamed: Streamed | None) -> State:
-    job = {"encoder": encoder, "config": config, "folder": str(folder), "streamed": streamed}
+def _fit(encoder: Encoder, config: FitConfig, folder: Path) -> State:
+    job = {"encoder": encoder, "config": config, "folder": str(folder)}
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     session = ray_session() if config.num_workers else contextlib.nullcontext()
     with session:
@@ -181,7 +179,7 @@ def _work(job: dict[str, Any]) -> State | TabrankError:
         # To use more cores, use more workers.
         with one_thread():
             return run(
-                job["streamed"] if job["streamed"] is not None else Inputs.map(folder / "inputs", "train"),
+                Inputs.map(folder / "inputs", "train"),
                 Inputs.map(folder / "inputs", "valid"),
                 job["encoder"],
                 job["config"],
@@ -193,14 +191,11 @@ def _work(job: dict[str, Any]) -> State | TabrankError:
         return error
 
 
-def _fingerprint(train: Inputs | Streamed, valid: Inputs, encoder: Encoder, config: FitConfig) -> str:
+def _fingerprint(train: Inputs, valid: Inputs, encoder: Encoder, config: FitConfig) -> str:
     """Return a name from all that the result depends on, so that only the same run resumes."""
     digest = hashlib.sha256(STATE_FORMAT + encoder.to_json().encode())
     digest.update(json.dumps(asdict(replace(config, num_workers=0))).encode())
     for part in (train, valid):
-        if isinstance(part, Streamed):
-            digest.update(part.digest.encode())
-            continue
         for tensor in (part.x, part.label, part.examination):
             digest.update(repr(tuple(tensor.shape)).encode())
             digest.update(np.ascontiguousarray(tensor.numpy()).data)

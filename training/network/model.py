@@ -14,7 +14,7 @@ from torch import Tensor
 from serve.features.matrix import Matrix
 from serve.model.encoder import Encoder
 from serve.model.graph import Calibration
-from training.network.network import Network, NetworkConfig
+from training.network.network import EVALUATION_BATCH, Network, NetworkConfig
 
 # Identity map: the probability is the sigmoid of the network's logit.
 UNCALIBRATED = Calibration(1.0, 0.0)
@@ -54,10 +54,13 @@ class Model:
 
     def logits(self, matrix: Matrix) -> NDArray[np.float64]:
         """Return the network's logits [R, O], before calibration."""
+        found = np.empty((len(matrix.numeric), len(self.calibrations)))
         with one_thread():
-            encoded = map(torch.from_numpy, self.encoder.encode(matrix.numeric, matrix.category))
-            logit = self.network.logit(self.network.inputs(*encoded))
-        return logit.numpy().astype(np.float64)
+            for at in range(0, len(found), EVALUATION_BATCH):
+                part = matrix.rows(slice(at, at + EVALUATION_BATCH))
+                encoded = map(torch.from_numpy, self.encoder.encode(part.numeric, part.category))
+                found[at : at + EVALUATION_BATCH] = self.network.logit(self.network.inputs(*encoded))
+        return found
 
     def shares(self, matrix: Matrix) -> NDArray[np.float64]:
         """Return the expected amount of each outcome as a share of its cap, [R, O], if looked at.

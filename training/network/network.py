@@ -24,6 +24,9 @@ from training.network.tabnet import TabNet
 Encoded = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]
 # Rows in one forward pass without gradients. The limit bounds memory and does not change results.
 EVALUATION_BATCH = 16_384
+# Rows that a pass shuffles at once, and rows beside each other that it reads together, if there are
+# more. They are a random part of all rows, and their memory is small: 250 bytes a row make 250 MB.
+SHUFFLED_ROWS, PIECE_ROWS = 1 << 20, 1 << 10
 
 
 class Network(nn.Module):
@@ -86,7 +89,10 @@ class Network(nn.Module):
 
 @dataclass(frozen=True)
 class Inputs:
-    """Rows in memory as the training loop reads them; `TabNet.forward` takes x f32 [N, D]."""
+    """Rows as the training loop reads them; `TabNet.forward` takes x f32 [N, D].
+
+    Their memory may be that of files, so a pass never reads rows all over them.
+    """
 
     x: Tensor
     # f32 [N, O], the shares of `Dataset.outcomes`, NaN where unknown; mixed with the predictions of
@@ -116,14 +122,25 @@ class Inputs:
         return cls(**{what: torch.from_numpy(np.load(path, mmap_mode="c")) for what, path in paths.items()})
 
     def batches(self, size: int, mine: slice, seed: int) -> Iterator[Inputs]:
-        """Yield the batches of one rank in random order, as `Source.batches` defines it.
+        """Yield one pass over the rows, in an order drawn from `seed`, in batches of `size`.
 
-        The order is drawn for all ranks, so it does not depend on their number.
+        `size` counts the rows of all ranks; each batch is the part `mine` of one rank, as tensors
+        that the caller may change. Rows after the last whole batch are left out.
         """
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        order = _shuffled(len(self), torch.Generator().manual_seed(seed))
         for start in range(0, len(self) - size + 1, size):
             rows = order[start : start + size][mine].to(self.x.device)
             yield Inputs(*(t.index_select(0, rows) for t in (self.x, self.label, self.examination)))
+
+
+def _shuffled(num_rows: int, chance: torch.Generator) -> Tensor:
+    """Return the numbers of all rows in random order, [N]: random pieces, then their rows."""
+    order = torch.arange(num_rows)
+    if num_rows > SHUFFLED_ROWS:
+        pieces = torch.randperm(-(-num_rows // PIECE_ROWS), generator=chance)
+        order = (pieces[:, None] * PIECE_ROWS + torch.arange(PIECE_ROWS)).flatten()
+        order = order[order < num_rows]
+    return torch.cat([p[torch.randperm(len(p), generator=chance)] for p in torch.split(order, SHUFFLED_ROWS)])
 
 
 def inputs(

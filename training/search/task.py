@@ -15,14 +15,13 @@ from serve.contract.validation import UNITS_MS
 from serve.features.rows import Schema
 from serve.features.surface import Surface
 from serve.model.encoder import Encoder
-from serve.storage.memory import available_bytes
 from training.data.dataset import Dataset, Progress, sample
 from training.data.encoding import category_strings, fit_encoder
 from training.evaluation.paired import MARGIN
 from training.examination.estimate import examine_each
 from training.examination.examination import Examination
 from training.fit.loop import FitConfig
-from training.fit.prepare import read_plan, row_bytes, split_by_time
+from training.fit.prepare import read_plan, split_by_time
 
 # Split of the rows by time. Validation rows compare models; test rows evaluate only the winner.
 SHARES = {"training": 0.8, "validation": 0.1, "test": 0.1}
@@ -77,18 +76,12 @@ class Task:
         """Read the task from a log.
 
         Raises:
-            TabrankError: the log is bad or too short, or its rows do not fit in memory.
+            TabrankError: the log is bad or too short.
         """
         newest_ms = math.inf if settings.days is None else settings.days * UNITS_MS["d"]
         schema = Schema(surface)
         table, plan = read_plan(schema, log, newest_ms)
-        need, have = len(plan) * row_bytes(plan), available_bytes()
-        if need > have:
-            raise TabrankError(
-                f"{log}: a search over its {len(plan):,} rows needs {need / 2**30:.1f} GiB of memory, and "
-                f"{have / 2**30:.1f} GiB are free; train on fewer days with `refresh --days`, or use `fit`"
-            )
-        (data,) = plan.parts(len(plan), progress)
+        data = plan.whole(progress)
         base = FitConfig(seed=settings.seed)
         return cls(schema, data, category_strings(surface, table), base, settings, log)
 

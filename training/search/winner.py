@@ -18,8 +18,8 @@ from serve.features.matrix import Matrix
 from serve.features.surface import Surface
 from serve.model.artifact import Artifact, load
 from serve.model.encoder import Encoder
-from training.data.dataset import Dataset
-from training.evaluation.evaluate import score
+from training.data.dataset import Dataset, sample
+from training.evaluation.evaluate import MOST_ROWS, score
 from training.evaluation.metrics import Values
 from training.evaluation.rivals import TUNING_SHARE, trees
 from training.evaluation.slates import Slates
@@ -83,6 +83,7 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
         newer = unseen(test, last)
         incumbent = {"version": last.version, "unseen_rows": len(newer), "test_rows": len(test)}
         test, last = (newer, last) if is_enough(newer) else (test, None)
+    num_test, test = len(test), sample(test, MOST_ROWS)
     config = Space.config(winner.point | {"epochs": size.epochs}, replace(task.base, restore_best=False))
     boosted = None
     if tuned := run.board.of("lightgbm"):
@@ -123,6 +124,7 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
         rivals=rivals,
         current=current,
         margin=task.settings.margin,
+        sampled_from=num_test,
         about={"history": winner.history, "best_epoch": len(winner.history), "search": search},
         manifest={
             "log": str(task.log.resolve()),

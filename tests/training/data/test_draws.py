@@ -14,7 +14,7 @@ from serve.log.writer import write_log
 from tests.support.exploration_log import write_drawn
 from tests.support.logging_service import Logging
 from tests.support.small_surface import tables
-from training.data.dataset import DatasetPlan, build, concat
+from training.data.dataset import DatasetPlan, build
 from training.data.draws import drawn_weights, read_draws, served_arms
 
 NUM = 200
@@ -78,9 +78,7 @@ def test_rows_know_whether_a_request_pinned_them(tmp_path, surface):
 
     log = read_log(write_drawn(tmp_path / "log", pinned, num=NUM), surface)
     plan = DatasetPlan(Schema(surface), log)
-    parts = list(plan.parts(300))
-    rows = concat(parts)
-    assert len(parts) > 1
+    rows = plan.whole()
     assert (rows.pinned == (np.isin(rows.position, [0, 2]) & (rows.slate % 3 == 0))).all()
     rest = rows.unpinned()
     assert (len(rest), rest.pinned) == ((~rows.pinned).sum(), None)

@@ -208,7 +208,7 @@ def command(world, tmp_path, monkeypatch):
     files = dict.fromkeys(FILES, b"") | {"surface.toml": surface().text.encode()}
     save(tmp_path / "model", files, manifest)
     write_log(tmp_path / "log", tables())
-    monkeypatch.setattr(module, "read_rows", lambda *args, **options: world.rows)
+    monkeypatch.setattr(module, "read_rows", lambda *args: (world.rows, {}))
     monkeypatch.setattr(module, "score", lambda model, matrix: world.shares)
     return ["weights", "--model", str(tmp_path / "model"), "--log", str(tmp_path / "log")]
 

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 
 from serve.features.rows import Schema
@@ -15,6 +16,7 @@ from training.data.dataset import build
 from training.drafting.draft import draft
 from training.evaluation.drift import CHANGED, STATISTICS, drift
 from training.evaluation.evaluate import evaluate, score
+from training.evaluation.verdict import order
 from training.fit.fit import fit
 from training.fit.loop import FitConfig
 from training.network.network import Network, NetworkConfig
@@ -58,6 +60,35 @@ def test_rows_that_chose_the_epoch_and_the_calibration_count_as_seen(fitted):
     last_ms = read_log(log, surface).exposures["ts_ms"].to_numpy().max()
     assert manifest["span_ms"][1] < manifest["seen_until_ms"] <= last_ms
     assert manifest["log"] == str(log)
+
+
+def test_more_rows_than_are_measured_are_a_sample_that_is_said(fitted, monkeypatch, capsys):
+    log, model, surface = fitted
+    whole = evaluate(model, None, log, baselines=False)
+    num_shown = len(pc.list_flatten(read_log(log, surface).exposures["candidates"]))
+    most = num_shown // 4
+    monkeypatch.setattr("training.evaluation.evaluate.MOST_ROWS", most)
+    found = evaluate(model, log, log, baselines=True)
+    assert 0.9 * most < found["rows"] <= most
+    assert found["sampled_from"] == found["lightgbm_sampled_from"] == num_shown
+    assert f"about {most:,} of {num_shown:,} shown candidates are rows" in capsys.readouterr().err
+    assert f"the rows are a sample, evenly over time, of {num_shown:,}" in order(found)
+    assert f"LightGBM learned from a sample, evenly over time, of {num_shown:,}" in order(found)
+    # They have the labels and the scores of the whole log, and its features.
+    assert found["model"]["auc"] == pytest.approx(whole["model"]["auc"], abs=0.1)
+    assert found["span_ms"][0] < whole["span_ms"][0] + 86_400_000
+    assert "sampled_from" not in whole
+    assert "sample" not in order(whole)
+
+
+def test_validation_rows_that_are_a_sample_are_said_in_the_report(fitted, monkeypatch, tmp_path):
+    log, model, surface = fitted
+    num_rows = load(model).manifest["validation_rows"]
+    monkeypatch.setattr("training.fit.prepare.MAX_VALIDATION", num_rows // 2)
+    fit(surface, log, tmp_path / "model", configured)
+    card = load(tmp_path / "model").read("MODEL_CARD.md").decode()
+    assert f"the rows are a sample, evenly over time, of {num_rows:,}" in card
+    assert "sample" not in load(model).read("MODEL_CARD.md").decode()
 
 
 def test_an_artifact_keeps_the_distributions_of_rows_and_scores(fitted):

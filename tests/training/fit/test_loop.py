@@ -369,7 +369,11 @@ def test_examination_is_a_product_of_chances_and_stays_finite(theta):
         assert torch.equal(found, logit)
 
 
-def test_ranks_share_the_batches_of_one_process_and_read_each_row_once():
+@pytest.mark.parametrize("pieces", [False, True])
+def test_ranks_share_the_batches_of_one_process_and_read_each_row_once(monkeypatch, pieces):
+    if pieces:
+        monkeypatch.setattr("training.network.network.SHUFFLED_ROWS", 300)
+        monkeypatch.setattr("training.network.network.PIECE_ROWS", 30)
     number = torch.arange(1_000)
     rows = Inputs(number[:, None].float(), torch.zeros(1_000, 1), number[:, None])
     alone, *ranks = (
@@ -379,6 +383,24 @@ def test_ranks_share_the_batches_of_one_process_and_read_each_row_once():
     assert torch.cat(ranks, dim=1).tolist() == alone.tolist()
     assert sorted(alone.flatten().tolist()) == number.tolist()
     assert alone.flatten().tolist() != number.tolist()
+    other = torch.cat([batch.examination for batch in rows.batches(100, slice(0, 100), seed=8)])
+    assert other.flatten().tolist() != alone.flatten().tolist()
+
+
+def test_a_pass_reads_a_bounded_part_of_the_rows_at_once_in_whole_pieces(monkeypatch):
+    """So a pass over rows in a file reads the file nearly in order, whatever their number."""
+    monkeypatch.setattr("training.network.network.SHUFFLED_ROWS", 300)
+    monkeypatch.setattr("training.network.network.PIECE_ROWS", 30)
+    number = torch.arange(1_210)
+    rows = Inputs(number[:, None].float(), torch.zeros(1_210, 1), number[:, None])
+    order = torch.cat([batch.examination[:, 0] for batch in rows.batches(10, slice(0, 10), seed=7)])
+    assert sorted(order.tolist()) == number.tolist()
+    pieces = [set((part // 30).tolist()) for part in order.split(300)]
+    # The last piece is short, so that the part that has it may begin one more.
+    assert max(map(len, pieces)) <= 11
+    # They come from all over, and their rows are mixed.
+    assert all(max(part) - min(part) > 10 for part in pieces[:4])
+    assert (order[:-1] + 1 != order[1:]).float().mean() > 0.9
 
 
 class FixedInputNorm(Network):

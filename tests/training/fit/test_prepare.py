@@ -3,7 +3,6 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 
 from serve.contract.errors import TabrankError
 from serve.features.matrix import Columns, Matrix
@@ -11,12 +10,9 @@ from serve.features.surface import Surface, read_surface
 from serve.log.writer import write_log
 from tests.support.point_in_time import shown_ids
 from tests.support.small_surface import THREE, TOML, tables
-from training.data import stream as spilling
 from training.data.dataset import Dataset
-from training.data.stream import Spill, Streamed
 from training.fit import prepare as preparing
 from training.fit.prepare import prepare, split_by_time
-from training.network.network import Inputs
 
 REPEATS = 40
 
@@ -51,80 +47,38 @@ def surface(request):
 
 
 @pytest.fixture
-def small_parts(monkeypatch):
-    monkeypatch.setattr(preparing, "ROWS_PER_PART", 50)
-    monkeypatch.setattr(spilling, "ROWS_PER_FILE", 64)
+def in_files(monkeypatch):
+    """Keep every array in a file, and compute 50 rows at once."""
+    monkeypatch.setattr("training.data.scratch.LEAST_BYTES", 1)
+    for module in ("scratch", "dataset"):
+        monkeypatch.setattr(f"training.data.{module}.ROWS_AT_ONCE", 50)
 
 
-def sorted_rows(x, label, examination):
-    rows = np.column_stack([x, label, examination])
-    return rows[np.lexsort(rows.T)]
+def test_rows_in_files_are_those_that_are_in_memory(long_log, surface, request):
+    memory = prepare(surface, long_log)
+    request.getfixturevalue("in_files")
+    disk = prepare(surface, long_log)
+    assert disk.encoder == memory.encoder
+    assert disk.examinations == memory.examinations
+    for name in ("x", "label", "examination"):
+        np.testing.assert_array_equal(getattr(disk.train, name), getattr(memory.train, name))
+    for ours, theirs in ((disk.valid, memory.valid), (disk.rows, memory.rows)):
+        assert shown_ids(ours) == shown_ids(theirs)
+        for name, array in theirs.arrays().items():
+            np.testing.assert_array_equal(getattr(ours, name), array)
+        np.testing.assert_array_equal(ours.matrix.numeric, theirs.matrix.numeric)
+        np.testing.assert_array_equal(ours.matrix.category, theirs.matrix.category)
 
 
-def batches(train: Streamed, size: int, begin: int, end: int, seed: int) -> Inputs:
-    """Return the batches of a pass end to end."""
-    parts = [vars(batch).values() for batch in train.batches(size, slice(begin, end), seed)]
-    assert all(len(x) == end - begin for x, _, _ in parts)
-    return Inputs(*map(torch.cat, zip(*parts, strict=True)))
-
-
-def test_spilled_rows_are_those_that_would_be_in_memory(long_log, surface, tmp_path, small_parts):
-    with prepare(surface, long_log, tmp_path, memory_bytes=1 << 30) as memory:
-        assert not isinstance(memory.train, Streamed)
-    with prepare(surface, long_log, tmp_path, memory_bytes=1) as disk:
-        assert isinstance(disk.train, Streamed)
-        assert len(disk.train.sizes) > 3
-        assert len(disk.train) == len(memory.train)
-        assert disk.train.shape[1] == len(surface.predicted)
-        assert disk.encoder == memory.encoder
-        ready = memory.train
-        given = batches(disk.train, 1, 0, 1, seed=5)
-        np.testing.assert_array_equal(
-            sorted_rows(given.x, given.label, given.examination),
-            sorted_rows(ready.x, ready.label, ready.examination),
-        )
-        assert shown_ids(disk.valid) == shown_ids(memory.valid)
-        assert disk.valid.ts_ms.tolist() == memory.valid.ts_ms.tolist()
-        np.testing.assert_array_equal(disk.valid.outcomes, memory.valid.outcomes)
-        np.testing.assert_array_equal(disk.valid.matrix.numeric, memory.valid.matrix.numeric)
-        folder = disk.train.folder
-    assert not folder.exists()
-
-
-def test_validation_rows_beyond_the_bound_are_thinned_out_by_whole_slates(
-    long_log, surface, tmp_path, small_parts, monkeypatch
-):
-    with prepare(surface, long_log, tmp_path, memory_bytes=1) as all_of_them:
-        slates = dict(zip(*np.unique(all_of_them.valid.slate, return_counts=True), strict=True))
-        num_rows = len(all_of_them.valid)
-    monkeypatch.setattr(preparing, "MAX_VALIDATION", num_rows // 2)
-    with prepare(surface, long_log, tmp_path, memory_bytes=1) as thinned:
-        kept = dict(zip(*np.unique(thinned.valid.slate, return_counts=True), strict=True))
+def test_validation_rows_beyond_the_bound_are_thinned_out_by_whole_slates(long_log, surface, monkeypatch):
+    valid = prepare(surface, long_log).valid
+    slates = dict(zip(*np.unique(valid.slate, return_counts=True), strict=True))
+    monkeypatch.setattr(preparing, "MAX_VALIDATION", len(valid) // 2)
+    kept = dict(zip(*np.unique(prepare(surface, long_log).valid.slate, return_counts=True), strict=True))
     assert 0 < len(kept) <= (len(slates) + 1) // 2
     assert all(slates[slate] == count for slate, count in kept.items())
     assert min(kept) == min(slates)
     assert max(kept) > max(slates) - 3
-
-
-def test_the_encoder_of_a_spilled_log_is_fitted_to_a_sample(
-    long_log, surface, tmp_path, small_parts, monkeypatch
-):
-    with prepare(surface, long_log, tmp_path, memory_bytes=1) as whole:
-        pass
-    monkeypatch.setattr(preparing, "MAX_SAMPLE", len(whole.train) // 2)
-    with prepare(surface, long_log, tmp_path, memory_bytes=1) as sampled:
-        mean = {column.name: column.mean for column in sampled.encoder.numeric}
-    assert sampled.encoder != whole.encoder
-    for column in whole.encoder.numeric:
-        assert mean[column.name] == pytest.approx(column.mean, abs=0.25 * column.std)
-
-
-def test_what_a_killed_fit_left_is_removed(long_log, surface, tmp_path, small_parts):
-    (tmp_path / "rows" / "inputs").mkdir(parents=True)
-    with prepare(surface, long_log, tmp_path, memory_bytes=1) as prepared:
-        first = prepared.train.digest
-    with prepare(surface, long_log, tmp_path, memory_bytes=1) as prepared:
-        assert prepared.train.digest == first
 
 
 def test_a_log_with_one_label_only_is_refused(surface, tmp_path):
@@ -132,49 +86,8 @@ def test_a_log_with_one_label_only_is_refused(surface, tmp_path):
     kinds = pa.array(["click", "click", "click", "click", "leave"])
     parts["events"] = parts["events"].set_column(4, "kind", kinds)
     write_log(tmp_path / "log", parts)
-    for memory_bytes in (1, 1 << 30):
-        with (
-            pytest.raises(TabrankError, match=r"of the outcome 'join'.* and 0 of them have it"),
-            prepare(surface, tmp_path / "log", tmp_path, memory_bytes=memory_bytes),
-        ):
-            pass
-
-
-@pytest.fixture
-def streamed(tmp_path, monkeypatch) -> Streamed:
-    """Write 1,000 rows to 16 files, each row's number in its one input and as its examination."""
-    monkeypatch.setattr(spilling, "ROWS_PER_FILE", 64)
-    spill = Spill(tmp_path / "spill", 1_000, 1, 1)
-    for part in np.split(np.arange(1_000), [300, 301, 900]):
-        x = part[:, None].astype(np.float32)
-        spill.add(Inputs(*map(torch.from_numpy, (x, x % 2, x))))
-    return spill.streamed()
-
-
-def test_files_hold_a_random_share_of_all_rows(streamed):
-    assert streamed.sizes == (63,) * 8 + (62,) * 8
-    for file in streamed.files(0):
-        rows = streamed.read(*file, 1, slice(0, 1), 0)
-        assert 350 < rows["examination"].mean() < 650
-        assert (rows["x"] == rows["examination"]).all()
-        assert (rows["label"] == rows["examination"] % 2).all()
-
-
-def test_a_pass_gives_whole_batches_in_an_order_of_its_own(streamed):
-    first, again, other = (batches(streamed, 96, 0, 96, seed) for seed in (1, 1, 2))
-    assert len(first) == len(other) == 960
-    orders = [rows.examination[:, 0].tolist() for rows in (first, again, other)]
-    assert orders[0] == orders[1] != orders[2]
-    assert len(set(orders[0])) == 960
-    assert set(orders[0]) != set(orders[2])
-
-
-def test_ranks_share_the_batches_that_one_process_would_have(streamed):
-    alone = batches(streamed, 96, 0, 96, seed=3).examination.reshape(10, 96)
-    ranks = [
-        batches(streamed, 96, 32 * r, 32 * (r + 1), seed=3).examination.reshape(10, 32) for r in range(3)
-    ]
-    assert torch.cat(ranks, dim=1).tolist() == alone.tolist()
+    with pytest.raises(TabrankError, match=r"of the outcome 'join'.* and 0 of them have it"):
+        prepare(surface, tmp_path / "log")
 
 
 def windows(*within: str) -> Surface:
@@ -216,11 +129,7 @@ def test_an_outcome_whose_window_reaches_into_the_next_part_is_left_out_of_its_r
     assert alone.ts_ms.tolist() == early.of(0).ts_ms.tolist()
 
 
-def test_an_outcome_that_never_happens_is_refused_by_name(long_log, tmp_path, small_parts):
+def test_an_outcome_that_never_happens_is_refused_by_name(long_log):
     surface = read_surface(THREE.replace('event = "click"', 'event = "leave"'))
-    for memory_bytes in (1, 1 << 30):
-        with (
-            pytest.raises(TabrankError, match=r"of the outcome 'spend'.* and 0 of them have it"),
-            prepare(surface, long_log, tmp_path, memory_bytes=memory_bytes),
-        ):
-            pass
+    with pytest.raises(TabrankError, match=r"of the outcome 'spend'.* and 0 of them have it"):
+        prepare(surface, long_log)

@@ -4,7 +4,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import pytest
 import torch
 
 from serve.model.encoder import Encoder, NumericColumn, SingleColumn
-from training.data import stream as spill
 from training.fit.loop import FitConfig, State, run
 from training.network.model import one_thread
 from training.network.network import Inputs, NetworkConfig, inputs
@@ -23,22 +21,13 @@ from training.network.network import Inputs, NetworkConfig, inputs
 pytestmark = pytest.mark.integration
 
 DRIVER = """
-import dataclasses, json, shutil, sys
+import dataclasses, json, sys
 from pathlib import Path
 from serve.model.encoder import Encoder
 from serve.contract.errors import TabrankError
-from training.data import stream as spill
 from training.fit.loop import FitConfig
 from training.network.network import Inputs, NetworkConfig
 from training.fit.trainer import ray_session, train
-
-spill.ROWS_PER_FILE = 2_000
-
-def spilled(rows, folder):
-    shutil.rmtree(folder, ignore_errors=True)
-    out = spill.Spill(folder, len(rows), rows.x.shape[1], 1)
-    out.add(rows)
-    return out.streamed()
 
 folder, names = Path(sys.argv[1]), sys.argv[2].split(",")
 encoder = Encoder.from_json((folder / "encoder").read_text())
@@ -54,16 +43,14 @@ runs = {
     "in this process": dataclasses.replace(short, num_workers=0),
     "too many workers": dataclasses.replace(short, num_workers=99),
     # Two workers hold both CPUs of a small machine.
-    "streamed": dataclasses.replace(whole, epochs=40, num_workers=2),
-    "streamed alone": dataclasses.replace(short, num_workers=0),
+    "killed": dataclasses.replace(whole, num_workers=2),
 }
 with ray_session():
     for name in names:
         print(name, file=sys.stderr)
         try:
             storage = folder / name.removesuffix(" again")
-            given = spilled(rows, storage / "rows") if name.startswith("streamed") else rows
-            answer = train(given, more, encoder, runs[name], storage=storage)
+            answer = train(rows, more, encoder, runs[name], storage=storage)
         except TabrankError as error:
             print(json.dumps({"name": name, "error": str(error)}))
             continue
@@ -156,15 +143,15 @@ class Story:
 
 
 class TwoWorkersStory(Story):
-    """A run on streamed rows that loses its driver, and runs of two workers and of none."""
+    """A run of two workers that loses its driver, and shorter ones of two workers and of none."""
 
-    names = "two workers", "in this process", "streamed", "streamed alone"
+    names = "two workers", "in this process", "killed"
 
     def _kill(self, folder: Path) -> None:
-        streamed = Driver(folder, "streamed")
-        streamed.wait_for("epoch 2/")
-        streamed.process.kill()
-        streamed.process.communicate()
+        killed = Driver(folder, "killed")
+        killed.wait_for("epoch 2/")
+        killed.process.kill()
+        killed.process.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -248,40 +235,10 @@ def test_workers_on_gpus_come_to_the_losses_of_the_cpu(tmp_path):
         assert [epoch[line] for epoch in history] == pytest.approx([epoch[line] for epoch in alone], abs=0.05)
 
 
-class Pass:
-    """Rows in memory, in the order of a pass over the same rows on disk."""
-
-    def __init__(self, rows: Inputs, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(spill, "ROWS_PER_FILE", 2_000)
-        out = spill.Spill(folder, len(rows), rows.x.shape[1], 1)
-        out.add(replace(rows, examination=torch.arange(len(rows)).float()[:, None]))
-        self.rows, self.streamed = rows, out.streamed()
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def batches(self, size: int, mine: slice, seed: int) -> Iterator[Inputs]:
-        files = [self.streamed.read(*file, size, slice(0, size), seed) for file in self.streamed.files(seed)]
-        order = torch.from_numpy(np.concatenate(files)["examination"][:, 0].astype(np.int64))
-        for start in range(0, len(order), size):
-            rows = order[start : start + size][mine]
-            yield Inputs(self.rows.x[rows], self.rows.label[rows], self.rows.examination[rows])
-
-
 @pytest.mark.proof
-def test_streamed_rows_give_the_losses_of_rows_in_memory_in_their_order(two_workers, tmp_path, monkeypatch):
-    rows = Pass(TRAIN, tmp_path / "rows", monkeypatch)
-    with one_thread():
-        memory = run(rows, VALID, ENCODER, replace(CONFIG, epochs=2)).history
-    history = two_workers.answers["streamed alone"]["history"]
-    for name in ("train_logloss", "valid_logloss"):
-        assert [line[name] for line in history] == pytest.approx([line[name] for line in memory], abs=1e-5)
-
-
-@pytest.mark.proof
-def test_a_killed_streamed_run_goes_on_from_its_last_epoch(two_workers):
-    assert epochs_of(two_workers.messages("streamed"))[0] >= 2
-    assert [line["epoch"] for line in two_workers.answers["streamed"]["history"]] == list(range(1, 41))
+def test_a_killed_run_of_two_workers_goes_on_from_its_last_epoch(two_workers):
+    assert epochs_of(two_workers.messages("killed"))[0] >= 2
+    assert [line["epoch"] for line in two_workers.answers["killed"]["history"]] == list(range(1, 41))
 
 
 @pytest.mark.proof

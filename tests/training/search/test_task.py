@@ -53,11 +53,3 @@ def test_rows_that_requests_pinned_do_not_compare_the_models(shop):
 def test_too_few_days_are_refused_with_the_remedy(shop):
     with pytest.raises(TabrankError, match="give a longer log, more days or a shorter within"):
         read(shop, days=0.001)[0].parts  # noqa: B018 - it splits the rows
-
-
-def test_only_the_rows_of_the_newest_days_need_memory(shop, monkeypatch):
-    num_bytes = 200 * len(read(shop)[0].data)
-    monkeypatch.setattr("training.search.task.available_bytes", lambda: num_bytes)
-    with pytest.raises(TabrankError, match="`refresh --days`"):
-        read(shop)
-    assert len(read(shop, days=1)[0].data)

@@ -1,0 +1,119 @@
+"""Seconds and peak memory of the commands of training, by the rows of a log.
+
+Memory is what processes hold of their own: anonymous pages, of a command and all its children, and
+what they share among each other. Pages of files are not counted, because the kernel drops them when
+it needs the room.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from serve.contract.errors import TabrankError
+from serve.report.rows import columns
+from training.terminal import print_progress
+
+# How often the memory of all processes is summed.
+EVERY_S = 0.05
+# What each command imports before it reads a log.
+IMPORTS = {
+    "fit": "training.fit.fit",
+    "evaluate": "training.evaluation.evaluate",
+    "search": "training.search.search",
+    "refresh": "training.search.search",
+}
+READ_OWN = "from benchmarks.memory import held_bytes; import psutil; print(held_bytes(psutil.Process()))"
+
+
+def memory(
+    rows: Sequence[int], out: Path, commands: Sequence[str], epochs: int, budget: str
+) -> dict[str, Any]:
+    """Run the commands on a simulated log of each size; return a line for each run.
+
+    The logs stay in `out`, where a second call finds them. `evaluate` and `refresh` take the model
+    of the `fit` on that log, which they need to have run. A line has the `seconds` of the command,
+    those a million rows, the peak of all processes less that of the command after its imports, and
+    whether it `failed`. An exit code of 1 is an answer: the model found did not pass.
+
+    Raises:
+        TabrankError: a command is not one of `IMPORTS`.
+    """
+    if unknown := [name for name in commands if name not in IMPORTS]:
+        raise TabrankError(f"--command {unknown[0]}: must be one of {', '.join(IMPORTS)}")
+    lines = []
+    for num in rows:
+        log, model, models = (out / f"{what}-{num}" for what in ("log", "model", "models"))
+        if not log.exists():
+            _run("simulate", "--rows", num, "--out", log)
+        for name in commands:
+            target = ("--surface", "spaces", "--log", log, "--out", out / f"{name}-{num}", "--budget", budget)
+            given: dict[str, tuple[Any, ...]] = {
+                "fit": ("--surface", "spaces", "--log", log, "--out", model, "--epochs", epochs),
+                "evaluate": ("--model", model, "--log", log),
+                "search": target,
+                "refresh": (*target, "--models", models),
+            }
+            if name == "refresh" and not models.exists():
+                _run("publish", "--model", model, "--models", models)
+            print_progress(f"{name} on {num:,} rows")
+            lines.append({"command": name, "rows": num} | _run(name, *given[name]))
+    return {"lines": lines, "failed": any(line["failed"] for line in lines)}
+
+
+def table(result: dict[str, Any]) -> str:
+    """Return the lines as a table."""
+    rows = [("command", "rows", "seconds", "seconds a million rows", "GiB beyond the imports")]
+    for line in result["lines"]:
+        failed = " (failed)" if line["failed"] else ""
+        each, peak = line["seconds"] / line["rows"] * 1e6, line["peak_bytes"] / 2**30
+        rows.append(
+            (
+                f"{line['command']}{failed}",
+                f"{line['rows']:,}",
+                f"{line['seconds']:.0f}",
+                f"{each:.0f}",
+                f"{peak:.2f}",
+            )
+        )
+    return columns(rows)
+
+
+def _run(name: str, *given: Any) -> dict[str, Any]:
+    """Run a command to its end, and return its seconds and peak."""
+    base = 0
+    if name in IMPORTS:
+        code = f"import {IMPORTS[name]}; {READ_OWN}"
+        base = int(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
+    command = [sys.executable, "-m", "training", name, *map(str, given)]
+    began_s, peak = time.monotonic(), 0
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None:
+            peak = max(peak, held_bytes(psutil.Process(process.pid)))
+            time.sleep(EVERY_S)
+    failed = process.returncode not in (0, 1)
+    return {"seconds": time.monotonic() - began_s, "peak_bytes": peak - base, "failed": failed}
+
+
+def held_bytes(process: psutil.Process) -> int:
+    """Return the anonymous memory of a process and its children, and the most that one shares."""
+    own = shared = 0
+    try:
+        family = [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return 0
+    for one in family:
+        try:
+            lines = Path(f"/proc/{one.pid}/status").read_text().splitlines()
+        except OSError:  # It has ended.
+            continue
+        sizes = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines if line.startswith("Rss")}
+        own += sizes.get("RssAnon", 0)
+        shared = max(shared, sizes.get("RssShmem", 0))
+    return own + shared

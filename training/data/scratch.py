@@ -1,0 +1,63 @@
+"""Large arrays in unnamed files, which the kernel keeps in memory only as far as there is room.
+
+A file is deleted with the last array that shows it, and if the process is killed.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from serve.contract.errors import TabrankError
+from serve.features.slots import I64, Bools
+
+# Arrays of fewer bytes stay in memory, where many small files would only cost time.
+LEAST_BYTES = 16 << 20
+# Rows to compute at once where an array holds the results of all.
+ROWS_AT_ONCE = 131_072
+# Unlike /tmp, it is never in memory; TMPDIR takes precedence.
+FOLDER = Path("/var/tmp")
+
+
+def empty(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    """Return an array to fill, in a file if it is large.
+
+    Raises:
+        TabrankError: the disk has no room for it.
+    """
+    num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+    if num_bytes < LEAST_BYTES:
+        return np.empty(shape, dtype)
+    folder = os.environ.get("TMPDIR") or (FOLDER if os.access(FOLDER, os.W_OK) else tempfile.gettempdir())
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            # Take the room now: a write to a page without it would kill the process.
+            os.posix_fallocate(file.fileno(), 0, num_bytes)
+            return np.frombuffer(mmap.mmap(file.fileno(), num_bytes), dtype).reshape(shape)
+    except OSError as error:
+        raise TabrankError(
+            f"{folder}: no file of {num_bytes / 2**30:.1f} GiB for the rows: {error.strerror}; free disk space, or "
+            "name a folder with more in the environment variable TMPDIR"
+        ) from error
+
+
+def taken(array: NDArray[Any], rows: I64 | Bools) -> NDArray[Any]:
+    """Return a copy of the rows of these numbers, or of a mask."""
+    rows = np.arange(len(array))[rows]
+    found = empty((len(rows), *array.shape[1:]), array.dtype)
+    for part in in_parts(len(rows)):
+        found[part] = array[rows[part]]
+    return found
+
+
+def in_parts(num_rows: int) -> Iterator[slice]:
+    """Yield consecutive slices of at most `ROWS_AT_ONCE` rows."""
+    return (slice(at, at + ROWS_AT_ONCE) for at in range(0, num_rows, ROWS_AT_ONCE))
