@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from serve.contract.commands import Json, answer, command_line
+from serve.contract.commands import CONFIG, Json, answer, command_line
 from serve.contract.errors import TabrankError
 from serve.contract.validation import milliseconds, spelled
 from serve.features.surface import load_surface
@@ -18,7 +18,7 @@ from serve.storage.atomic_files import PRIVATE
 from serve.storage.bucket import place
 from training.bench.commands import bench
 from training.data.commands import imports
-from training.experiment.commands import CONFIG, experiment
+from training.experiment.commands import experiment
 from training.search.commands import refresh, search
 from training.terminal import (
     PARTS,

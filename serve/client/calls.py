@@ -48,7 +48,9 @@ class Calls(Generic[Ranking, Sent]):
         self._retries = Retries()
         self._headers = {"Content-Type": "application/json", "User-Agent": "tabrank-client"}
         if api_key is not None:
-            self._headers["X-Api-Key"] = _key(api_key)
+            if not IN_HEADER.fullmatch(api_key):
+                raise TabrankError("api_key must be 1 to 256 printable ASCII characters, no space")
+            self._headers["X-Api-Key"] = api_key
         self._open()
 
     def rank(
@@ -133,9 +135,3 @@ def _timeout(timeout_s: float) -> float:
     if not 0.0 < timeout_s < float("inf"):
         raise TabrankError(f"timeout_s is {timeout_s}; use a number of seconds above 0")
     return timeout_s
-
-
-def _key(api_key: str) -> str:
-    if not IN_HEADER.fullmatch(api_key):
-        raise TabrankError("api_key must be 1 to 256 printable ASCII characters, no space")
-    return api_key

@@ -47,11 +47,8 @@ class Node:
 
     def miss(self, key: str, remedy: str) -> None:
         """Add an error for a missing key, unless a misspelt key stands for it."""
-        meant = f"did you mean {key!r}?"
-        if not any(
-            steps[:-1] == self.steps and known.detail.endswith(meant)
-            for steps, known in self.document.refused
-        ):
+        beside = [known.detail for steps, known in self.document.refused if steps[:-1] == self.steps]
+        if not any(detail.endswith(f"did you mean {key!r}?") for detail in beside):
             self[key].refuse(f"the key {key!r} is missing; {remedy}")
 
     def warn(self, detail: str) -> None:

@@ -203,10 +203,8 @@ class Rule:
             known = {key: kind for key, kind in fields.items() if not key.startswith("viewer.")}
         if where and all(key in known and key.startswith(("viewer.", "context.")) for key in where):
             why = "the candidates of a request share these fields, so the rule cannot tell them apart"
-            yield (
-                (name, "where"),
-                f"{why}; add a field of candidates{' or a feature of them' * (name == 'boost')}",
-            )
+            remedy = f"add a field of candidates{' or a feature of them' * (name == 'boost')}"
+            yield (name, "where"), f"{why}; {remedy}"
         for key, wanted in where.items():
             at, given = (name, "where", key), str(wanted).removeprefix("= ")
             if key not in known and key in fields | features:

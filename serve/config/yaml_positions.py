@@ -84,9 +84,8 @@ class Document:
             raise self._refused_whole(f"not valid YAML: {error.problem or ''}", *place) from None
         except yaml.reader.ReaderError as error:
             line = raw[: error.position].count(b"\n")
-            raise self._refused_whole(
-                f"not valid YAML: {error.reason}; save it as UTF-8 text", line
-            ) from None
+            detail = f"not valid YAML: {error.reason}; save it as UTF-8 text"
+            raise self._refused_whole(detail, line) from None
         # For example, the 31st of February.
         except UNFIT as error:
             raise self._refused_whole(f"not valid YAML: {error}") from None

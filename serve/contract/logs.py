@@ -13,11 +13,8 @@ RAY_LOGGER = "ray.serve"
 WARN_EVERY_S = 10.0
 # A minute after the last of several failures, nobody knows whether they last.
 LASTS_S = 60.0
-CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160), 0x2028, 0x2029)} | {
-    ord("\n"): "\\n",
-    ord("\r"): "\\r",
-    ord("\t"): "\\t",
-}
+CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
+CONTROL |= {ord("\n"): "\\n", ord("\r"): "\\r", ord("\t"): "\\t"}
 
 
 def of_request(request_id: str | None, trace_id: str | None = None) -> dict[str, str]:

@@ -44,7 +44,10 @@ MOVED = (
 )
 UNKNOWN = "Ids without a stored record and stated fields; they come last, unless the surface scores them."
 TRAFFIC = "Default live. Test traffic counts no impressions, and training ignores it."
-
+REQUEST_ID = "Overrides X-Request-Id; generated if neither is given."
+NOW_MS = "Time of the ranking; only with the event clock."
+FRESHNESS_MS = "Age of the live table; null before its first read."
+RULES = "The rules that moved it, in words; empty if others moved, or if the order was drawn."
 ADDS = "What the value adds to the score: in log-odds of a probability, else in units of the utility."
 EXPLAIN = '`true` returns feature values and reasons, `"reasons"` reasons alone; default false.'
 # What a ranking tells of its candidates.
@@ -90,15 +93,10 @@ class RankRequest(Struct, forbid_unknown_fields=True):
     limit: Annotated[int, Meta(ge=1, le=MAX_MS, description=LIMIT)] | None = None
     pins: Annotated[dict[Id, Annotated[int, Meta(ge=1, le=MAX_CANDIDATES)]], Meta(description=PINS)] = {}
     context: Annotated[dict[str, Any], Meta(description="The context fields of the surface.")] = {}
-    request_id: Annotated[
-        Id | None, Meta(description="Overrides X-Request-Id; generated if neither is given.")
-    ] = None
+    request_id: Annotated[Id | None, Meta(description=REQUEST_ID)] = None
     explain: Annotated[Explain, Meta(description=EXPLAIN)] = False
     traffic: Annotated[Literal["live", "test"], Meta(description=TRAFFIC)] = "live"
-    now_ms: (
-        Annotated[int, Meta(ge=0, le=2**53, description="Time of the ranking; only with the event clock.")]
-        | None
-    ) = None
+    now_ms: Annotated[int, Meta(ge=0, le=MAX_MS, description=NOW_MS)] | None = None
 
 
 class Reason(Struct):
@@ -116,12 +114,7 @@ class Moved(Struct):
     """Place of a candidate before rules and pins."""
 
     position_before: Annotated[int, Meta(ge=1, description="Its position before rules, pins and draw.")]
-    rules: Annotated[
-        list[str],
-        Meta(
-            description="The rules that moved it, in words; empty if others moved, or if the order was drawn."
-        ),
-    ]
+    rules: Annotated[list[str], Meta(description=RULES)]
 
 
 class Ranked(Struct):
@@ -157,9 +150,7 @@ class RankAnswer(Struct):
     degraded: Annotated[list[Degraded], Meta(description="Reasons why the answer is degraded.")]
     unknown_viewer: Annotated[bool, Meta(description="True if the viewer was looked up and not found.")]
     unknown_candidates: Annotated[list[str], Meta(description=UNKNOWN)]
-    freshness_ms: Annotated[
-        float | None, Meta(description="Age of the live table; null before its first read.")
-    ]
+    freshness_ms: Annotated[float | None, Meta(description=FRESHNESS_MS)]
     timing_ms: Timing
     ranking: list[Ranked]
 

@@ -192,8 +192,7 @@ def _known_at(model: Any, steps: tuple[Any, ...]) -> list[str]:
     # The place in a list is not a level.
     steps = tuple(step for step in steps if not isinstance(step, int))
     for level, names in levels(model).items():
-        if len(level) == len(steps) and all(
-            key in ("*", step) for key, step in zip(level, steps, strict=True)
-        ):
+        pairs = zip(level, steps, strict=False)
+        if len(level) == len(steps) and all(key in ("*", step) for key, step in pairs):
             return names
     return []

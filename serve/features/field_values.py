@@ -80,6 +80,5 @@ def check_unit(time: int, pointer: str) -> None:
         RequestError: with the unit that it looks like, and the factor.
     """
     if why := other_unit(time):
-        raise RequestError(
-            422, "invalid request", f"{time} {why}: times are in milliseconds since 1970", pointer
-        )
+        detail = f"{time} {why}: times are in milliseconds since 1970"
+        raise RequestError(422, "invalid request", detail, pointer)

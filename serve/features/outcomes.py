@@ -76,17 +76,13 @@ class Outcome:
     @classmethod
     def _fits_the_amount(cls, cap: object, info: ValidationInfo) -> float | None:
         until, is_sum = info.data.get("until"), info.data.get("sum")
-        if cap is None and not (until or is_sum):
-            return None
-        if cap is None:
-            most = (
-                'longest stay that counts, such as cap = "60m"'
-                if until
-                else "largest sum that counts, such as cap = 500"
-            )
-            raise ValueError(f"is missing; state the {most}")
         if not (until or is_sum):
+            if cap is None:
+                return None
             raise ValueError("only a stay, with until, or a sum has a cap; leave it out")
+        if cap is None:
+            most, such = ("longest stay", '"60m"') if until else ("largest sum", "500")
+            raise ValueError(f"is missing; state the {most} that counts, such as cap = {such}")
         try:
             return duration_ms(cap, "") / UNITS_MS["m"] if until else number(cap, "", 1e-9, MAX_CAP)
         except TabrankError as error:

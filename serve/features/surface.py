@@ -143,6 +143,11 @@ class Surface:
         """The fields of viewer, candidate and context."""
         return {owner: getattr(self, owner) for owner in OWNERS}
 
+    @cached_property
+    def stated(self) -> dict[str, Field]:
+        """The candidate's fields that a request may state."""
+        return {name: field for name, field in self.candidate.items() if field.request_time}
+
     @property
     def fingerprint(self) -> str:
         """Return a hash of the declaration that a model depends on.

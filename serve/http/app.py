@@ -241,9 +241,8 @@ def _resource(path: str, headers: Headers) -> Answer:
 def _require(method: str, wanted: str, path: str) -> None:
     if method != wanted:
         allow = "GET, HEAD" if wanted == "GET" else wanted
-        raise RequestError(
-            405, "method not allowed", f"{path} takes {wanted}, not {quoted(method)}", allow=allow
-        )
+        detail = f"{path} takes {wanted}, not {quoted(method)}"
+        raise RequestError(405, "method not allowed", detail, allow=allow)
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:

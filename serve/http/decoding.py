@@ -64,13 +64,12 @@ def _check_candidates(request: RankRequest, surface: Surface) -> None:
             seen.add(name)
     if ids is request.candidates:
         return
-    fields = surface.fields["candidate"]
-    stated = {name: field for name, field in fields.items() if field.request_time}
+    stated = surface.stated
     for i, candidate in enumerate(request.candidates):
         if type(candidate) is StatedCandidate:
             for name, value in candidate.fields.items():
                 pointer = below(f"/candidates/{i}/fields", name)
-                if name not in stated and name in fields:
+                if name not in stated and name in surface.candidate:
                     detail = (
                         f"{quoted(name)} is stored; requests may state {', '.join(stated) or 'no field'}. Send it to "
                         f"/v1/events, or declare it with request_time = true under [candidate] of the surface"

@@ -16,6 +16,7 @@ from serve.ranking.service import RankingService
 LIMITS = (MAX_CANDIDATES, MAX_ID_CHARACTERS, MAX_BODY_BYTES, MAX_EVENTS_BODY_BYTES, MAX_RECORDS)
 WEIGHTS = "What one unit of each predicted outcome is worth, unless an arm has its own weights."
 ARM_WEIGHTS = "Its own weights, and the surface's of outcomes that it does not name; none without a model."
+FRESHNESS_MS = "Age of the features; null before the first read."
 Version = Annotated[str | None, Meta(description="A published version; null for none.")]
 
 
@@ -32,9 +33,7 @@ class Readiness(Struct):
     live_candidates: int
     store: Literal["fresh", "unavailable"]
     model: Version
-    freshness_ms: Annotated[
-        float | None, Meta(description="Age of the features; null before the first read.")
-    ]
+    freshness_ms: Annotated[float | None, Meta(description=FRESHNESS_MS)]
     diagnoses: list[Diagnosis]
 
 

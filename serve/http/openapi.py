@@ -72,7 +72,7 @@ def _filled(surface: Surface) -> dict[str, Any]:
         "surface": surface.name,
         "event": surface.primary.event,
         "feature": next(iter(surface.features)),
-        "stated": _of_fields(_stated(surface), EXAMPLES),
+        "stated": _of_fields(surface.stated, EXAMPLES),
         **{owner: _of_fields(fields, EXAMPLES) for owner, fields in surface.fields.items()},
     }
     text = TEMPLATE
@@ -97,15 +97,8 @@ def _problem(status: str, description: str, headers: dict[str, Any] | None = Non
     title, place = HTTPStatus(int(status)).phrase.lower(), "/candidates/2" if status == "422" else None
     problem = Problem(title, int(status), description, pointer=place, request_id="request-17")
     content = {"schema": {"$ref": "#/components/schemas/Problem"}, "example": msgspec.to_builtins(problem)}
-    return {
-        "description": description,
-        "headers": headers or {},
-        "content": {"application/problem+json": content},
-    }
-
-
-def _stated(surface: Surface) -> dict[str, Field]:
-    return {name: field for name, field in surface.fields["candidate"].items() if field.request_time}
+    answer = {"description": description, "headers": headers or {}}
+    return answer | {"content": {"application/problem+json": content}}
 
 
 def _of_fields(fields: Mapping[str, Field], by_type: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,14 +129,12 @@ def _sharpen(components: dict[str, Any], surface: Surface, event_clock: bool) ->
     """Add the surface's fields to the schemas, and require `now_ms` with the event clock."""
     for schema, key, fields in (
         ("RankRequest", "context", surface.fields["context"]),
-        ("StatedCandidate", "fields", _stated(surface)),
+        ("StatedCandidate", "fields", surface.stated),
         ("Viewer", "fields", surface.fields["viewer"]),
         ("Candidate", "fields", surface.fields["candidate"]),
     ):
-        components[schema]["properties"][key] |= {
-            "properties": _of_fields(fields, VALUES),
-            "additionalProperties": False,
-        }
+        known = _of_fields(fields, VALUES)
+        components[schema]["properties"][key] |= {"properties": known, "additionalProperties": False}
     request = components["RankRequest"]
     request["properties"]["candidates"]["uniqueItems"] = True
     components["Event"]["properties"]["kind"]["enum"] = list(surface.events)

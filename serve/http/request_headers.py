@@ -36,9 +36,8 @@ def request_id_of(headers: Headers) -> str | None:
     if given is None:
         return None
     if not VALID_ID.fullmatch(given):
-        raise RequestError(
-            400, "bad header", "X-Request-Id must be 1 to 256 printable ASCII characters, no space"
-        )
+        detail = "X-Request-Id must be 1 to 256 printable ASCII characters, no space"
+        raise RequestError(400, "bad header", detail)
     return given.decode()
 
 

@@ -151,9 +151,8 @@ def difference(served: F32, ours: F32) -> F64:
 def table(result: Mapping[str, Any]) -> str:
     """Return the result of `audit` as text, with the features that differ most first."""
     moved = result.get("drift")
-    tests = (
-        f"{result['test_exposures']} of them test; {result['other_surface']} others are of another surface"
-    )
+    tests = f"{result['test_exposures']} of them test"
+    others = f"{result['other_surface']} others are of another surface"
     rows = [["feature", "difference", *["drift"] * bool(moved)]]
     for name, most in sorted(result["features"].items(), key=lambda item: -_infinite(item[1])):
         rows.append([name, f"{_infinite(most):10.1e}"])
@@ -161,7 +160,7 @@ def table(result: Mapping[str, Any]) -> str:
             rows[-1].append(_drift(moved, name, moved["features"][name]))
     if moved:
         rows.append([SCORES, "", _drift(moved, SCORES, moved["score"])])
-    lines = [f"{result['rows']} rows of {result['exposures']} exposures ({tests})", aligned(rows)]
+    lines = [f"{result['rows']} rows of {result['exposures']} exposures ({tests}; {others})", aligned(rows)]
     if moved and moved["not_judged"]:
         lines.append(
             f"drift: {len(moved['not_judged'])} are not judged: audit again with more rankings, or raise log_features"
@@ -219,7 +218,7 @@ def _served(folder: Path, log: Log, columns: Columns, surface: str) -> tuple[lis
     for exposure, seq in enumerate(log.exposures["seq"].to_pylist()):
         if seq not in place or seq is None:
             continue
-        row = {name: logged[name][place[seq]] for name in COLUMNS}
+        row = {name: logged[name][place[seq]] for name in logged.column_names}
         numeric, category, scores = (
             row[name].values.to_numpy(zero_copy_only=False).astype(kind)
             for name, kind in (("numeric", np.float32), ("category", np.uint64), ("scores", np.float32))
@@ -233,10 +232,7 @@ def _served(folder: Path, log: Log, columns: Columns, surface: str) -> tuple[lis
                 f"and {columns.num_category} for each of its {num_rows} rows; name the surface that was served"
             )
         matrix = Matrix(numeric.reshape(shapes[0]), category.reshape(shapes[1]))
-        given, weights = (
-            logged[name][place[seq]].as_py() if name in logged.column_names else None
-            for name in (PREDICTIONS, WEIGHTS)
-        )
+        given, weights = (row[name].as_py() if name in row else None for name in (PREDICTIONS, WEIGHTS))
         amounts = predictions(scores, given and np.array(given, np.float32), json.loads(weights or "{}"))
         served.append(Served(exposure, matrix, amounts, row["model"].as_py(), traffic[exposure] == "test"))
     return served, num_logged - len(logged)

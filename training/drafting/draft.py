@@ -92,7 +92,7 @@ def _request(surface: Surface, exposures: pa.Table) -> dict[str, Any]:
     place = np.lexsort((exposures["ts_ms"], np.minimum(sizes, MAX_CANDIDATES)))[-1]
     (full,) = exposures.slice(place, 1).to_pylist()
     context = {k: v for k, v in (full.get("context") or {}).items() if k in surface.context and v is not None}
-    allowed = {name for name, field in surface.candidate.items() if field.request_time}
+    allowed = surface.stated
     stated = json.loads(full.get("stated") or "{}") if allowed else {}
     candidates = [
         {"candidate": n, "fields": {k: v for k, v in stated[n].items() if k in allowed}} if n in stated else n

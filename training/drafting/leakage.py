@@ -74,10 +74,8 @@ def _totals(tables: dict[str, pa.Table], owner: str) -> dict[str, I64]:
     own, on_event, seen = codes_of(tables[f"{owner}s"]["id"], events[owner], _shown(tables, owner))
     kinds = np.array(events["kind"].to_pylist(), object)
     size = own.max(initial=0) + 1
-    totals = {
-        kind: np.bincount(on_event[kinds == kind], minlength=size)[own] for kind in dict.fromkeys(kinds)
-    }
-    return totals | {IMPRESSION: np.bincount(seen, minlength=size)[own]}
+    codes = {kind: on_event[kinds == kind] for kind in dict.fromkeys(kinds)} | {IMPRESSION: seen}
+    return {kind: np.bincount(some, minlength=size)[own] for kind, some in codes.items()}
 
 
 def _is_total(c: Column, table: pa.Table, totals: dict[str, I64]) -> str:

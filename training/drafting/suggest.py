@@ -95,10 +95,12 @@ def suggest(
 ) -> tuple[list[Feature], list[Column]]:
     """Return the features, and the columns; those that no feature uses lose their type."""
     usable = [c for c in columns if c.type]
+    # An event on a candidate does not know what a request stated of it.
+    stored = [c for c in usable if c.owner == "candidate" and c.distinct >= 2 and not c.request_time]
     own = (feature for c in usable for feature in _own(c, tables, events))
     found: dict[str, Feature] = {}
-    candidates = (*_candidate(tables, events), *_values(usable, tables, events))
-    viewers = (*_viewer(usable, events), *_shown_before(events), *_friends(usable, tables, events))
+    candidates = (*_candidate(tables, events), *_values(stored, tables, events))
+    viewers = (*_viewer(stored, events), *_shown_before(events), *_friends(usable, tables, events))
     for feature in (*own, *_pairs(usable), *candidates, *viewers):
         free = free_name(feature.name, found)
         words = KINDS[str(feature.spec["kind"])].worded(feature.spec)
@@ -246,12 +248,12 @@ def _candidate(tables: dict[str, pa.Table], events: Funnel) -> Iterator[Feature]
 
 
 def _values(columns: list[Column], tables: dict[str, pa.Table], events: Funnel) -> list[Feature]:
-    """Return rates at the categories that tell most of a candidate without events of its own."""
+    """Return rates at the categories that tell most of a candidate without events of its own.
+
+    `columns` are those that are stored of candidates.
+    """
     num, told = len(pc.unique(tables["candidates"]["id"])), []
-    for c in columns:
-        # An event on a candidate does not know what a request stated of it.
-        if c.owner != "candidate" or c.type != "category" or c.request_time or c.distinct < 2:
-            continue
+    for c in (c for c in columns if c.type == "category"):
         sharing = num * (1 - c.missing) / c.distinct
         auc = told_by_others(c, tables, events) if sharing >= SHARED_BY else 0.5
         # What tells almost everything was written after the ranking.
@@ -289,7 +291,10 @@ def _friends(columns: list[Column], tables: dict[str, pa.Table], events: Funnel)
 
 
 def _viewer(columns: list[Column], events: Funnel) -> Iterator[Feature]:
-    """Yield counts, rates and affinities of viewers, if viewers come back."""
+    """Yield counts, rates and affinities of viewers, if viewers come back.
+
+    `columns` are those that are stored of candidates.
+    """
     known = events.viewer[events.viewer > 0]
     if len(known) < COME_BACK * max(len(np.unique(known)), 1):
         return
@@ -298,11 +303,7 @@ def _viewer(columns: list[Column], events: Funnel) -> Iterator[Feature]:
     yield Feature(VIEWER, f"viewer_{label}_rate", _rate("viewer", events, label, half), why)
     for kind in (label, IMPRESSION):
         yield Feature(VIEWER, f"viewer_num_{kind}", _tamed("count", "viewer", kind, half))
-    for c in columns:
-        # An event on a candidate does not know what a request stated of it.
-        is_known = c.owner == "candidate" and c.type in ("category", "set") and not c.request_time
-        if not is_known or c.distinct < 2 or c.is_text:
-            continue
+    for c in (c for c in columns if c.type in ("category", "set") and not c.is_text):
         keep = min(c.distinct, WIDE_AFFINITY * (2 if c.type == "set" else 1))
         why = f"keeps {keep} of {c.distinct:,}" if keep < c.distinct else ""
         # With few values, a more frequent kind of event shows taste sooner than a rare label.

@@ -146,11 +146,8 @@ def assess(
         limits = bounds(pair, result["model"], result["current"], rate, margin)
         # Those of the primary outcome are there.
         rest = dict(list(result.get("outcomes", {}).items())[1:])
-        pair |= {
-            "rows": len(primary),
-            "margin": margin,
-            "bounds": limits + [one for name in rest for one in outcome_bounds(name, rest[name], margin)],
-        }
+        limits += [one for name in rest for one in outcome_bounds(name, rest[name], margin)]
+        pair |= {"rows": len(primary), "margin": margin, "bounds": limits}
         both = np.array(list(scales))[predicts(shares["current"])].tolist()
         pair |= {} if len(both) == len(scales) else {"outcomes": both}
     given = predictions["model"][known, 0] * theta["model"]
@@ -228,8 +225,6 @@ def measured_by(artifact: Artifact, data: Dataset) -> dict[str, Any]:
 def score(model: Path, matrix: Matrix) -> NDArray[np.float32]:
     """Score a matrix's rows with the artifact's serving graph: shares `[N, O]`."""
     scorer = load_scorer(model, "onnx")
-    parts = [
-        scorer.score(matrix.numeric[i : i + CHUNK], matrix.category[i : i + CHUNK])
-        for i in range(0, len(matrix.numeric), CHUNK)
-    ]
-    return np.concatenate(parts) if parts else np.empty((0, len(scorer.outcomes)), np.float32)
+    parts = (matrix.rows(slice(i, i + CHUNK)) for i in range(0, len(matrix.numeric), CHUNK))
+    shares = [scorer.score(part.numeric, part.category) for part in parts]
+    return np.concatenate(shares) if shares else np.empty((0, len(scorer.outcomes)), np.float32)

@@ -140,12 +140,8 @@ def bounds(
     if theirs["logloss"] is not None:
         worse |= {"logloss": pair["logloss"], "ece": (ours["ece"] or 0.0) - (theirs["ece"] or 0.0)}
     worse[by] = None if better is None else SPARE * error - better
-    found = []
-    for name, value in worse.items():
-        allowed = ECE_SHARE * positive_rate if name == "ece" else margin * (theirs[name] or 0.0)
-        holds = value is not None and bool(value <= allowed)
-        found.append({"measure": name, "worse": value, "allowed": allowed, "holds": holds})
-    return found
+    allowed = {name: margin * (theirs[name] or 0.0) for name in worse} | {"ece": ECE_SHARE * positive_rate}
+    return [_bound(name, value, allowed[name]) for name, value in worse.items()]
 
 
 def outcome_bounds(name: str, about: Mapping[str, Any], margin: float) -> list[dict[str, Any]]:
@@ -160,14 +156,16 @@ def outcome_bounds(name: str, about: Mapping[str, Any], margin: float) -> list[d
         return []
     rate = about["mean_share"]
     error = math.sqrt(rate * (1 - rate) / about["rows"])
-    found = []
-    for measure, worse, allowed in (
-        ("logloss", pair["logloss"] - SPARE * pair["logloss_se"], margin * theirs["logloss"]),
-        ("ece", ours["ece"] - theirs["ece"], max(ECE_SHARE * rate, ECE_SPARE * error)),
-    ):
-        one = {"measure": measure, "outcome": name, "worse": worse, "allowed": allowed}
-        found.append(one | {"holds": worse <= allowed})
-    return found
+    lost = pair["logloss"] - SPARE * pair["logloss_se"]
+    return [
+        _bound("logloss", lost, margin * theirs["logloss"], outcome=name),
+        _bound("ece", ours["ece"] - theirs["ece"], max(ECE_SHARE * rate, ECE_SPARE * error), outcome=name),
+    ]
+
+
+def _bound(measure: str, worse: float | None, allowed: float, **about: str) -> dict[str, Any]:
+    holds = worse is not None and bool(worse <= allowed)
+    return {"measure": measure, **about, "worse": worse, "allowed": allowed, "holds": holds}
 
 
 def _order(pair: Mapping[str, Any]) -> tuple[str, int | None, int | None]:

@@ -74,10 +74,8 @@ def _choice(result: Mapping[str, Any]) -> list[str]:
     name, chosen, own = result["outcome"], result["chosen"], result["own"][result["outcome"]]
     rule = f"{result['primary']} is shown to fall by less than {100 * result['give']:g} %"
     if chosen is None:
-        why = (
-            f"At no weight of this sweep that is stronger than {own:g}, the surface's own, {rule} and {name} "
-        )
-        why += "changes as wanted."
+        stronger = f"At no weight of this sweep that is stronger than {own:g}, the surface's own,"
+        why = f"{stronger} {rule} and {name} changes as wanted."
         return [why, "Sweep nearer to it, or give a larger log or a larger --give.", f"{name} keeps {own:g}"]
     (point,) = (point for point in result["points"] if point["weight"] == chosen)
     told = [f"{outcome} {percent(found)}" for outcome, found in point["outcomes"].items() if found]

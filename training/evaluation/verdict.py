@@ -172,10 +172,8 @@ def standing(pair: Mapping[str, Any]) -> str:
     if by in EARNED and by not in broken and "ndcg@10" in broken:
         told.append(DOUBT)
     if "outcomes" in pair:
-        both = " and ".join(pair["outcomes"])
-        told.append(
-            f"of the weighed outcomes the current model predicts {both} alone, and is ordered by that"
-        )
+        alone = f"the current model predicts {' and '.join(pair['outcomes'])} alone"
+        told.append(f"of the weighed outcomes {alone}, and is ordered by that")
     return f"{what}: {'; '.join([difference(pair), *told])}"
 
 
@@ -264,16 +262,11 @@ def slices(parts: list[Mapping[str, Any]]) -> Rows:
     rows: Rows = [SLICE_COLUMNS]
     for part in parts:
         ours, theirs, pair = part["model"] or {}, part["popular"] or {}, part["paired"] or {}
-        rows.append(
-            (
-                f"{part['by']}: {part['value']}",
-                *(f"{part[key]:,}" for key in COUNTS),
-                decimal(ours.get("ndcg@10")),
-                decimal(theirs.get("ndcg@10")),
-                _signed(pair.get("ndcg@10"), pair.get("se")),
-                *(decimal(ours.get(key)) for key in ("auc", "logloss", "ece")),
-            )
-        )
+        cells = [f"{part['by']}: {part['value']}", *(f"{part[key]:,}" for key in COUNTS)]
+        cells += [decimal(one.get("ndcg@10")) for one in (ours, theirs)]
+        cells += [_signed(pair.get("ndcg@10"), pair.get("se"))]
+        cells += [decimal(ours.get(key)) for key in ("auc", "logloss", "ece")]
+        rows.append(tuple(cells))
     return rows
 
 

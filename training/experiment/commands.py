@@ -7,11 +7,10 @@ from typing import Annotated
 
 import typer
 
-from serve.contract.commands import Commands, Json, answer
+from serve.contract.commands import CONFIG, Commands, Json, answer
 from training.terminal import LogFolder, Model, ProgressLines, print_progress
 
 experiment = typer.Typer(cls=Commands, no_args_is_help=True)
-CONFIG = Path("cluster.yaml")
 
 
 @experiment.command("report")

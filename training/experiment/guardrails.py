@@ -40,8 +40,8 @@ def by_arm(here: pd.DataFrame, arms: tuple[str, str]) -> dict[str, Any]:
     for name in arms:
         mine = here[here["arm"] == name]
         num = max(len(mine), 1)
-        counts = (mine[column].value_counts(sort=False) for column in ("rung", "degraded"))
-        rungs, reasons = ((of_each / num).to_dict() for of_each in counts)
+        columns = (mine["rung"], mine["degraded"])
+        rungs, reasons = ((column.value_counts(sort=False) / num).to_dict() for column in columns)
         took_ms = mine["latency_ms"].dropna()
         p50_ms, p99_ms = np.percentile(took_ms, (50, 99)).tolist() if len(took_ms) else (None, None)
         found[name] = {

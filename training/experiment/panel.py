@@ -82,9 +82,8 @@ def panel(
     first = ours.drop_duplicates("viewer")
     arm, came_ms = first["arm"].to_numpy(object), first["ts_ms"].to_numpy()
     num_days = len(window.midnights_ms)
-    keys, cell, num_exposures = np.unique(
-        codes * num_days + window.day(ours["ts_ms"]), return_inverse=True, return_counts=True
-    )
+    viewer_days = codes * num_days + window.day(ours["ts_ms"])
+    keys, cell, num_exposures = np.unique(viewer_days, return_inverse=True, return_counts=True)
     # An event of a request counts for those of the exposures that its exposure stands for.
     row, times = (
         _of_requests(ours["request_id"], of_each, events["request_id"]) for of_each in (cell, ours["one_in"])

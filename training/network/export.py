@@ -94,21 +94,18 @@ def export(folded: Folded, exact: bool) -> bytes:
         )
         if num_columns
     ]
-    names = ("shares", "residual")
+    shapes = {"shares": ["rows", len(folded.output)], "residual": ["rows"]}
     values = forward(ops, folded, "numeric", "hot", "index", exact=exact)
-    ops.nodes += [helper.make_node("Identity", [v], [name]) for v, name in zip(values, names, strict=True)]
-    shapes = (["rows", len(folded.output)], ["rows"])
+    ops.nodes += [helper.make_node("Identity", [v], [name]) for v, name in zip(values, shapes, strict=True)]
     outputs = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-        for name, shape in zip(names, shapes, strict=True)
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()
     ]
     graph = helper.make_graph(ops.nodes, "tabnet", inputs, outputs, ops.initializers)
     model = helper.make_model(
         graph, producer_name="tabrank", opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
     )
     onnx.checker.check_model(model, full_check=True)
-    serialised: bytes = model.SerializeToString()
-    return serialised
+    return bytes(model.SerializeToString())
 
 
 def folded_of(network: Network, calibrations: Sequence[Calibration]) -> Folded:

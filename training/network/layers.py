@@ -118,13 +118,9 @@ class Transformer(nn.Module):
         # pytorch_tabnet draws the weights of one layer after the other: take the maps one by one.
         maps = itertools.chain(shared, gated_linears(depths, num_inputs, config))
         self.layers = [GatedLayer(fc, 2.0, config) for fc in maps]
-        self.shared = nn.ModuleDict(
-            {
-                "shared_layers": nn.ModuleList(shared),
-                "glu_layers": nn.ModuleList(self.layers[: len(shared)]),
-            }
-        )
-        self.specifics = nn.ModuleDict({"glu_layers": nn.ModuleList(self.layers[len(shared) :])})
+        sharing, own = nn.ModuleList(self.layers[: len(shared)]), nn.ModuleList(self.layers[len(shared) :])
+        self.shared = nn.ModuleDict({"shared_layers": nn.ModuleList(shared), "glu_layers": sharing})
+        self.specifics = nn.ModuleDict({"glu_layers": own})
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [I, R] to [H, R]."""

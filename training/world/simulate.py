@@ -94,13 +94,12 @@ def simulate(
     progress(1.0)
     kinds = tables["events"]["kind"].to_numpy()
     num_events = {kind: int(np.count_nonzero(kinds == kind)) for kind in KINDS}
-    num_rows = sum(map(len, record.shown))
     return {
         "out": str(out),
         "seed": seed,
         "start_ms": start_ms,
         "end_ms": end_ms,
-        "rows": num_rows,
+        "rows": sum(map(len, record.shown)),
         "exposures": num_exposures,
         "viewers": num_viewers,
         "candidates": len(world.spaces),

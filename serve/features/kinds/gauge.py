@@ -145,9 +145,8 @@ class Presences(StateKind[Presence | Inside], of=(Presence, Inside)):
             if run.events.isdisjoint((up, down)):
                 continue
             table = self._table(viewers, candidates, slot, inside)
-            event, viewer, ts_ms = (
-                np.repeat(values, run.lengths) for values in (run.event, run.viewer, run.ts_ms)
-            )
+            of_record = (run.event, run.viewer, run.ts_ms)
+            event, viewer, ts_ms = (np.repeat(values, run.lengths) for values in of_record)
             moves = ((event == up) | (event == down)) & (viewer > 0) & (run.candidates > 0)
             columns = (viewer, run.candidates, ts_ms, event == up)
             for move in zip(*(column[moves].tolist() for column in columns), strict=True):
@@ -231,9 +230,8 @@ class _Table:
 
     def leave_all(self, viewer: int) -> Iterator[int]:
         """Take a viewer out of all candidates, and yield their rows."""
-        for key, ms, is_there, began_ms in zip(
-            *(field[viewer].tolist() for field in self.stays), strict=True
-        ):
+        stays = (field[viewer].tolist() for field in self.stays)
+        for key, ms, is_there, began_ms in zip(*stays, strict=True):
             if is_there:
                 row = self.candidates.find_hash(key)
                 self._leave(viewer, row, ms, began_ms)
