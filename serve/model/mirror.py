@@ -36,7 +36,7 @@ class Mirror:
         self.folder = models
         self._models = models
         # The files of the bucket, and their versions, that the copy has.
-        self._listed: set[tuple[Path, int]] | None = None
+        self._listed: set[tuple[BucketPath, int]] | None = None
         # Why the copy may be out of date.
         self.error: Exception | None = None
         if isinstance(models, BucketPath):
