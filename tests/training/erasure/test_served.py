@@ -217,11 +217,9 @@ def test_a_journal_that_cannot_be_written_is_told_and_written_by_the_next(servic
 
 
 def test_rows_of_the_erased_are_not_trained_on(service):
-    with prepare(service.surface, service.folder / "log", service.folder / "fit") as whole:
-        pass
+    whole = prepare(service.surface, service.folder / "log")
     forget(service.folder / "log", GONE, service.folder / "models")
-    with prepare(service.surface, service.folder / "log", service.folder / "fit") as rest:
-        pass
+    rest = prepare(service.surface, service.folder / "log")
     erased = service.log().exposures.filter(service.log().exposures["erased"])
     assert len(erased) > 10
     # An exposure has five candidates.

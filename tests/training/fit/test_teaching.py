@@ -20,8 +20,7 @@ def prepared(tmp_path_factory):
     """Return the prepared rows of a log."""
     folder = tmp_path_factory.mktemp("teaching")
     write_shop(folder / "log", slates=1_000)
-    with prepare(read_surface(draft(folder / "log").text), folder / "log", folder) as rows:
-        return rows
+    return prepare(read_surface(draft(folder / "log").text), folder / "log")
 
 
 def test_the_labels_of_a_fit_lean_to_what_lightgbm_predicts(prepared):
