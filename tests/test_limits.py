@@ -146,6 +146,10 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
         (mib(records.MAX_CALL_BYTES),),
         f"{BUFFER}::test_an_exposure_larger_than_a_call_is_never_sent_and_counted",
     ),
+    "exposures of a replica that wait for Ingest": (
+        (f"{exposure_buffer.CALM:.0%}".replace("%", " %"), exposure_buffer.MIN_HELD),
+        f"{BUFFER}::test_beyond_the_ceiling_of_ingest_an_even_sample_is_kept_and_says_its_rate",
+    ),
     "the exposure buffer of a replica": (
         (exposure_buffer.MAX_HELD, mib(exposure_buffer.MAX_HELD_BYTES)),
         f"{BUFFER}::test_the_held_bytes_are_bounded_until_they_are_sent",

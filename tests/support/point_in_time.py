@@ -64,7 +64,7 @@ def _held_before(table: pa.Table, cut_ms: int) -> pa.Table:
 
 def _closed(exposures: pa.Table, end_ms: int) -> pa.Table:
     """Append a last exposure without a viewer, so that the rows' label windows have closed."""
-    last = {"request_id": "the end", "ts_ms": end_ms, "candidates": ["nothing"]}
+    last = {"request_id": "the end", "ts_ms": end_ms, "candidates": ["nothing"], "one_in": 1}
     row = [{name: last.get(name) for name in exposures.column_names}]
     return pa.concat_tables([exposures, pa.Table.from_pylist(row, schema=exposures.schema)])
 

@@ -106,6 +106,7 @@ def log_of(viewers, candidates, exposures, events) -> Log:
                 "candidates": column(exposures, 2, STRINGS),
                 "context": pa.array([None if e[3] is None else {"hour": e[3]} for e in exposures], CONTEXT),
                 "traffic": pa.nulls(len(exposures), text),
+                "one_in": pa.array([1] * len(exposures), whole),
             }
             | unserved(exposures, seen_seq=whole, stated=text, pinned=pa.list_(whole))
             | erased(exposures)
