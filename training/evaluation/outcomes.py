@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from serve.features.surface import Surface
 from training.data.dataset import Dataset
-from training.evaluation.metrics import Contender, Values, mean
+from training.evaluation.metrics import Contender, Values, mean, mean_and_error
 from training.evaluation.slates import F64, Slates
 from training.evaluation.worth import Worth
 from training.examination.examination import Examination
@@ -55,7 +55,7 @@ def measured(
 
     `shares` `[N, O]` and `examinations`, one an outcome, are by contender; `worth` are the expected
     amounts of the contenders `names`. An outcome has its declaration, `weight`, `is_bad`, `rows`,
-    `positives` and `mean_share`; under the name of each contender
+    `positives` and `mean_share` with its standard error; under the name of each contender
 
     * `expected`, the amount per exposure that its order would earn, in the outcome's unit, with its
       95 % interval `expected_interval`, None where the rows do not support it;
@@ -72,7 +72,9 @@ def measured(
         about = {key: value for key, value in vars(outcome).items() if value not in (None, "", False)}
         about |= {"weight": surface.worth[name], "is_bad": surface.is_bad(name)}
         about |= {"rows": len(part), "positives": int(slates.positives.sum())}
-        about |= {"mean_share": mean(part.label.astype(np.float64)), "paired": {}}
+        share = part.label.astype(np.float64)
+        error = mean_and_error(share, part.viewer)[1]
+        about |= {"mean_share": mean(share), "mean_share_se": error, "paired": {}}
         contenders = {}
         for key, one in shares.items():
             if predicts(one)[k]:

@@ -10,7 +10,6 @@ expected labels, where positions make the difference, and by NDCG@10, where they
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -154,8 +153,7 @@ def outcome_bounds(name: str, about: Mapping[str, Any], margin: float) -> list[d
     pair, ours, theirs = about["paired"]["model-current"], about["model"], about["current"]
     if pair.get("logloss") is None:
         return []
-    rate = about["mean_share"]
-    error = math.sqrt(rate * (1 - rate) / about["rows"])
+    rate, error = about["mean_share"], about["mean_share_se"]
     lost = pair["logloss"] - SPARE * pair["logloss_se"]
     return [
         _bound("logloss", lost, margin * theirs["logloss"], outcome=name),

@@ -18,7 +18,7 @@ from tests.support.small_surface import TOML
 from tests.support.trade_world import KNOWN, OUTCOMES, trade
 from tests.training.evaluation.test_report import MANIFEST
 from training.evaluation.evaluate import assess
-from training.evaluation.metrics import Contender, calibrated
+from training.evaluation.metrics import Contender, calibrated, mean_and_error
 from training.evaluation.outcomes import is_plain
 from training.evaluation.paired import outcome_bounds
 from training.evaluation.report import model_card, report_page
@@ -174,25 +174,30 @@ def test_each_outcome_is_bounded_against_the_current_model(world):
     assert all(bound["holds"] for bound in equal["paired"]["model-current"]["bounds"])
 
 
-def test_equal_models_of_a_rare_outcome_are_within_its_bounds():
+@pytest.mark.parametrize("one_in", [1, 10])
+def test_equal_models_of_a_rare_outcome_are_within_its_bounds(one_in):
     held = []
     for seed in range(20):
         rng = np.random.default_rng(seed)
         logit = -5.8 + rng.normal(size=15_000)
         label = (rng.random(15_000) < 1 / (1 + np.exp(-logit))).astype(np.float32)
         shares = [1 / (1 + np.exp(-logit - 0.3 * rng.normal(size=15_000))) for _ in range(2)]
-        about = _rare(label, *(calibrated(label, share) for share in shares))
+        label, *shares = (np.tile(values, one_in) for values in (label, *shares))
+        about = _rare(label, *(calibrated(label, share) for share in shares), one_in)
         held += [bound["holds"] for bound in outcome_bounds("hide", about, 0.01)]
     assert np.mean(held) >= 0.95
 
 
-def _rare(label, ours, theirs):
+def _rare(label, ours, theirs, one_in):
+    """Return an outcome of slates of 10, each of its own viewer, that stand for `one_in` each."""
     slate = np.arange(len(label)) // 10
-    slates = Slates(label, slate, slate)
+    viewer = np.tile(slate[: len(slate) // one_in], one_in)
+    slates = Slates(label, slate, viewer)
     one, other = (Contender.of(slates, chance, chance) for chance in (ours, theirs))
     difference, error = one.minus(other, "logloss")
     pair = {"logloss": difference, "logloss_se": error}
-    about = {"rows": len(label), "mean_share": float(label.mean()), "paired": {"model-current": pair}}
+    rate, rate_error = mean_and_error(label.astype(np.float64), viewer)
+    about = {"mean_share": rate, "mean_share_se": rate_error, "paired": {"model-current": pair}}
     return about | {"model": one.measures(), "current": other.measures()}
 
 
