@@ -10,7 +10,6 @@ import mmap
 import os
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,12 @@ LEAST_BYTES = 16 << 20
 # Rows to compute at once where an array holds the results of all.
 ROWS_AT_ONCE = 131_072
 # Unlike /tmp, it is never in memory; TMPDIR takes precedence.
-FOLDER = Path("/var/tmp")
+FOLDER = "/var/tmp"
+
+
+def folder() -> str:
+    """Return the folder for large files."""
+    return os.environ.get("TMPDIR") or (FOLDER if os.access(FOLDER, os.W_OK) else tempfile.gettempdir())
 
 
 def empty(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
@@ -36,15 +40,14 @@ def empty(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
     if num_bytes < LEAST_BYTES:
         return np.empty(shape, dtype)
-    folder = os.environ.get("TMPDIR") or (FOLDER if os.access(FOLDER, os.W_OK) else tempfile.gettempdir())
     try:
-        with tempfile.TemporaryFile(dir=folder) as file:
+        with tempfile.TemporaryFile(dir=folder()) as file:
             # Take the room now: a write to a page without it would kill the process.
             os.posix_fallocate(file.fileno(), 0, num_bytes)
             return np.frombuffer(mmap.mmap(file.fileno(), num_bytes), dtype).reshape(shape)
     except OSError as error:
         raise TabrankError(
-            f"{folder}: no file of {num_bytes / 2**30:.1f} GiB for the rows: {error.strerror}; free disk space, or "
+            f"{folder()}: no file of {num_bytes / 2**30:.1f} GiB for the rows: {error.strerror}; free disk space, or "
             "name a folder with more in the environment variable TMPDIR"
         ) from error
 

@@ -19,6 +19,7 @@ from serve.features.surface import Surface
 from serve.model import artifact
 from serve.model.graph import Calibration
 from training.data.dataset import Dataset, Progress
+from training.data.scratch import folder
 from training.evaluation.drift import STATISTICS, statistics
 from training.evaluation.evaluate import assess
 from training.evaluation.importance import importance
@@ -61,7 +62,7 @@ def fit(
     if storage is not None:
         refuse_file(storage)
     begun = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="tabrank-fit-") as temporary:
+    with tempfile.TemporaryDirectory(prefix="tabrank-fit-", dir=folder()) as temporary:
         storage = storage or Path(temporary)
         PARTS.begin("reading the log and computing features")
         prepared = prepare(surface, log, progress)

@@ -109,10 +109,20 @@ class Inputs:
         return Inputs(self.x.to(device), self.label.to(device), self.examination.to(device))
 
     def save(self, folder: Path, name: str) -> None:
-        """Write the rows to files that `map` reads; create the folder if it is missing."""
-        folder.mkdir(parents=True, exist_ok=True)
-        for what, tensor in vars(self).items():
-            np.save(folder / f"{name}-{what}.npy", tensor.numpy())
+        """Write the rows to files that `map` reads; create the folder if it is missing.
+
+        Raises:
+            TabrankError: they cannot be written.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for what, tensor in vars(self).items():
+                np.save(folder / f"{name}-{what}.npy", tensor.numpy())
+        except OSError as error:
+            raise TabrankError(
+                f"{folder}: the rows to train on cannot be written: {error.strerror or error}; free disk space, or "
+                "name another folder: `fit` takes --storage or the environment variable TMPDIR, `search` takes --out"
+            ) from error
 
     @classmethod
     def map(cls, folder: Path, name: str) -> Inputs:

@@ -16,7 +16,7 @@ from tests.support.networks import (
     reference,
 )
 from tests.support.pytorch_tabnet_networks import untrained_module
-from training.network.network import Network, NetworkConfig
+from training.network.network import Inputs, Network, NetworkConfig
 
 
 @pytest.mark.parametrize("num_outcomes", [1, 3])
@@ -140,3 +140,10 @@ def test_an_invalid_network_is_refused_by_field_and_value(fields: dict[str, obje
 def test_a_network_without_columns_is_refused() -> None:
     with pytest.raises(TabrankError, match="no columns"):
         Network(Encoder(()), NetworkConfig())
+
+
+def test_rows_that_cannot_be_written_name_their_folder_and_others(tmp_path):
+    (tmp_path / "full").touch()
+    rows = Inputs(torch.zeros(2, 3), torch.zeros(2, 1), torch.ones(2, 1))
+    with pytest.raises(TabrankError, match=f"{tmp_path}/full/rows: .* cannot be written: .*TMPDIR"):
+        rows.save(tmp_path / "full" / "rows", "train")
