@@ -80,6 +80,7 @@ def _types(exposures):
         "propensity": pa.list_(pa.float64()),
         "draw": pa.list_(pa.float32()),
         "pinned": pa.list_(pa.int64()),
+        "one_in": pa.int64(),
         "rules": pa.list_(pa.string()),
         "share": pa.float64(),
     }

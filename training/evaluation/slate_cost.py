@@ -77,7 +77,9 @@ def cost_of_arm(
     by = next((rule.spread.field for rule in arm.slate if rule.spread), next(shared, None))
     artifact = _artifact(arm, models, features)
     past, rows = read_log(history, surface) if history else None, read_log(log, surface)
-    num_shown = pc.list_value_length(rows.exposures["candidates"]).to_numpy()
+    # How many slates each exposure stands for, and the candidates of all of them.
+    times = rows.exposures["one_in"].to_numpy()
+    num_shown = times * pc.list_value_length(rows.exposures["candidates"]).to_numpy()
     asked = np.flatnonzero(kept(rows.exposures["request_id"].combine_chunks()))
     plan = DatasetPlan(
         features.schema,
@@ -92,12 +94,10 @@ def cost_of_arm(
     shares = score(artifact.path, data.matrix)
     utility = Weighings(surface).of(arm.weights, artifact).utility(shares)
     known = dict(zip(artifact.outcomes, Examination.of(artifact.manifest), strict=True))
-    # Exposures, and the slates that each stands for.
-    times = rows.exposures["one_in"].to_numpy()
     ranked = np.unique(np.repeat(np.arange(len(times)), times)[data.slate])
     left_out = {
-        "rankings": len(asked) - len(ranked),
-        "candidates": int((num_shown * times)[ranked].sum()) - len(data),
+        "rankings": int(times[asked].sum() - times[ranked].sum()),
+        "candidates": int(num_shown[ranked].sum()) - len(data),
     }
     about = measured_by(artifact, data) | {"arm": arm.name, "left_out": left_out}
     about |= {"units": {key: "min" if one.until else one.unit for key, one in surface.predicted.items()}}

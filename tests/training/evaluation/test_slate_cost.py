@@ -320,16 +320,24 @@ def test_the_report_of_an_experiment_tells_it_of_the_exposures_of_each_arm(home,
     assert "All rules of arm spaced together change" in done.stdout
 
 
-def test_a_report_ranks_few_rows_again_evenly_over_time_and_counts_the_others(home, tmp_path, monkeypatch):
+@pytest.mark.parametrize("one_in", [1, 5])
+def test_a_report_ranks_few_rows_again_evenly_over_time_and_counts_the_others(
+    home, tmp_path, monkeypatch, one_in
+):
     shutil.copytree(home, tmp_path / "here")
     shutil.rmtree(tmp_path / "here" / "log")
-    write_drawn(tmp_path / "here" / "log", in_experiment)
+
+    def sampled(exposures):
+        exposures["one_in"] = [one_in] * 401
+        return in_experiment(exposures)
+
+    write_drawn(tmp_path / "here" / "log", sampled)
     monkeypatch.setattr("training.experiment.report.COST_ROWS", 600)
     done = report(tmp_path / "here")
     found = json.loads((tmp_path / "here" / "out" / "report.json").read_text())["slate"]
-    assert all(99 <= cost["slates"] <= 100 for cost in found.values())
+    assert all(100 - one_in <= cost["slates"] <= 100 for cost in found.values())
     # The window of the last one may be open, so that nothing is known of it.
-    assert sum(cost["slates"] + cost["left_out"]["rankings"] for cost in found.values()) == 401
+    assert sum(cost["slates"] + cost["left_out"]["rankings"] for cost in found.values()) == 401 * one_in
     assert "rankings and 0 candidates (they were unknown, or" in done.stdout
 
 
