@@ -208,7 +208,7 @@ def key(
 @app.command()
 def load(
     log: Annotated[
-        Path, typer.Option(parser=place, metavar="PATH", help="Folder of Parquet files: the log to replay.")
+        Path, typer.Option(parser=place, metavar="PATH", help="The log: a folder, or s3://BUCKET/KEY.")
     ],
     surface: Annotated[
         str, typer.Option(help="Name of a shipped surface, or path of a TOML file.")

@@ -19,7 +19,7 @@ def anywhere(**options: Any) -> Any:
 
 SurfaceName = Annotated[str, typer.Option(help="Name of a shipped surface, or path of a TOML file.")]
 LogFolder = Annotated[Path, anywhere(help="A log: a folder of Parquet, or s3://BUCKET/KEY.")]
-NewLog = Annotated[Path, anywhere(help="The log to write; must not exist.")]
+NewLog = Annotated[Path, anywhere(help="The log to write, or s3://BUCKET/KEY; must not exist.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of weights and order; equal seeds give equal models.")]
 Models = Annotated[Path, anywhere(help="The folder of published artifacts, or s3://BUCKET/KEY.")]
 PUBLISHED = Path("var/models")

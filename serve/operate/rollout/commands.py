@@ -14,7 +14,7 @@ from serve.storage.bucket import place
 
 models = typer.Typer(no_args_is_help=True)
 Folder = Annotated[
-    Path, typer.Option("--models", parser=place, metavar="PATH", help="The folder of published artifacts.")
+    Path, typer.Option("--models", parser=place, metavar="PATH", help="A folder, or s3://BUCKET/KEY.")
 ]
 Version = Annotated[str, typer.Argument(help="A published version; `list` names them.")]
 Reason = Annotated[str, typer.Option(help="The reason, stored with the version.")]
