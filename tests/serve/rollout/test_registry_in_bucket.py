@@ -188,6 +188,16 @@ def test_a_mirror_that_is_pulled_from_a_failing_bucket_is_whole_in_the_end(
     assert (mirror.folder / CURRENT).read_text() == f"{B}\n"
 
 
+def test_a_mirror_copies_a_version_again_whose_copy_is_half_deleted(published, monkeypatch):
+    monkeypatch.setattr(serve.model.mirror, "PULL_S", 1e9)
+    mirror = Mirror(published)
+    (mirror.folder / B / MANIFEST).unlink()
+    # A process that starts then finds the rest.
+    again = Mirror(published)
+    assert again.error is None
+    assert load(again.folder / B).version == B
+
+
 def test_a_damaged_file_of_a_published_version_is_refused(published):
     (published / A / "encoder.json").put(os.urandom(10))
     with pytest.raises(ArtifactRefused, match=r"s3://.*encoder\.json is not the file that was written"):
