@@ -43,16 +43,16 @@ def readable(path: Path) -> Iterator[None]:
         Damaged: the file is not Parquet, or not whole.
         FileNotFoundError: it was deleted meanwhile.
         Unreadable: the system does not let it be read now.
-        BucketError: the bucket cannot be read now.
     """
     try:
         yield
-    except (FileNotFoundError, BucketError):
+    except FileNotFoundError:
         raise
     except UNREADABLE as error:
         # An error of the system does not mean damage: too many files may be open.
         if why := getattr(error, "strerror", None):
-            raise Unreadable(f"{path}: cannot be read: {why}; check its mode and `ulimit -n`") from error
+            remedy = "" if isinstance(error, BucketError) else "; check its mode and `ulimit -n`"
+            raise Unreadable(f"{path}: cannot be read: {why}{remedy}") from error
         raise Damaged(
             f"{path}: not readable as Parquet: {str(error).splitlines()[0]}; restore it from a backup, or move it "
             "away: the log then lacks its records"

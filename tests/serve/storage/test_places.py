@@ -29,7 +29,7 @@ from serve.storage.atomic_files import (
     write_whole,
 )
 from serve.storage.bucket import BucketError, BucketPath, cache_folder, is_bucket, place
-from serve.storage.parquet import Damaged, open_parquet, readable
+from serve.storage.parquet import Damaged, Unreadable, open_parquet, readable
 
 # Of a live lock in tests: it is renewed, and expires, so much sooner.
 RENEW_S, EXPIRE_S = 0.3, 1.5
@@ -484,8 +484,9 @@ def test_the_file_with_which_a_console_marks_a_folder_is_none_in_it(in_bucket, s
 
 def test_a_bucket_that_is_gone_is_no_damage_of_a_file(in_bucket, bucket, impatient):
     (in_bucket / "a").put(b"content")
-    with bucket.failing("403"), pytest.raises(BucketError), readable(in_bucket / "a"):
+    with bucket.failing("403"), pytest.raises(Unreadable) as refused, readable(in_bucket / "a"):
         open_parquet(in_bucket / "a")
+    assert "ulimit" not in str(refused.value)
     with pytest.raises(Damaged), readable(in_bucket / "a"):
         open_parquet(in_bucket / "a")
 
