@@ -74,7 +74,10 @@ class Lease:
         """
         if self.log == str(log.resolve()):
             return self.store
-        beside = f"lmdb:{os.path.normpath(log.resolve() / self.beside)}" if self.beside else None
+        # A log that was copied into a bucket has left its store behind.
+        if not self.beside or is_bucket(str(log)):
+            return None
+        beside = f"lmdb:{os.path.normpath(log.resolve() / self.beside)}"
         return None if beside == self.store else beside
 
 

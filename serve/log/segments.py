@@ -34,8 +34,7 @@ from serve.log.reader import ARROW, TABLES, unmerged
 from serve.log.snapshots import numbers
 from serve.log.throttle import OnStep
 from serve.storage.atomic_files import draft_path, put_once, sync
-from serve.storage.bucket import footer
-from serve.storage.parquet import Damaged, readable
+from serve.storage.parquet import Damaged, footer, readable
 
 log = logging.getLogger("tabrank")
 # Number of a record, time of its arrival in ms, and the record.

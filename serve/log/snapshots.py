@@ -31,6 +31,7 @@ from serve.features.slots import Entity, field_of_key
 from serve.features.surface import read_surface
 from serve.log.throttle import OnStep
 from serve.storage.atomic_files import draft_path, put, sync, write_whole
+from serve.storage.bucket import BucketError
 from serve.stores.protocol import Store
 
 logger = logging.getLogger("tabrank")
@@ -304,6 +305,8 @@ def _read(path: Path) -> Snapshot:
         if meta["format"] == FORMAT:
             state = meta["state_fingerprint"], meta["sha256"], meta["surface"]
             return Snapshot(path, meta["seq"], meta["ts_ms"], *state)
+    except BucketError:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TabrankError(f"{path / META}: not readable: {error}; restore it from a backup") from None
     raise TabrankError(f"{path / META}: format {meta['format']!r} is not {FORMAT}; {WITHOUT}")

@@ -37,10 +37,9 @@ from serve.log.reader import (
 from serve.log.segments import MAX_SEQ, Segment, numbers_of, segments
 from serve.log.snapshots import truncation_point
 from serve.log.table_reader import TableReader
-from serve.storage.bucket import footer
 from serve.storage.conversion import IDS, converted
 from serve.storage.memory import available_bytes
-from serve.storage.parquet import data_files, readable
+from serve.storage.parquet import data_files, footer, readable
 
 # Values of a column read at once, each id of a list counted, and their bytes: some 2,000 rankings
 # of 55 candidates. A replay takes some 100 bytes for each.

@@ -14,8 +14,8 @@ from functools import cache
 from pathlib import Path
 
 from serve.contract.errors import TabrankError
-from serve.model.artifact import CANARY, CURRENT, HISTORY, MANIFEST, VERSION
-from serve.storage.atomic_files import draft_of, exclusive, write_whole
+from serve.model.artifact import CANARY, CURRENT, HISTORY, MANIFEST, VERSION, versions
+from serve.storage.atomic_files import draft_of, exclusive, remove_folder, sync, write_whole
 from serve.storage.bucket import BucketPath, cache_folder
 
 log = logging.getLogger("tabrank")
@@ -60,21 +60,23 @@ class Mirror:
         with exclusive(self.folder / ".lock", f"{self.folder}: another process is copying models", LOCK_S):
             # Read before the list: what they name is then in it.
             pointers = {name: _content(self._models / name) for name in (HISTORY, CURRENT, CANARY)}
-            found = [path.relative_to(self._models).parts for path in self._models.glob("*/*")]
-            whole = {version for version, name in found if name == MANIFEST and VERSION.fullmatch(version)}
-            for version in sorted(whole):
-                if not (self.folder / version).exists():
+            published = versions(self._models)
+            for version in published:
+                if not (self.folder / version / MANIFEST).exists():
+                    # A killed process may have left half of a copy that it deleted.
+                    shutil.rmtree(self.folder / version, ignore_errors=True)
                     with draft_of(self.folder / version) as draft:
                         for file in (self._models / version).iterdir():
                             shutil.copyfile(file, draft / file.name)
+                            sync(draft / file.name)
             for name, content in pointers.items():
                 if content is None:
                     (self.folder / name).unlink(missing_ok=True)
                 elif content != _content(self.folder / name):
                     write_whole(self.folder / name, content)
             for path in self.folder.iterdir():
-                if VERSION.fullmatch(path.name) and path.name not in whole:
-                    shutil.rmtree(path)
+                if VERSION.fullmatch(path.name) and path.name not in published:
+                    remove_folder(path, MANIFEST)
         self._listed = listed
 
     def _run(self) -> None:

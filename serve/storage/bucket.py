@@ -38,8 +38,6 @@ READ_S, REQUEST_S = timedelta(seconds=30), timedelta(minutes=10)
 RETRY_S, MAX_BACKOFF_S = timedelta(seconds=20), timedelta(seconds=2)
 # Bytes of a file that are held in memory while it is fetched.
 CHUNK_BYTES = 8 << 20
-# Most footers of a log's files are shorter.
-FOOTER_BYTES = 64 << 10
 # A draft in the cache that was not written to for this long is a killed process's.
 DRAFT_S = 86_400.0
 # A lock whose holder has not renewed it for this long is free; it is renewed this often.
@@ -178,9 +176,14 @@ class BucketPath(PosixPath):
             with told(self):
                 self.store.put(self.key, content, mode=mode, use_multipart=False, attributes=mark)
         except OSError:
-            with told(self):
-                if mode == "overwrite" or mark.items() - self.store.get(self.key).attributes.items():
-                    raise
+            if mode == "overwrite" or not self._has(mark):
+                raise
+
+    def _has(self, mark: dict[str, str]) -> bool:
+        """Return whether there is such a file, with this mark."""
+        with suppress(OSError), told(self):
+            return bool(mark.items() <= self.store.get(self.key).attributes.items())
+        return False
 
     def swap(self, held: bytes | None, new: bytes) -> bool:
         """Write `new` if the file has the content `held`, None for no file; return whether."""
@@ -322,7 +325,9 @@ def _listed(folder: BucketPath) -> Iterator[BucketPath]:
             for meta in chunk:
                 path = root / meta["path"]
                 path._meta = meta
-                yield path
+                # Consoles mark a folder that they make by an empty file of its name.
+                if path != folder:
+                    yield path
 
 
 def _fetched(path: BucketPath) -> Path:
@@ -330,11 +335,11 @@ def _fetched(path: BucketPath) -> Path:
     meta = _head(path)
     if meta is None:
         raise _missing(path)
-    folder = cache_folder()
-    if (local := _cached(path, meta)).exists():
-        os.utime(local)
+    # Another process may delete it meanwhile.
+    with suppress(FileNotFoundError):
+        os.utime(local := _cached(path, meta))
         return local
-    handle, draft = tempfile.mkstemp(dir=folder, prefix=".")
+    handle, draft = tempfile.mkstemp(dir=cache_folder(), prefix=".")
     try:
         with os.fdopen(handle, "wb") as file, told(path):
             got = path.store.get(path.key)
@@ -347,29 +352,13 @@ def _fetched(path: BucketPath) -> Path:
         os.replace(draft, local)
     finally:
         Path(draft).unlink(missing_ok=True)
-    _evict(folder, local)
+    _evict(local)
     return local
 
 
 def _cached(path: BucketPath, meta: Any) -> Path:
     name = hashlib.sha256(f"{path} {meta['e_tag']} {meta['size']}".encode()).hexdigest()[:32]
     return cache_folder() / f"{name}-{path.name}"
-
-
-def footer(path: Path) -> Any:
-    """Return what pyarrow reads the footer of a Parquet file from: the path, or the file's end."""
-    if not isinstance(path, BucketPath):
-        return path
-    import pyarrow as pa
-
-    def end(size: int) -> bytes:
-        return bytes(path.store.get(path.key, options={"range": {"suffix": size}}).bytes())
-
-    with told(path):
-        found = end(FOOTER_BYTES)
-        # The last 8 bytes have the footer's length and a mark.
-        size = 8 + int.from_bytes(found[-8:-4], "little")
-        return pa.BufferReader(end(size) if found.endswith(b"PAR1") and size > len(found) else found)
 
 
 def cache_folder() -> Path:
@@ -380,13 +369,13 @@ def cache_folder() -> Path:
     return folder
 
 
-def _evict(folder: Path, newest: Path) -> None:
+def _evict(newest: Path) -> None:
     """Delete the copies that were used longest ago, beyond half of the disk's free space.
 
     Drafts are deleted once they are so old that a killed process left them.
     """
     found = []
-    for path in folder.iterdir():
+    for path in newest.parent.iterdir():
         with suppress(FileNotFoundError):
             about = path.stat()
             if path.name[0] != "." and path.is_file():
@@ -394,7 +383,7 @@ def _evict(folder: Path, newest: Path) -> None:
             elif path.name[0] == "." and time.time() - about.st_mtime > DRAFT_S:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
     used = sum(size for _, size, _ in found)
-    most = (used + shutil.disk_usage(folder).free) / 2
+    most = (used + shutil.disk_usage(newest.parent).free) / 2
     for _, size, path in sorted(found):
         if used <= most:
             return

@@ -9,16 +9,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from serve.contract.errors import TabrankError
+from serve.storage.bucket import BucketError, BucketPath, told
 from serve.storage.memory import available_bytes
 
 # Limit the bytes of a batch: pyarrow turns dictionaries into at most 2 GiB of strings at once.
 BATCH_BYTES = 512 << 20
+# Most footers of a log's files are shorter.
+FOOTER_BYTES = 64 << 10
 # Exceptions that pyarrow raises for a damaged file.
 UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
 
@@ -47,11 +51,27 @@ def readable(path: Path) -> Iterator[None]:
     except UNREADABLE as error:
         # An error of the system does not mean damage: too many files may be open.
         if why := getattr(error, "strerror", None):
-            raise Unreadable(f"{path}: cannot be read: {why}; check its mode and `ulimit -n`") from error
+            remedy = "" if isinstance(error, BucketError) else "; check its mode and `ulimit -n`"
+            raise Unreadable(f"{path}: cannot be read: {why}{remedy}") from error
         raise Damaged(
             f"{path}: not readable as Parquet: {str(error).splitlines()[0]}; restore it from a backup, or move it "
             "away: the log then lacks its records"
         ) from error
+
+
+def footer(path: Path) -> Any:
+    """Return what pyarrow reads the footer of a Parquet file from: the path, or the file's end."""
+    if not isinstance(path, BucketPath):
+        return path
+
+    def end(size: int) -> bytes:
+        return bytes(path.store.get(path.key, options={"range": {"suffix": size}}).bytes())
+
+    with told(path):
+        found = end(FOOTER_BYTES)
+        # The last 8 bytes have the footer's length and a mark.
+        size = 8 + int.from_bytes(found[-8:-4], "little")
+        return pa.BufferReader(end(size) if found.endswith(b"PAR1") and size > len(found) else found)
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:

@@ -9,6 +9,8 @@ from serve.features.matrix import Features
 from serve.features.rows import RowTable, Schema
 from serve.log.reader import read_log
 from serve.log.replay import Replay
+from serve.log.segments import segments
+from serve.storage.bucket import place
 from serve.stores.factory import open_store
 from tests.support.live_service import Live, event
 from tests.support.row_values import flat
@@ -21,8 +23,13 @@ class Logging(Live):
         super().__init__(folder, log_folder, **more)
         self.args = self.args.__class__(**(vars(self.args) | {"log": "log"}))
 
+    @property
+    def log_path(self):
+        """The log's folder, on the disk or in a bucket."""
+        return place(self.args.log, self.folder)
+
     def log(self):
-        return read_log(self.folder / "log", self.surface, test_traffic=True)
+        return read_log(self.log_path, self.surface, test_traffic=True)
 
     def replay(self):
         return Replay(Schema(self.surface), self.log())
@@ -109,8 +116,8 @@ def assert_served_features(service, replay):
     """
     schema = replay.state.schema
     columns = ["request_id", "numeric", "category"]
-    served = pq.read_table(service.folder / "log" / "exposures", columns=columns).to_pylist()
-    matrices = {row["request_id"]: row for row in served}
+    parts = (pq.read_table(part.path, columns=columns) for part in segments(service.log_path, "exposures"))
+    matrices = {row["request_id"]: row for part in parts for row in part.to_pylist()}
     log, compared = service.log(), []
     names = log.exposures["request_id"].to_pylist()
     for i in np.argsort(replay.sees, kind="stable").tolist():

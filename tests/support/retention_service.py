@@ -43,16 +43,14 @@ class Kept(Logging):
             store.close()
 
     def files(self):
-        return sorted(
-            str(p.relative_to(self.folder / "log")) for p in (self.folder / "log").rglob("*") if p.is_file()
-        )
+        return sorted(str(p.relative_to(self.log_path)) for p in self.log_path.glob("**/*") if p.is_file())
 
     def served(self):
-        lease = read_lease(self.folder / "log")
-        return Segments(self.folder / "log", types_of(self.surface.text), lease.epoch if lease else 0)
+        lease = read_lease(self.log_path)
+        return Segments(self.log_path, types_of(self.surface.text), lease.epoch if lease else 0)
 
     def segments(self, name="events"):
-        return [segment.first for segment in segments(self.folder / "log", name)]
+        return [segment.first for segment in segments(self.log_path, name)]
 
 
 async def a_day(service, day):

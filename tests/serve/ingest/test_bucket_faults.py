@@ -22,13 +22,13 @@ from serve.features.rows import Schema
 from serve.features.surface import load_surface
 from serve.ingest.backfill import load
 from serve.ingest.writer import Ingester
-from serve.log.lease import read_lease
+from serve.log.lease import Lease, read_lease
 from serve.log.reader import read_log
 from serve.log.replay import Replay
 from serve.log.segments import segments
 from serve.log.snapshots import snapshots
 from serve.storage.atomic_files import write_whole
-from serve.storage.bucket import BucketPath, place
+from serve.storage.bucket import BucketError, BucketPath, place
 from serve.stores.factory import open_store
 from tests.support.logging_service import assert_same_state, stored_rows
 from tests.support.s3_server import named
@@ -292,6 +292,26 @@ def test_a_merge_that_stood_still_brings_no_erased_viewer_back(play, bucket, mon
         viewers = pq.read_table(segment.path)["viewer"].to_pylist()
         if segment.first < 30:
             assert "v1" not in viewers
+
+
+def test_a_snapshot_that_cannot_be_read_now_is_no_damaged_one(play, bucket):
+    async def scenario():
+        writer = play.writer()
+        for _ in range(5):
+            await play.send(writer)
+        await asyncio.to_thread(writer.upkeep)
+        await writer.finish()
+
+    asyncio.run(scenario())
+    assert snapshots(play.log)
+    with bucket.failing("403", "GET", "meta.json"), pytest.raises(BucketError, match="Access Denied"):
+        snapshots(play.log)
+
+
+def test_a_log_that_was_copied_from_a_disk_has_left_its_store_behind(play):
+    copied = Lease.of(play.folder / "log", "lmdb:store", "tiny", TOML, play.folder)
+    assert copied.address(play.folder / "log") == f"lmdb:{play.folder / 'store'}"
+    assert copied.address(play.log) is None
 
 
 def test_a_snapshot_whose_rows_another_process_cleaned_up_is_whole(play, bucket, monkeypatch):

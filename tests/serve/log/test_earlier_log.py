@@ -71,7 +71,7 @@ def test_a_store_that_is_filled_from_it_holds_the_state_of_its_replay(folder, su
 def test_a_replay_gives_the_features_that_were_served(folder):
     surface = load_surface(str(folder / "surface.toml"))
     log = read_log(folder / "log", surface, test_traffic=True)
-    service = SimpleNamespace(folder=folder, log=lambda: log)
+    service = SimpleNamespace(log_path=folder / "log", log=lambda: log)
     assert len(assert_served_features(service, Replay(Schema(surface), log))) == 24
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import re
 import shutil
 from itertools import pairwise
 
@@ -23,9 +24,11 @@ from serve.log.reader import TABLES, read_log
 from serve.log.replay import Replay
 from serve.log.snapshots import snapshots, truncation_point
 from serve.log.writer import write_log
+from serve.storage.bucket import place
 from tests.support.live_service import event
 from tests.support.logging_service import Logging, assert_same_state, assert_same_sums, assert_served_features
 from tests.support.retention_service import DAY_MS, DAYS, KEEP_DAYS, Kept, a_day, at, weeks
+from tests.support.s3_server import named
 from tests.support.small_surface import TOML, tables
 from training.audit.audit import audit
 from training.data.dataset import build
@@ -54,6 +57,11 @@ async def one_more(service):
 def numbers(service):
     """Return the numbers of the records that are in segments."""
     return {n for name in TABLES for n in pq.read_table(service.folder / "log" / name)["seq"].to_pylist()}
+
+
+def named_alike(files):
+    """Return a log's files but locks, without the checksums in the names of snapshots' rows."""
+    return [re.sub(r"-[0-9a-f]{12}\.", ".", file) for file in files if file[0] != "."]
 
 
 def horizon(service):
@@ -98,6 +106,29 @@ def test_what_lies_before_the_horizon_is_deleted_and_nothing_else(service):
     )
     assert set(range(seq + 1, last + 1)) <= set(numbers.tolist())
     assert (service.folder / "log" / "viewers.parquet").exists(), "base tables are the user's"
+
+
+def test_a_log_in_a_bucket_is_kept_as_long_as_one_on_a_disk(service, tmp_path, bucket):
+    away, name = tmp_path / "away", named("log")
+    away.mkdir()
+    write_log(place(name), tables())
+    other = Kept(away, None)
+    load(other.surface, place(name), "lmdb:store", away)
+    other.args = dataclasses.replace(other.args, log=name)
+    other.run(weeks)
+
+    assert truncation_point(place(name)) == horizon(service) > 0
+    assert named_alike(other.files()) == named_alike(service.files())
+    replay = other.replay()
+    assert assert_served_features(other, replay) == assert_served_features(service, service.replay())
+    assert replay.before_snapshot.any()
+    replay.finish()
+    assert_same_state(other.stored(), replay)
+    # A store is filled from what is left.
+    before = other.stored()
+    load(other.surface, place(name), "lmdb:again", away)
+    other.args = dataclasses.replace(other.args, store="lmdb:again")
+    assert_same_sums(before, other.stored())
 
 
 def test_the_last_segment_of_a_table_stays(service):

@@ -29,6 +29,7 @@ from serve.storage.atomic_files import (
     write_whole,
 )
 from serve.storage.bucket import BucketError, BucketPath, cache_folder, is_bucket, place
+from serve.storage.parquet import Damaged, Unreadable, open_parquet, readable
 
 # Of a live lock in tests: it is renewed, and expires, so much sooner.
 RENEW_S, EXPIRE_S = 0.3, 1.5
@@ -461,6 +462,33 @@ def test_what_cannot_be_reached_is_refused_with_path_and_remedy_and_without_cred
             assert os.environ["AWS_SECRET_ACCESS_KEY"] not in text
             assert len(text) < 500
     assert list(cache_folder().iterdir()) == []
+
+
+def test_a_bucket_that_can_be_read_only_says_so(in_bucket, bucket, impatient, tmp_path):
+    (tmp_path / "draft").write_bytes(b"content")
+    for write in (
+        lambda: put_once(tmp_path / "draft", in_bucket / "a"),
+        lambda: compare_and_set(in_bucket / "a", None, b"content"),
+        exclusive(in_bucket / ".lock", BUSY).__enter__,
+    ):
+        with bucket.failing("403", "PUT"), pytest.raises(BucketError, match="Access Denied"):
+            write()
+
+
+def test_the_file_with_which_a_console_marks_a_folder_is_none_in_it(in_bucket, s3_server):
+    assert s3_server.request("PUT", f"/bucket/{in_bucket.key}/events/") == 200
+    assert not (in_bucket / "events").is_dir()
+    (in_bucket / "events" / "a").put(b"content")
+    assert list((in_bucket / "events").iterdir()) == [in_bucket / "events" / "a"]
+
+
+def test_a_bucket_that_is_gone_is_no_damage_of_a_file(in_bucket, bucket, impatient):
+    (in_bucket / "a").put(b"content")
+    with bucket.failing("403"), pytest.raises(Unreadable) as refused, readable(in_bucket / "a"):
+        open_parquet(in_bucket / "a")
+    assert "ulimit" not in str(refused.value)
+    with pytest.raises(Damaged), readable(in_bucket / "a"):
+        open_parquet(in_bucket / "a")
 
 
 def test_a_missing_bucket_is_told(bucket):
