@@ -20,13 +20,14 @@ import stat
 import tempfile
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from fnmatch import fnmatchcase
-from functools import cache
+from functools import cache, wraps
+from itertools import chain, islice
 from pathlib import Path, PosixPath
-from typing import IO, Any
+from typing import IO, Any, ParamSpec, TypeVar
 
 from serve.contract.errors import TabrankError
 
@@ -43,6 +44,11 @@ DRAFT_S = 86_400.0
 # A lock whose holder has not renewed it for this long is free; it is renewed this often.
 EXPIRE_S, RENEW_S = 15.0, 3.0
 LOOK_S = 0.2
+# What obstore says of a reply that ends early, and how often such a read is begun.
+CUT, READS = "response body", 4
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class BucketError(OSError):
@@ -53,6 +59,10 @@ class BucketError(OSError):
         found = re.search(r"<Message>(.*?)</Message>", str(error))
         why = found[1] if found else str(error).splitlines()[0][:300]
         super().__init__(errno.EIO, f"{why} (check bucket, credentials, region and endpoint)", str(path))
+
+
+class CutReply(BucketError):
+    """A reply ended early."""
 
 
 class BucketPath(PosixPath):
@@ -111,7 +121,7 @@ class BucketPath(PosixPath):
 
     def is_dir(self, **_: Any) -> bool:
         """Return whether there is a file in such a folder."""
-        return not self._meta and next(iter(_listed(self)), None) is not None
+        return not self._meta and bool(_listed(self, 1))
 
     def is_symlink(self) -> bool:
         """Return False."""
@@ -139,8 +149,7 @@ class BucketPath(PosixPath):
 
     def read_bytes(self) -> bytes:
         """Return the content of a file."""
-        with told(self):
-            return bytes(self.store.get(self.key).bytes())
+        return _got(self)[0]
 
     def read_text(self, encoding: str | None = None, errors: str | None = None, **_: Any) -> str:
         """Return the content of a file as text."""
@@ -181,8 +190,8 @@ class BucketPath(PosixPath):
 
     def _has(self, mark: dict[str, str]) -> bool:
         """Return whether there is such a file, with this mark."""
-        with suppress(OSError), told(self):
-            return bool(mark.items() <= self.store.get(self.key).attributes.items())
+        with suppress(OSError):
+            return bool(mark.items() <= _got(self)[2].items())
         return False
 
     def swap(self, held: bytes | None, new: bytes) -> bool:
@@ -282,7 +291,20 @@ def told(path: BucketPath) -> Iterator[None]:
     except (exceptions.AlreadyExistsError, exceptions.PreconditionError):
         raise FileExistsError(errno.EEXIST, "is there already", str(path)) from None
     except (exceptions.BaseError, ValueError) as error:
-        raise BucketError(path, error) from error
+        raise (CutReply if CUT in str(error) else BucketError)(path, error) from error
+
+
+def repeated(read: Callable[P, T]) -> Callable[P, T]:
+    """Repeat a read whose reply was cut: obstore repeats requests, but not the rest of replies."""
+
+    @wraps(read)
+    def again(*args: P.args, **options: P.kwargs) -> T:
+        for _ in range(READS - 1):
+            with suppress(CutReply):
+                return read(*args, **options)
+        return read(*args, **options)
+
+    return again
 
 
 @cache
@@ -307,29 +329,41 @@ def _head(path: BucketPath) -> Any:
     return None
 
 
+@repeated
+def _got(path: BucketPath) -> tuple[bytes, Any, dict[str, str]]:
+    """Return the content of a file, what the bucket says of it, and its attributes."""
+    with told(path):
+        got = path.store.get(path.key)
+        return bytes(got.bytes()), got.meta, got.attributes
+
+
 def _versioned(path: BucketPath) -> tuple[bytes | None, dict[str, Any] | None]:
     """Return the content of a file and its version, None without one."""
-    with suppress(FileNotFoundError), told(path):
-        got = path.store.get(path.key)
-        return bytes(got.bytes()), {key: got.meta[key] for key in ("e_tag", "version") if got.meta[key]}
+    with suppress(FileNotFoundError):
+        content, meta, _ = _got(path)
+        return content, {key: meta[key] for key in ("e_tag", "version") if meta[key]}
     return None, None
 
 
-def _listed(folder: BucketPath) -> Iterator[BucketPath]:
-    """Yield the files in a folder and in its folders, in the order of their names."""
+@repeated
+def _listed(folder: BucketPath, num_chunks: int | None = None) -> list[BucketPath]:
+    """Return the files in a folder and in its folders, in order: all, or those of some chunks."""
     root = BucketPath(*folder.parts[: ROOTS[folder.parts[0]]])
     prefix = f"{folder.key}/" if folder.key else None
+    found = []
     with told(folder):
-        # The first chunk is small: whether there is any file is often asked.
-        for chunk in folder.store.list(prefix, chunk_size=100):
-            for meta in chunk:
-                path = root / meta["path"]
-                path._meta = meta
-                # Consoles mark a folder that they make by an empty file of its name.
-                if path != folder:
-                    yield path
+        # A chunk is small: whether there is any file is often asked.
+        chunks = folder.store.list(prefix, chunk_size=100)
+        for meta in chain.from_iterable(islice(chunks, num_chunks)):
+            path = root / meta["path"]
+            path._meta = meta
+            # Consoles mark a folder that they make by an empty file of its name.
+            if path != folder:
+                found.append(path)
+    return found
 
 
+@repeated
 def _fetched(path: BucketPath) -> Path:
     """Return a copy of a file in the cache, of the bucket's present version."""
     meta = _head(path)
@@ -346,7 +380,7 @@ def _fetched(path: BucketPath) -> Path:
             for chunk in got.stream(min_chunk_size=CHUNK_BYTES):
                 file.write(chunk)
             if file.tell() != got.meta["size"]:
-                raise ValueError(f"{file.tell():,} of {got.meta['size']:,} bytes arrived")
+                raise ValueError(f"{CUT}: {file.tell():,} of {got.meta['size']:,} bytes arrived")
         # It may have changed since.
         local = _cached(path, got.meta)
         os.replace(draft, local)
