@@ -11,7 +11,7 @@ import json
 import os
 import tomllib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from serve.contract.errors import TabrankError, WriterFenced
 from serve.features.slots import OWNERS
 from serve.features.surface import FieldType
 from serve.storage.atomic_files import compare_and_set, file_lock
-from serve.storage.bucket import BucketError, is_bucket
+from serve.storage.bucket import BucketError, BucketPath, is_bucket
 from serve.stores.protocol import shown
 
 FILE = "LEASE"
@@ -118,13 +118,22 @@ def swap_lease(log: Path, held: Lease | None, new: Lease) -> bool:
     """Change the lease durably if it still is `held`; return whether it was.
 
     Raises:
-        TabrankError: the lease cannot be read, or the folder cannot be written to.
+        TabrankError: the lease cannot be read, the folder cannot be written to, or the bucket has
+            no conditional writes.
     """
     with file_lock(log / FILE):
         # The text of an equal lease may differ: another release may have written it.
         text = None if held is None else (log / FILE).read_bytes()
         if read_lease(log) != held:
             return False
+        if text is not None and isinstance(log, BucketPath):
+            # A server without conditional writes would let two writers number one log.
+            with suppress(FileExistsError):
+                (log / FILE).put(text, "create")
+                raise TabrankError(
+                    f"{log / FILE}: this bucket ignores the condition of a write (If-None-Match), so two writers "
+                    "could number one log; use a server that has conditional writes"
+                )
         content = json.dumps({"format": FORMAT, **asdict(new)}, indent=2) + "\n"
         return compare_and_set(log / FILE, text, content.encode())
 

@@ -6,6 +6,7 @@ import asyncio
 import random
 import time
 from collections import Counter
+from dataclasses import replace
 from datetime import timedelta
 
 import pyarrow.parquet as pq
@@ -22,7 +23,7 @@ from serve.features.rows import Schema
 from serve.features.surface import load_surface
 from serve.ingest.backfill import load
 from serve.ingest.writer import Ingester
-from serve.log.lease import Lease, read_lease
+from serve.log.lease import Lease, read_lease, swap_lease
 from serve.log.reader import read_log
 from serve.log.replay import Replay
 from serve.log.segments import segments
@@ -312,6 +313,16 @@ def test_a_log_that_was_copied_from_a_disk_has_left_its_store_behind(play):
     copied = Lease.of(play.folder / "log", "lmdb:store", "tiny", TOML, play.folder)
     assert copied.address(play.folder / "log") == f"lmdb:{play.folder / 'store'}"
     assert copied.address(play.log) is None
+
+
+def test_a_server_that_ignores_the_condition_of_a_write_is_refused(play, monkeypatch):
+    put = BucketPath.put
+    first = replace(Lease.of(play.log, "lmdb:store", "tiny", TOML, play.folder), epoch=1)
+    assert swap_lease(play.log, None, first)
+    monkeypatch.setattr(BucketPath, "put", lambda path, content, mode="overwrite": put(path, content))
+    with pytest.raises(TabrankError, match="ignores the condition of a write"):
+        swap_lease(play.log, first, replace(first, epoch=2))
+    assert read_lease(play.log) == first
 
 
 def test_a_snapshot_whose_rows_another_process_cleaned_up_is_whole(play, bucket, monkeypatch):
