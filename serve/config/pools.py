@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -50,7 +50,7 @@ class NodePool:
     max_nodes: Count
     num_gpus: Count = 0
     labels: Mapping[str, str] = field(default_factory=dict)
-    taints: tuple[Annotated[str, checked_by(taint)], ...] = ()
+    taints: Sequence[Annotated[str, checked_by(taint)]] = field(default_factory=list)
 
 
 def read_pools(root: Node) -> dict[str, NodePool]:

@@ -102,7 +102,9 @@ def test_a_service_that_does_not_keep_up_is_measured_once(stub, tmp_path):
 def test_all_services_run_at_once_and_nothing_is_left(bench_work, tmp_path, monkeypatch):
     def small(name):
         port = free_port()
-        return TargetService(name, port, (sys.executable, "-c", SERVER, str(port)), dict(os.environ))
+        return TargetService(
+            name, f"http://127.0.0.1:{port}", (sys.executable, "-c", SERVER, str(port)), dict(os.environ)
+        )
 
     for name in ("fastapi", "tabrank"):
         monkeypatch.setattr(compare, name, lambda *_, name=name: small(name))
