@@ -16,6 +16,7 @@ import redis
 import typer.main
 import typer.testing
 
+import serve.storage.bucket
 from serve.features.surface import Surface, read_surface
 from serve.http.openapi import openapi
 from serve.log.writer import write_log
@@ -181,6 +182,8 @@ def bucket(session_bucket: FaultyBucket, tmp_path: Path, monkeypatch: pytest.Mon
     for name, value in environment(session_bucket.url).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    # A mirror of an earlier test may have asked for the bucket without this environment.
+    serve.storage.bucket._store.cache_clear()
     session_bucket.seen.clear()
     return session_bucket
 

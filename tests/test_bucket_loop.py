@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+import serve.storage.bucket
 from serve.features.surface import load_surface
 from serve.log.reader import TABLES, read_log
 from serve.storage.bucket import place
@@ -35,6 +36,8 @@ def home(tmp_path_factory):
         for name, value in environment(f"http://127.0.0.1:{server.port}").items():
             patch.setenv(name, value)
         patch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+        # A mirror of an earlier test may have asked for the bucket without this environment.
+        serve.storage.bucket._store.cache_clear()
         yield home
     server.stop()
 
