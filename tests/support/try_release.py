@@ -70,7 +70,7 @@ def main(dist: Path) -> None:
         try:
             for line in own_data():
                 out = step(line[:78], ["bash", "-euc", line], work, python)
-            print(out)
+            print(f"{out[:400].strip()} …")
             print(step("rank with the client", [str(caller), "-c", ASK], work, caller))
         finally:
             step("python -m serve down", [str(python), "-m", "serve", "down"], work, python)
