@@ -11,8 +11,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.support.check_dist import check_contents, main
+from tests.support.try_release import own_data
 
 ROOT = Path(__file__).parents[1]
 
@@ -52,6 +54,23 @@ def test_the_wheel_holds_a_copy_of_cluster_yaml(tmp_path):
 def test_other_contents_are_refused_by_name(files, problem, tmp_path):
     with pytest.raises(SystemExit, match=problem):
         check_contents(*archives(tmp_path, files), {"README.md", "serve/app.py"})
+
+
+def test_a_release_is_tried_by_readmes_commands_for_your_own_data():
+    first, *_, ask = own_data()
+    assert first.startswith("python -m training import csv --source rows.csv")
+    assert ask.endswith("-d @my/request.json")
+
+
+def test_the_release_workflow_publishes_only_what_it_has_tried():
+    jobs = yaml.safe_load((ROOT / ".github/workflows/release.yml").read_text())["jobs"]
+    assert jobs["publish"]["needs"] == "build"
+    run = [step["run"] for step in jobs["build"]["steps"] if "run" in step]
+    assert any("make dist" in line for line in run)
+    assert any("tests.support.try_release dist" in line for line in run)
+    # Only the job that uploads may ask for the right to publish.
+    assert "permissions" not in jobs["build"]
+    assert jobs["publish"]["permissions"] == {"id-token": "write"}
 
 
 @pytest.mark.integration
