@@ -39,17 +39,33 @@ def blocks(language: str, text: str = GUIDE) -> list[str]:
 
 (FIELDS,) = blocks("toml")
 SURFACE = read_surface(ABOVE + FIELDS + BELOW)
-EXAMPLE, *OTHERS = map(yaml.safe_load, blocks("yaml"))
+BLOCKS = [yaml.safe_load(block) for block in blocks("yaml")]
+FACTS = {
+    row[1]: {"host": row[2], "topic": row[3], "score": float(row[4])}
+    for row in ([cell.strip() for cell in line.split("|")[1:-1]] for line in GUIDE.splitlines())
+    if len(row) == 5 and re.fullmatch(r"r\d", row[1])
+}
 
 
 def rules_of(block: dict) -> tuple[Rule, ...]:
-    return read(tuple[Rule, ...], block["slate"], "slate")
+    """Return the rules of the last arm of a block, or of a block that is an arm's `slate`."""
+    *_, arm = block.get("arms", {"": block}).values()
+    return read(tuple[Rule, ...], arm["slate"], "slate")
+
+
+def part(title: str) -> str:
+    """Return the text below the heading, up to the next one."""
+    return re.split(r"^#+ ", GUIDE.partition(f"# {title}\n")[2], maxsplit=1, flags=re.M)[0]
+
+
+def table(text: str, num_columns: int) -> list[list[str]]:
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
+    return [row for row in rows if len(row) == num_columns and re.fullmatch(r"\w\d?", row[0])]
 
 
 def section(title: str) -> tuple[Rule, ...]:
     """Return the rules of the recipe with this title."""
-    text = GUIDE.partition(f"### {title}\n")[2].partition("\n#")[0]
-    return rules_of(yaml.safe_load(blocks("yaml", text)[0]))
+    return rules_of(yaml.safe_load(blocks("yaml", part(title))[0]))
 
 
 def arranged(rules, score, pins=(), **facts):
@@ -65,7 +81,7 @@ def arranged(rules, score, pins=(), **facts):
     return rerank(rules, dict(pins), np.arange(num), scores, standing, values.__getitem__, num, tells=True)
 
 
-@pytest.mark.parametrize("block", [EXAMPLE, *OTHERS], ids=range(1 + len(OTHERS)))
+@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
 def test_each_block_of_yaml_is_accepted_for_the_surface_of_the_guide(block, tmp_path):
     arms = block.get("arms") or {"model": {"scorer": "current", "share": 1.0, **block}}
     config = UserConfig.from_mapping({"experiment": {"name": "e", "salt": "e", "arms": arms}})
@@ -73,11 +89,54 @@ def test_each_block_of_yaml_is_accepted_for_the_surface_of_the_guide(block, tmp_
     assert any(arm.slate for arm in config.experiment.arms)
 
 
-def test_the_example_has_the_order_that_the_guide_shows():
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in GUIDE.splitlines()]
-    shown = [row for row in rows if len(row) == 7 and len(row[0]) == 1]
+@pytest.mark.parametrize(
+    ("title", "rules_at", "pins", "num_unmet"),
+    [
+        ("One rule, before and after", None, {}, 0),
+        ("Boost", None, {}, 0),
+        ("Spread", None, {}, 1),
+        ("Limit", None, {}, 0),
+        ("Pin", "One rule, before and after", {1: "r2"}, 1),
+    ],
+)
+def test_each_rule_moves_the_five_rooms_as_its_table_shows(title, rules_at, pins, num_unmet):
+    rules, rooms = section(rules_at or title), list(FACTS)
+    found = arranged(
+        rules,
+        [one["score"] for one in FACTS.values()],
+        {place: rooms.index(room) for place, room in pins.items()},
+        host=[one["host"] for one in FACTS.values()],
+        topic=[one["topic"] for one in FACTS.values()],
+    )
+    shown = table(part(title), 6)
+    assert [rooms[i] for i in found.order] == [row[1] for row in shown]
+    assert found.num_unmet == num_unmet
+    for place, (position, room, host, topic, score, moved) in enumerate(shown):
+        assert FACTS[room] == {"host": host, "topic": topic, "score": float(score)}
+        i = int(found.order[place])
+        words = " and ".join(f"the {rules[k].text.split()[0]}" for k in found.why.get(i, ()))
+        assert (int(position), moved) == (place + 1, "" if i == place else words or "others moved")
+
+
+def test_a_boost_of_002_moves_none_of_the_five_rooms():
+    small = read(tuple[Rule, ...], [{"boost": {"where": {"candidate.topic": "books"}, "by": 0.02}}], "slate")
+    scores = [one["score"] for one in FACTS.values()]
+    found = arranged(small, scores, topic=[one["topic"] for one in FACTS.values()])
+    assert found.order.tolist() == list(range(5))
+
+
+def test_the_answer_of_the_guide_tells_what_the_table_shows():
+    (answer,) = (json.loads(block) for block in blocks("json") if '"moved"' in block)
+    title = "One rule, before and after"
+    (row,) = (row for row in table(part(title), 6) if row[1] == answer["candidate"])
+    assert (answer["position"], answer["score"]) == (int(row[0]), float(row[4]))
+    assert answer["moved"]["position_before"] == 1 + list(FACTS).index(answer["candidate"])
+    assert answer["moved"]["rules"] == [section(title)[0].text]
+
+
+def test_several_rules_have_the_order_that_the_guide_shows():
+    rules, shown = section("Several rules together"), table(part("Several rules together"), 7)
     by_utility = sorted(shown, key=lambda row: int(row[4]))
-    rules = rules_of(EXAMPLE["arms"]["model"])
     found = arranged(
         rules,
         [float(row[3]) for row in by_utility],
@@ -91,11 +150,6 @@ def test_the_example_has_the_order_that_the_guide_shows():
         i = int(found.order[place])
         words = " and ".join(f"the {rules[k].text.split()[0]}" for k in found.why.get(i, ()))
         assert row[6] == ("" if int(row[4]) == place + 1 else words or "others moved")
-    (answer,) = (json.loads(block) for block in blocks("json") if '"moved"' in block)
-    (row,) = (row for row in shown if row[0] == answer["candidate"])
-    assert (answer["position"], answer["moved"]["position_before"]) == (int(row[5]), int(row[4]))
-    assert answer["score"] == float(row[3])
-    assert answer["moved"]["rules"] == [rules[1].text]
 
 
 def test_at_most_three_rooms_of_a_host_are_in_the_first_ten():
@@ -139,14 +193,8 @@ def test_the_request_with_a_pin_is_one_that_the_service_takes():
 
     (body,) = [block for block in blocks("json") if '"pins"' in block]
     request = reader.decode(body.encode(), type=RankRequest)
-    assert request.pins == {"s42": 1}
+    assert request.pins == {"r5": 1}
     assert set(request.pins) <= set(request.candidates)
-
-
-def test_a_spread_counts_the_pinned_room():
-    rules = rules_of(OTHERS[-1]["arms"]["spaced"])
-    found = arranged(rules, [0.4, 0.3, 0.2, 0.1, 0.05], {0: 4}, host=["mia", "a", "b", "c", "mia"])
-    assert found.order.tolist() == [4, 1, 2, 3, 0]
 
 
 def test_the_note_of_a_change_is_the_one_that_diff_prints():

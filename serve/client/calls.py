@@ -66,11 +66,21 @@ class Calls(Generic[Ranking, Sent]):
         traffic: Traffic = "live",
         timeout_s: float | None = None,
     ) -> Ranking:
-        """Rank `candidates` for `viewer`; None is an anonymous viewer.
+        """Rank `candidates` for `viewer`, and return the answer; its `ranking` has the order.
 
         Each candidate in the answer counts as an impression, unless the surface has `impression`
-        events: set `limit` to the number that the viewer sees. Test traffic counts none. `pins` are
-        positions, from 1, of candidates that come there whatever they are worth.
+        events. Test traffic counts none.
+
+        Args:
+            viewer: Whom to rank for; None is an anonymous viewer.
+            candidates: Ids, or objects such as `{"candidate": "a", "fields": {"distance": 0.4}}`.
+            limit: How many candidates the viewer sees; None returns all.
+            pins: Positions, from 1, of candidates that come there whatever they are worth.
+            context: Fields of the request that the surface declares.
+            request_id: An id of your own, which events may name; None makes one.
+            explain: "reasons" asks for reasons, and True for the features' values too.
+            traffic: "test" for a ranking that nobody sees.
+            timeout_s: The time for this ranking; None takes the client's.
 
         Raises:
             ClientError: `Refused`, `TimedOut` or `Unreachable`.
@@ -99,7 +109,9 @@ class Calls(Generic[Ranking, Sent]):
     def send(
         self, records: Sequence[ClientRecord | Mapping[str, Any]], *, timeout_s: float | None = None
     ) -> Sent:
-        """Send records and return once the accepted ones are durable; the default timeout is 10 s.
+        """Send records, and return which were rejected once the others are durable.
+
+        The default timeout is 10 s. An event that was sent before is counted as a duplicate.
 
         Raises:
             ClientError: `Refused`, `TimedOut` or `Unreachable`.

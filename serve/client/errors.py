@@ -20,7 +20,11 @@ class ClientError(TabrankError):
 
 @dataclass(eq=False)
 class Refused(ClientError):
-    """The service answered with an error status; attributes are those of `problem+json`."""
+    """The service answered with an error status.
+
+    The attributes are those of its `application/problem+json`: `detail` says what is wrong and
+    `pointer` where in the request. `retry_after_s` is the header `Retry-After`.
+    """
 
     status: int
     title: str
