@@ -43,8 +43,8 @@ class Field:
 
     Attributes:
         type: Type of the values.
-        max: Most values that are kept of a set.
-        request_time: A request may state the field, of a candidate only.
+        max: The number of members that are kept of a set, the first ones.
+        request_time: Whether a request may state the field; of a candidate only.
     """
 
     __pydantic_config__ = STRICT

@@ -284,11 +284,19 @@ class _Table:
 
 @dataclass(frozen=True)
 class Gauge(Kind, kind="gauge"):
-    """Number of viewers at a candidate, or of a viewer's candidates, from `up` until `down`.
+    """Number of viewers who are at a candidate now, or of candidates at which a viewer is.
 
-    Each viewer counts once at a candidate, and at the last 8 candidates only; one without an id
-    does not count. `max_stay` after the last `up`, or up to a seventh earlier, the viewer no longer
-    counts, for `down` events get lost. Example: join and leave give the audience of a room.
+    A viewer is at a candidate from `up` until `down`. Example: join and leave give the audience of
+    a room. Each viewer counts once at a candidate, and at the last 8 candidates only; one without
+    an id does not count. `down` events get lost, so a stay also ends `max_stay` after the last
+    `up`, or up to a seventh of that earlier.
+
+    Attributes:
+        entity: `candidate` for the viewers who are there, `viewer` for where the viewer is.
+        up: The event with which a viewer comes.
+        down: The event with which the viewer leaves.
+        max_stay: Time after `up` from which the viewer no longer counts, even without `down`.
+        transform: `log1p` gives the model log(1 + value), for values with a long tail.
     """
 
     template = "between {up} and {down} now"
@@ -310,9 +318,17 @@ class Gauge(Kind, kind="gauge"):
 
 @dataclass(frozen=True)
 class Friends(Kind, kind="friends"):
-    """Number of viewers at a candidate, counted as by `Gauge`, whose ids are in the viewer's set.
+    """Number of those who are at a candidate now and whose ids are in the viewer's set.
 
-    A candidate keeps the 64 who came last, so the number is exact while at most 64 are there.
+    They are counted as by `Gauge`. A candidate keeps the 64 who came last, so the number is exact
+    while at most 64 are there.
+
+    Attributes:
+        viewer: A set of viewers that holds ids of other viewers.
+        up: The event with which a viewer comes.
+        down: The event with which the viewer leaves.
+        max_stay: Time after `up` from which the viewer no longer counts, even without `down`.
+        transform: `log1p` gives the model log(1 + value), for values with a long tail.
     """
 
     template = "{viewer} between {up} and {down} now"
