@@ -188,8 +188,8 @@ class Count(Kind, kind="count"):
 class Rate(Kind, kind="rate"):
     """How often an event follows another: (events + rate · weight) / (over + weight).
 
-    Rate and weight are the prior's. Both numbers decay with the half-life. This is the posterior mean under a Beta prior (Gelman et
-    al., Bayesian Data Analysis, 2.4).
+    Rate and weight are the prior's. Both numbers decay with the half-life. This is the posterior
+    mean under a Beta prior (Gelman et al., Bayesian Data Analysis, 2.4).
 
     Attributes:
         entity: Whose events: `viewer`, `candidate`, `candidate.FIELD` or the pair.
