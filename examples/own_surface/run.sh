@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# A surface of your own, from CSV files to a ranking: train, serve, rank, stop. After `make install`
-# run `examples/own_surface/run.sh`; it works in var/own-surface, which it replaces, for two minutes.
+# From a CSV file to a ranking on a surface of your own: import, draft, train, serve, rank, stop.
+# Run it after `make install`. It takes two minutes and writes to var/own-surface, which it empties
+# first. docs/features.md explains the surface.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
@@ -9,12 +10,13 @@ rm -rf "$root/var/own-surface"
 mkdir -p "$root/var/own-surface"
 cd "$root/var/own-surface"
 
-# Your data, a row for each candidate shown. Replace the script by an export of your own.
+# The CSV file has a row for each candidate shown. Replace the script by an export of your own.
 python "$here/make_csv.py" rows.csv
 python -m training import csv --source rows.csv --out log --viewer customer --candidate pastry \
     --time at --event order
 
-# A draft of the surface and its cluster.yaml: review it. `training search` finds better networks.
+# The first command drafts the surface and its cluster.yaml. Review the draft of your own data. For
+# better networks, use `training search` instead of `fit`.
 python -m training surface --log log --name bakery --out my
 python -m training fit --surface my/surface.toml --log log --out model --epochs 3
 python -m training publish --model model --models my/models

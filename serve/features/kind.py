@@ -43,10 +43,11 @@ def declared(check: Callable[..., Any], schema: Any = str) -> PlainValidator:
     return PlainValidator(validate, json_schema_input_type=schema)
 
 
-def field_of(*types: str) -> PlainValidator:
+def field_of(*types: str, of: str = "") -> PlainValidator:
     """Read a reference to a declared field of one of these types, written owner.name.
 
-    The options `viewer` and `candidate` take fields of that owner only.
+    With `of`, it must be a field of that owner. The options `viewer` and `candidate` take fields of
+    the owner of that name only.
     """
 
     def resolve(value: object, parts: Mapping[str, Any], key: str) -> FieldRef:
@@ -55,8 +56,8 @@ def field_of(*types: str) -> PlainValidator:
         if text not in known:
             raise TabrankError(f"{unknown('key', text, known)}; a field is written owner.name")
         owner, name = text.split(".", 1)
-        if key in ("viewer", "candidate") and owner != key:
-            raise TabrankError(f"{text!r} must be a {key}'s field")
+        if (of or key) in ENTITIES and owner != (of or key):
+            raise TabrankError(f"{text!r} must be a {of or key}'s field")
         kind = parts[owner][name].type
         if kind not in types:
             raise TabrankError(f"{text!r} is a {kind}; it must be {' or '.join(types)}")
@@ -107,7 +108,12 @@ HalfLife = Annotated[float, checked_by(duration_ms), Field(alias="half_life"), D
 
 @dataclass(frozen=True)
 class Prior:
-    """Prior of a rate: `rate`, weighted like `weight` observations."""
+    """What a rate is before anything has happened.
+
+    Attributes:
+        rate: The rate to assume.
+        weight: How many observations the assumption is worth.
+    """
 
     __pydantic_config__ = STRICT
     rate: Annotated[float, Between(0.0001, 0.9999)]
@@ -122,8 +128,8 @@ class Kind:
     that a surface states.
 
     Attributes:
-        describe: The feature in words for people, as reasons of a ranking state it.
-        unit: The unit of its values; `yes/no` of 1 and 0.
+        describe: The feature in words for people. Without it, they are made from the options.
+        unit: The unit of its values, for people; `yes/no` shows 1 and 0 as yes and no.
     """
 
     __pydantic_config__ = STRICT

@@ -43,8 +43,8 @@ class Field:
 
     Attributes:
         type: Type of the values.
-        max: Most values that are kept of a set.
-        request_time: A request may state the field, of a candidate only.
+        max: The number of members that are kept of a set, the first ones.
+        request_time: Whether a request may state the field; of a candidate only.
     """
 
     __pydantic_config__ = STRICT
@@ -106,18 +106,18 @@ class Surface:
         weights: What one unit of an outcome is worth. Those that have a weight are predicted, and
             the others only measured. Without any, the first has the weight 1.
         features: Inputs of the model.
-        popular: The numeric feature that orders by popularity. A viewer with an id moves a gauge by
-            1. On the wall clock, such a viewer moves another feature by at most 20 events of each
-            kind in a fixed window of ten minutes, and by 200 that arrive in one. Impressions and
-            viewers without an id have no such limit.
+        popular: The numeric feature that orders by popularity. One viewer can move it a little
+            only, if it has an id: a gauge by 1, another feature by 20 events of each kind in a
+            fixed window of ten minutes, or by 200 late ones that arrive in one window. Impressions,
+            viewers without an id, and services whose clock is `event` have no such limit.
         baseline: A rule to compare the model with, and to serve as the scorer `baseline` of an arm.
-        position_bias: `examined` corrects for later positions being examined less, in training;
-            serving does not use positions. Unset means `examined`, but `ignored` where clients
-            report impressions.
-        unknown_candidates: Where a candidate goes of which no record is stored and the request
-            states no field. `last`, the default, gives it no score and puts it after all others,
-            and training leaves it out. `scored` treats it as a candidate without fields; it is for
-            clients that send no candidates.
+        position_bias: `examined` makes training correct for later positions, which people look at
+            less. `ignored` does not. The default is `examined`, but `ignored` where clients report
+            impressions. Serving does not use positions.
+        unknown_candidates: Where a candidate goes if no record of it is stored and the request
+            states none of its fields. `last`, the default, gives it no score and puts it after all
+            others, and training leaves it out. `scored` treats it as a candidate without fields,
+            for clients that send no candidates.
     """
 
     __pydantic_config__ = STRICT

@@ -7,6 +7,7 @@ those of the installed Ray.
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import math
 import re
@@ -22,6 +23,7 @@ from serve.config.reader import OUR_POLICY
 from serve.config.scaling import KWARGS
 from serve.config.settings import AppArgs, UserConfig
 from serve.contract.typed_reader import json_schema
+from serve.features.kind import Kind
 from serve.features.registry import KINDS
 from serve.features.surface import Surface
 
@@ -91,7 +93,7 @@ def surface() -> dict[str, Any]:
     definitions = schema["$defs"]
     choices = []
     for name, kind in KINDS.items():
-        model = described(json_schema(kind))
+        model = described(json_schema(kind), inspect.cleandoc(Kind.__doc__ or ""))
         definitions |= model.pop("$defs", {}) | {kind.__name__: model}
         model["properties"] = {"kind": {"const": name}} | model["properties"]
         choices.append({"if": has("kind", [name]), "then": reference(kind.__name__)})
@@ -130,9 +132,14 @@ def strict(schema: dict[str, Any]) -> dict[str, Any]:
     return schema
 
 
-def described(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return a copy in which the properties have the descriptions of the docstrings."""
+def described(schema: dict[str, Any], base: str = "") -> dict[str, Any]:
+    """Return a copy in which the properties have the descriptions of the docstrings.
+
+    `base` is the docstring of the class from which the first model has the rest of its fields.
+    """
     schema = copy.deepcopy(schema)
+    if base:
+        schema["description"] += "\n" + base.partition("\n\nAttributes:\n")[2]
     for model in (schema, *schema.get("$defs", {}).values()):
         summary, _, attributes = model.get("description", "").partition("\n\nAttributes:\n")
         if not attributes:

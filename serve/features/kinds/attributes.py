@@ -18,7 +18,12 @@ from serve.features.words import Words
 
 @dataclass(frozen=True)
 class Number(Kind, kind="number"):
-    """Numeric attribute or number of the request's context, unchanged."""
+    """A number or a time, as it is stored or stated.
+
+    Attributes:
+        field: A number or a time of a viewer, a candidate or the context.
+        transform: `log1p` gives the model log(1 + value), for values with a long tail.
+    """
 
     field: Annotated[FieldRef, field_of("number", "time")]
     transform: Transform = "none"
@@ -30,7 +35,11 @@ class Number(Kind, kind="number"):
 
 @dataclass(frozen=True)
 class Category(Kind, kind="category"):
-    """Category as its stable hash."""
+    """One category, of which the model learns what each frequent value is worth.
+
+    Attributes:
+        field: A category of a viewer, a candidate or the context.
+    """
 
     categorical = True
     field: Annotated[FieldRef, field_of("category")]
@@ -42,7 +51,11 @@ class Category(Kind, kind="category"):
 
 @dataclass(frozen=True)
 class MultiCategory(Kind, kind="multi_category"):
-    """Set of categories as stable hashes, padded with 0."""
+    """All members of a set; each frequent member becomes a yes/no input of the model.
+
+    Attributes:
+        field: A set of a viewer, a candidate or the context.
+    """
 
     categorical = True
     field: Annotated[FieldRef, field_of("set")]
@@ -59,7 +72,12 @@ class MultiCategory(Kind, kind="multi_category"):
 
 @dataclass(frozen=True)
 class Age(Kind, kind="age"):
-    """Seconds since a candidate's start; 0 where the start is in the future."""
+    """Seconds since the time in a field; 0 where that time is in the future.
+
+    Attributes:
+        field: A time of a viewer, a candidate or the context.
+        transform: `log1p` gives the model log(1 + value), for values with a long tail.
+    """
 
     template = "time since {field}"
     unit: Words = field(default="s", repr=False, compare=False, kw_only=True)
@@ -74,7 +92,12 @@ class Age(Kind, kind="age"):
 
 @dataclass(frozen=True)
 class Match(Kind, kind="match"):
-    """1 where viewer and candidate have the same category, else 0."""
+    """1 where viewer and candidate have the same category, else 0.
+
+    Attributes:
+        viewer: A category of viewers.
+        candidate: A category of candidates.
+    """
 
     template = "{candidate} equals {viewer}"
     unit: Words = field(default=YES_NO, repr=False, compare=False, kw_only=True)
@@ -90,7 +113,12 @@ class Match(Kind, kind="match"):
 
 @dataclass(frozen=True)
 class Member(Kind, kind="member"):
-    """1 where the candidate's category is in the viewer's set, else 0."""
+    """1 where the candidate's category is in the viewer's set, else 0.
+
+    Attributes:
+        viewer: A set of viewers.
+        candidate: A category of candidates.
+    """
 
     template = "{candidate} is among {viewer}"
     unit: Words = field(default=YES_NO, repr=False, compare=False, kw_only=True)
@@ -107,9 +135,13 @@ class Member(Kind, kind="member"):
 
 @dataclass(frozen=True)
 class Overlap(Kind, kind="overlap"):
-    """Number of members that the viewer's and the candidate's set share.
+    """Number of members that the viewer's and the candidate's set have in common.
 
-    With `share`, it is divided by the size of the candidate's set.
+    Attributes:
+        viewer: A set of viewers.
+        candidate: A set of candidates.
+        share: Whether to divide by the size of the candidate's set.
+        transform: `log1p` gives the model log(1 + value), for values with a long tail.
     """
 
     template = "{candidate} shared with {viewer}"

@@ -152,7 +152,15 @@ def _distinct(rows: I64, num_rows: int) -> tuple[I64, I64]:
 
 @dataclass(frozen=True)
 class Count(Kind, kind="count"):
-    """Number of the entity's events, decayed with `half_life`."""
+    """Number of the entity's events, of which each counts less with time if there is a half-life.
+
+    Attributes:
+        entity: Whose events: `viewer`, `candidate`, `candidate.FIELD` or the pair.
+        event: The event that is counted.
+        half_life: Time after which an event counts half. Without it, every event counts fully.
+        keep: Candidates that a viewer's map remembers, of the pair only; 64 by default.
+        transform: `log1p` gives the model log(1 + value), for values with a long tail.
+    """
 
     template = "{event} events of the {entity}"
     entity: Holder
@@ -178,9 +186,19 @@ class Count(Kind, kind="count"):
 
 @dataclass(frozen=True)
 class Rate(Kind, kind="rate"):
-    """Smoothed engagement rate: (events + rate · weight) / (over + weight), both decayed.
+    """How often an event follows another: (events + rate · weight) / (over + weight).
 
-    This is the posterior mean under a Beta prior (Gelman et al., Bayesian Data Analysis, 2.4).
+    Rate and weight are the prior's. Both numbers decay with the half-life. This is the posterior
+    mean under a Beta prior (Gelman et al., Bayesian Data Analysis, 2.4).
+
+    Attributes:
+        entity: Whose events: `viewer`, `candidate`, `candidate.FIELD` or the pair.
+        event: The event that is counted.
+        over: The event that it is divided by, mostly `impression`.
+        prior: The rate to assume where little or nothing has happened yet.
+        half_life: Time after which an event counts half. Without it, every event counts fully.
+        keep: Candidates that a viewer's map remembers, of the pair only; 64 by default.
+        transform: `log1p` gives the model log(1 + value), for values with a long tail.
     """
 
     template = "{event} per {over} of the {entity}"
@@ -212,7 +230,14 @@ class Rate(Kind, kind="rate"):
 
 @dataclass(frozen=True)
 class Recency(Kind, kind="recency"):
-    """Seconds since the entity's last `event`."""
+    """Seconds since the entity's last event.
+
+    Attributes:
+        entity: Whose events: `viewer`, `candidate`, `candidate.FIELD` or the pair.
+        event: The event.
+        keep: Candidates that a viewer's map remembers, of the pair only; 64 by default.
+        transform: `log1p` gives the model log(1 + value), for values with a long tail.
+    """
 
     template = "time since the last {event} of the {entity}"
     unit: Words = field(default="s", repr=False, compare=False, kw_only=True)

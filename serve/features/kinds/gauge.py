@@ -1,12 +1,14 @@
 """Viewers at candidates, from one event until another: the kinds `gauge` and `friends`.
 
-A viewer's row holds the newest record at each of some candidates. A candidate's row holds the
-numbers of its viewers: those who still count in the newest step in which a viewer came, one step
-later, and so on, so that a read looks up one number. A step is the time in which a stay's end is
-counted, a seventh of the longest stay.
+A viewer's row holds the newest record at each of up to 8 candidates. Time is divided into *steps*
+of a seventh of the longest stay. A candidate's row holds eight numbers: how many viewers still
+count in the newest step in which one came, how many one step later, and so on until 0. A read looks
+up one of them. Example: if two viewers came in the newest step and one in the step before, the
+numbers are 3, 3, 3, 3, 3, 3, 2, 0.
 
-A count that was 0 begins anew with its next viewer, for example of a removed candidate that was
-added again. A viewer keeps the time at which the count began, and takes nothing from another count.
+A count that was 0 begins anew with its next viewer, for example that of a removed candidate that
+was added again. A viewer's row keeps the time at which the count began, so that a viewer who leaves
+takes nothing from a later count.
 
 For `friends`, a candidate's row also holds which viewers are counted, at most 64 (`NEWEST`), in the
 order in which their stays end, the last first. So the number of a read says how many of the first
@@ -58,13 +60,14 @@ class Presence(Slot):
     who joins a ninth room no longer counts in the room joined first. A stay that has ended gives
     its place first.
 
-    Of two records of a viewer and a candidate the one with the later time holds; of equal times,
-    the one that comes later. A stay ends `max_stay_ms` after its last `up`, or up to a step
+    Of two records of a viewer and a candidate the one with the later time decides; of equal times,
+    the one that arrives later. A stay ends `max_stay_ms` after its last `up`, or up to a step
     earlier. A removed candidate that is added again has no viewers until the next `up`.
 
-    A time over seven stays ahead of the next record's, from a wrong clock, does not count: one such
-    viewer hides those who came before from a candidate's number, and the next `up` mends it. Two
-    or more hide those who come until the clock has reached them.
+    A wrong clock may send a time that is far ahead, by more than seven of the longest stays. If one
+    viewer at a candidate has such a time, the candidate's number leaves out those who came before,
+    until the next `up` with a right time puts the wrong one aside. If two or more have such times,
+    the number leaves out everybody who comes before the clock has reached these times.
     """
 
     forgets: ClassVar[bool] = True
@@ -82,7 +85,7 @@ class Presence(Slot):
 class Inside(Slot):
     """The viewers whom a presence counts at each candidate, the newest 64 (`NEWEST`).
 
-    Where more are counted, the others are not known, also after one of the newest has left.
+    Example: of 70 viewers the 6 who came first are not known, and stay unknown when others leave.
     """
 
     forgets: ClassVar[bool] = True
@@ -284,11 +287,19 @@ class _Table:
 
 @dataclass(frozen=True)
 class Gauge(Kind, kind="gauge"):
-    """Number of viewers at a candidate, or of a viewer's candidates, from `up` until `down`.
+    """Number of viewers who are at a candidate now, or of candidates at which a viewer is.
 
-    Each viewer counts once at a candidate, and at the last 8 candidates only; one without an id
-    does not count. `max_stay` after the last `up`, or up to a seventh earlier, the viewer no longer
-    counts, for `down` events get lost. Example: join and leave give the audience of a room.
+    A viewer is at a candidate from `up` until `down`. Example: join and leave give the audience of
+    a room. Each viewer counts once at a candidate, and at the last 8 candidates only; one without
+    an id does not count. `down` events get lost, so a stay also ends `max_stay` after the last
+    `up`, or up to a seventh of that earlier.
+
+    Attributes:
+        entity: `candidate` for the viewers who are there, `viewer` for where the viewer is.
+        up: The event with which a viewer comes.
+        down: The event with which the viewer leaves.
+        max_stay: Time after `up` from which the viewer no longer counts, even without `down`.
+        transform: `log1p` gives the model log(1 + value), for values with a long tail.
     """
 
     template = "between {up} and {down} now"
@@ -310,9 +321,17 @@ class Gauge(Kind, kind="gauge"):
 
 @dataclass(frozen=True)
 class Friends(Kind, kind="friends"):
-    """Number of viewers at a candidate, counted as by `Gauge`, whose ids are in the viewer's set.
+    """Number of those who are at a candidate now and whose ids are in the viewer's set.
 
-    A candidate keeps the 64 who came last, so the number is exact while at most 64 are there.
+    They are counted as by `Gauge`. A candidate keeps the 64 who came last, so the number is exact
+    while at most 64 are there.
+
+    Attributes:
+        viewer: A set of viewers that holds ids of other viewers.
+        up: The event with which a viewer comes.
+        down: The event with which the viewer leaves.
+        max_stay: Time after `up` from which the viewer no longer counts, even without `down`.
+        transform: `log1p` gives the model log(1 + value), for values with a long tail.
     """
 
     template = "{viewer} between {up} and {down} now"

@@ -5,9 +5,6 @@ A new kind is tested here without an edit.
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -27,7 +24,6 @@ from serve.log.replay import Replay
 from serve.log.writer import write_log
 from tests.support.kind_world import CANDIDATES, VIEWERS, drawn_records, features_of, log_tables, surface_of
 
-DOCUMENT = Path(__file__).parents[3] / "docs/features.md"
 # Features that keep each kind of state, beside the one under test.
 OTHERS = {
     "joins": {"kind": "count", "entity": "candidate", "event": "join"},
@@ -243,7 +239,3 @@ def test_every_field_begins_at_a_multiple_of_eight_bytes(kind, data):
         yield dtype.itemsize if dtype.fields else 0
 
     assert {at % 8 for row in (schema.viewer, schema.candidate) for at in offsets(row)} == {0}
-
-
-def test_the_documents_table_has_every_kind():
-    assert re.findall(r"^\| `(\w+)`", DOCUMENT.read_text(), re.M) == sorted(KINDS)

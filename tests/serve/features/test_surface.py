@@ -204,3 +204,9 @@ def test_all_mistakes_of_a_surface_are_named_at_once():
         "features.topic_affinity.keep",
         "features.tag_affinity.keep",
     ]
+
+
+def test_an_affinity_of_a_viewers_field_is_refused():
+    feature = 'x = { kind = "affinity", event = "join", over = "impression", field = "viewer.language", '
+    with pytest.raises(TabrankError, match="must be a candidate's field"):
+        read_surface(TOML + feature + "prior = { rate = 0.1, weight = 1 }, keep = 2 }")
