@@ -28,7 +28,9 @@ LINE, ROW, TOP = 18, 30, 96
 NUM_TOP = 5
 NUM_REASONS = 3
 KEPT_UNITS = {YES_NO, "s"}
-SIGNS = "+ speaks for the room, − against it. Typical: the median, or the most frequent value, of the 55 rooms."
+SIGNS = (
+    "+ speaks for the room, − against it. Typical: the median, or the most frequent value, of the 55 rooms."
+)
 # The card has its own background, so that it can be read on a page of any colour.
 STYLE = """
   text { font: 14px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; fill: #1f2328; }
