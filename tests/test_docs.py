@@ -1,16 +1,22 @@
-"""The documents: links lead somewhere, the README is short, all together are short."""
+"""The documents: links lead somewhere, and what they show is valid."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
+import yaml
+
+from serve.config.settings import UserConfig
+from serve.features.surface import SHIPPED, read_surface
+from tests.support.ranking_picture import PICTURE, draw
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 SHORT = [README, ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
-LINKED = [*SHORT, *ROOT.glob("CONTRIBUTING.md")]
+LINKED = [*SHORT, *ROOT.glob("CONTRIBUTING.md"), *ROOT.glob("CHANGELOG.md")]
 MAX_LINE = 100
 
 
@@ -56,6 +62,46 @@ def test_a_link_that_leads_nowhere_is_found(tmp_path, link):
 def test_the_readme_fits_its_width():
     lines = README.read_text().splitlines()
     assert [line for line in lines if len(line) > MAX_LINE] == []
+
+
+def test_the_readme_begins_with_declarations_that_are_valid(tmp_path):
+    first_screen = README.read_text().partition("\n## ")[0]
+    (tables,) = re.findall(r"^```toml\n(.*?)^```$", first_screen, re.M | re.S)
+    (arms,) = re.findall(r"^```yaml\n(.*?)^```$", first_screen, re.M | re.S)
+    assert len((tables + arms).splitlines()) <= 12
+    shipped = (SHIPPED / "spaces.toml").read_text()
+    before, after = shipped.partition("[outcomes]")[0], shipped.partition("[baseline]")[2]
+    surface = read_surface(f"{before}{tables}[baseline]{after}")
+    assert list(surface.predicted) == ["join", "stay", "hide"]
+    assert surface.is_bad("hide")
+    config = UserConfig.from_mapping({"experiment": {"name": "e", "salt": "e", **yaml.safe_load(arms)}})
+    assert list(config.misfits(surface, tmp_path)) == []
+    assert [arm.name for arm in config.experiment.arms if arm.slate] == ["model"]
+
+
+def words_of(svg):
+    return [element.text for element in ElementTree.fromstring(svg).iter() if element.tag.endswith("text")]
+
+
+def test_the_picture_of_the_readme_has_both_rankings_and_says_why():
+    reason = {"feature": "f", "label": "follows the host", "value": 1.0, "typical": 0.0, "unit": "yes/no"}
+    rooms = [
+        {
+            "candidate": "a",
+            "position": 1,
+            "topic": "jazz",
+            "was": 2,
+            "reasons": [reason | {"contribution": 1.0}],
+        },
+        {"candidate": "b & c", "position": 2, "topic": "news", "was": 1, "reasons": None},
+    ]
+    rankings = {"before": [room | {"position": room["was"]} for room in reversed(rooms)], "after": rooms}
+    places = {"before": 3, "after": 3}
+    drawn = words_of(draw({"topic": "jazz", "seconds": 0.05, "control": places, "rankings": rankings}))
+    assert drawn.count("room a, on jazz") == drawn.count("room b & c, on news") == 2
+    assert drawn.count("was at 2") == 1
+    assert "+ follows the host (yes, typical no)" in drawn
+    assert set(drawn) & set(words_of(PICTURE.read_text())) >= {"Before", "1", "2"}
 
 
 def test_every_example_of_a_ranking_says_how_many_are_shown():

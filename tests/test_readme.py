@@ -19,7 +19,7 @@ from tests.support.shop_log import write_flat_shop
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-DEMO, UP, OWN = BLOCKS
+UP, USE, DEMO, OWN = BLOCKS
 SECTION = re.search(r"## Operating it\n(.*?)\n## ", (ROOT / "README.md").read_text(), re.S)[1]
 OPERATING = re.findall(r"^    (python -m .*?)\s+#", SECTION, re.M)
 
@@ -101,7 +101,7 @@ def test_the_example_of_an_own_surface_goes_from_csv_to_a_ranking(tree):
 
 
 def test_up_rank_and_down(tree):
-    output = shell(UP.replace("make down\n", ""), tree).stdout
+    output = shell(UP + USE.replace("make down\n", ""), tree).stdout
     run_examples(tree)
     operate(tree)
     shell("make down", tree)
