@@ -62,7 +62,8 @@ def started(tmp_path_factory):
     application["deployments"][0]["user_config"]["experiment"]["name"] = "ours"
     (home / "tiny.toml").write_text(TOML)
     (home / "cluster.yaml").write_text(yaml.safe_dump(document))
-    log, shift_ms = tables(), int(time.time() * 1e3) - 400 * 86_400_000
+    # 399 days and 23 hours ago, so that the days stay the same while the service starts.
+    log, shift_ms = tables(), int(time.time() * 1e3) - 400 * 86_400_000 + 3_600_000
     for name, column in (("candidates", "ts_ms"), ("exposures", "ts_ms"), ("events", "ts_ms")):
         at = log[name].column_names.index(column)
         log[name] = log[name].set_column(at, column, pc.add(log[name][column], shift_ms))
