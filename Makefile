@@ -14,6 +14,8 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 # Containers often set this; each of many processes would then compile the same packages.
 export PYTHONDONTWRITEBYTECODE :=
 
+# Parts of `test`, which write no file either.
+.PHONY: with-ray without-ray in-background
 .PHONY: help install demo experiment up down observe test proofs check ranklens dist audit lock fmt
 .DEFAULT_GOAL := help
 
@@ -87,19 +89,38 @@ var/store/.filled: | install var/log
 	@$(BIN)/python -m serve load --log var/log
 	@touch $@
 
+# One thread of OpenMP and of OpenBLAS a process: on two cores, several spin for each other, and one
+# fixture of LightGBM takes 12 s instead of 2.
+PYTEST := OMP_THREAD_LIMIT=1 OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -q
+# A worker of xdist takes up to 1 GB.
+FAST := $(PYTEST) -n logical --maxprocesses 4 -m 'not integration and not gpu'
+# One file at a time in each of two processes.
+BY_FILE := $(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder
+
 check: install ## Format, lint, prose, types and the fast tests; two minutes, starts no Ray.
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/python tests/support/check_prose.py
-	@$(BIN)/mypy --no-error-summary
-	@found=$$($(BIN)/lint-imports --no-cache --no-logo) || { echo "$$found"; exit 1; }
-	@# One thread of OpenMP and of OpenBLAS a worker: on two cores, several spin for each other, and
-	@# one fixture of LightGBM takes 12 s instead of 2.
-	@OMP_THREAD_LIMIT=1 OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m 'not integration and not gpu'
+	@# Both use one core alone, so they run at the same time.
+	@{ found=$$($(BIN)/lint-imports --no-cache --no-logo) || { echo "$$found"; exit 1; }; } & contracts=$$!; \
+	$(BIN)/mypy --no-error-summary; types=$$?; wait $$contracts && exit $$types
+	@$(FAST)
 
-test: check ## What check does, then real Redis, Ray, HTTP and Locust (about 10 minutes).
-	@# Two files at a time: a test that starts Ray leaves the processors idle for a third of its time.
-	@$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m 'integration and not proof and not gpu'
+# A test that starts Ray or sends a load leaves the processors idle for a third of its time or more.
+# So three groups run at once. What `check` does has the lowest priority: it takes only the time
+# that the others leave, and does not delay a service that a test measures. At most two tests start
+# Ray.
+test: install ## What check does, then real Redis, Ray, HTTP and Locust (about 10 minutes).
+	@$(MAKE) --no-print-directory --jobs 3 --output-sync=target with-ray without-ray in-background
+
+with-ray: install
+	@$(BY_FILE) -m 'integration and not no_ray and not proof and not gpu'
+
+without-ray: install
+	@$(BY_FILE) -m 'integration and no_ray and not proof and not gpu'
+
+in-background: install
+	@nice -n 10 $(MAKE) --no-print-directory check
 
 proofs: install ## The long proofs: demo, kills, fuzzing, searches, scaling (20 minutes).
 	@$(BIN)/pytest -q -n 2 -m 'proof and no_ray and not gpu'

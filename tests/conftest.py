@@ -29,18 +29,25 @@ from tests.support.small_surface import TOML, tables
 # that. The commands that tests interrupt must not ignore it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# The files that take longest. The lane hands one file after another to two processes: those that
-# begin last must be short, or one process waits for the other.
+# The files that take longest, with Ray and without. A lane hands one file after another to two
+# processes: those that begin last must be short, or one process waits for the other.
 LONGEST_FIRST = (
     "tests/test_readme.py",
     "tests/test_end_to_end.py",
     "tests/serve/operate/run/test_local_cluster.py",
     "tests/serve/operate/diff/test_consequences.py",
+    "tests/test_diagnosed.py",
+    "tests/test_bucket_loop.py",
     "tests/test_live_loop.py",
     "tests/serve/http/test_exposure.py",
     "tests/serve/rollout/test_rollout_served.py",
     "tests/loadtest/scenarios/test_run.py",
     "tests/loadtest/scenarios/test_freshness.py",
+    "tests/serve/ingest/test_bucket_faults.py",
+    "tests/serve/ingest/test_kill.py",
+    "tests/serve/ranking/test_faults.py",
+    "tests/training/erasure/test_served.py",
+    "tests/serve/operate/console/test_pages.py",
 )
 
 
@@ -55,6 +62,14 @@ def pytest_configure() -> None:
         disk = os.statvfs(MEMORY)
         if disk.f_bavail * disk.f_frsize >= MEMORY_BYTES and not disk.f_flag & os.ST_NOEXEC:
             os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Where only integration tests run, do not import files that have none: it takes seconds."""
+    is_wanted = config.option.markexpr.startswith("integration")
+    if is_wanted and collection_path.name.startswith("test_") and collection_path.suffix == ".py":
+        return "integration" not in collection_path.read_text() or None
+    return None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

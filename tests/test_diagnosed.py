@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -31,6 +32,8 @@ from tests.support.stub_artifact import MODEL, publish_stub
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[1]
 WITHIN_S = 10.0
+# Folder of a snapshot that covers more records than the log has.
+AHEAD = f"{500_000:020d}"
 OF_ANOTHER_STATE, ANOTHER = "20260102T000000Z-000b", "20260103T000000Z-000c"
 
 
@@ -42,9 +45,13 @@ def run(*arguments, cwd):
     return done
 
 
-@pytest.fixture
-def home(tmp_path):
-    """Folder of the small surface with a log of a year ago; nothing is loaded or published yet."""
+@pytest.fixture(scope="module")
+def started(tmp_path_factory):
+    """Start one service for all tests: its folder, and what `load` and `up` printed.
+
+    The folder has the small surface with a log of a year ago; nothing is published in it.
+    """
+    home = tmp_path_factory.mktemp("diagnosed")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     document = yaml.safe_load((ROOT / "cluster.yaml").read_text())
@@ -53,21 +60,38 @@ def home(tmp_path):
     application |= {"name": "tiny"}
     application["args"] = {"surface": "tiny.toml", "store": "lmdb:store", "models": "models", "log": "log"}
     application["deployments"][0]["user_config"]["experiment"]["name"] = "ours"
-    (tmp_path / "tiny.toml").write_text(TOML)
-    (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(document))
-    log, shift_ms = tables(), int(time.time() * 1e3) - 400 * 86_400_000
+    (home / "tiny.toml").write_text(TOML)
+    (home / "cluster.yaml").write_text(yaml.safe_dump(document))
+    # 399 days and 23 hours ago, so that the days stay the same while the service starts.
+    log, shift_ms = tables(), int(time.time() * 1e3) - 400 * 86_400_000 + 3_600_000
     for name, column in (("candidates", "ts_ms"), ("exposures", "ts_ms"), ("events", "ts_ms")):
         at = log[name].column_names.index(column)
         log[name] = log[name].set_column(at, column, pc.add(log[name][column], shift_ms))
-    write_log(tmp_path / "log", log)
-    publish_stub(tmp_path / "made", TOML)
-    made = load(tmp_path / "made" / MODEL)
+    write_log(home / "log", log)
+    publish_stub(home / "made", TOML)
+    made = load(home / "made" / MODEL)
     contents = {name: made.read(name) for name in FILES}
     for version in (OF_ANOTHER_STATE, ANOTHER):
         manifest = {"version": version, "surface": "tiny", "state_fingerprint": "0" * 64}
-        save(tmp_path / "models" / version, contents, manifest)
-    yield tmp_path
-    run("down", cwd=tmp_path)
+        save(home / "models" / version, contents, manifest)
+    loaded = run("load", "--surface", "tiny.toml", "--log", "log", "--store", "lmdb:store", cwd=home)
+    try:
+        yield home, loaded.stderr, run("up", "--timeout", "180", cwd=home).stderr
+    finally:
+        run("down", cwd=home)
+
+
+@pytest.fixture
+def home(started):
+    """Yield the service's folder; afterwards bring the service back to what it was at its start."""
+    home, *_ = started
+    file = home / "cluster.yaml"
+    whole = file.read_text()
+    yield home
+    (home / "models" / CURRENT).unlink(missing_ok=True)
+    shutil.rmtree(home / "log/snapshots" / AHEAD, ignore_errors=True)
+    file.write_text(whole)
+    up(file, timeout_s=180, yes=True)
 
 
 def named_everywhere(home: Path, name: str, *, in_file: bool = True) -> str:
@@ -136,20 +160,19 @@ def away(path: Path):
     path.with_name("away").rename(path)
 
 
-def test_faults_of_a_running_service_are_named_everywhere_within_ten_seconds(home):
-    loaded = run("load", "--surface", "tiny.toml", "--log", "log", "--store", "lmdb:store", cwd=home)
-    assert "Most records are at least 399 days old, which empties audience (max_stay 4h)" in loaded.stderr
-    started = run("up", "--timeout", "180", cwd=home)
+def test_faults_of_a_running_service_are_named_everywhere_within_ten_seconds(home, started):
+    _, loaded, told = started
+    assert "Most records are at least 399 days old, which empties audience (max_stay 4h)" in loaded
     # The old log is announced before the first ranking.
     old = named_everywhere(home, "old_records")
-    assert f"warning: {old}\n" in loaded.stderr
-    assert f"warning: tiny: {old}\n" in started.stderr
+    assert f"warning: {old}\n" in loaded
+    assert f"warning: tiny: {old}\n" in told
     assert "These arms have no model" in named_everywhere(home, "no_model")
     (home / "models" / CURRENT).write_text(f"{OF_ANOTHER_STATE}\n")
     assert "trained on the state 000000000000" in named_everywhere(home, "model_of_another_state")
     with away(home / "store"):
         assert "no store at lmdb:store" in named_everywhere(home, "no_store")
-    snapshot = home / "log/snapshots" / f"{500_000:020d}"
+    snapshot = home / "log/snapshots" / AHEAD
     snapshot.mkdir(parents=True)
     (snapshot / "meta.json").write_text("{}")
     assert "up to number 500000" in named_everywhere(home, "log_ahead")
@@ -169,8 +192,6 @@ def test_faults_of_a_running_service_are_named_everywhere_within_ten_seconds(hom
 
 
 def test_a_change_that_fails_callers_needs_yes_and_its_failures_are_reported(home):
-    run("load", "--surface", "tiny.toml", "--log", "log", "--store", "lmdb:store", cwd=home)
-    run("up", "--timeout", "180", cwd=home)
     file, url = home / "cluster.yaml", json.loads((home / "var/run/service.json").read_text())["url"]
     asked = f"GET {url}/v1/model without a key answers"
     document = yaml.safe_load(file.read_text())
@@ -198,9 +219,39 @@ def test_a_change_that_fails_callers_needs_yes_and_its_failures_are_reported(hom
     assert applied.stdout.startswith(f"{asked} 404 (before: 401): today's callers fail\n")
 
 
-def test_a_changed_route_and_a_first_key_lead_the_status_while_callers_fail(home):
-    run("load", "--surface", "tiny.toml", "--log", "log", "--store", "lmdb:store", cwd=home)
-    run("up", "--timeout", "180", cwd=home)
+def test_a_ranking_for_no_replica_ends_with_503_in_time_and_starts_one(home):
+    file = home / "cluster.yaml"
+    document = yaml.safe_load(file.read_text())
+    quick = {"min_replicas": 0, "upscale_delay_s": 0, "downscale_delay_s": 1, "look_back_period_s": 1}
+    document["applications"][0]["deployments"][0]["autoscaling_config"] |= quick
+    file.write_text(yaml.safe_dump(document))
+    assert up(file, timeout_s=60, yes=True)["action"] == "deployed"
+    service = home / "var/run/service.json"
+    url = json.loads(service.read_text())["url"]
+
+    def num_running() -> int:
+        found = json.loads(service.read_text())["applications"]["tiny"]["deployments"]["FeatureFetch"]
+        return found["replicas"].get("RUNNING", 0)
+
+    until = time.monotonic() + 60
+    while num_running() and time.monotonic() < until:
+        time.sleep(0.5)
+    # HAProxy and the replica that stops need a moment.
+    time.sleep(4)
+    answers, body = [], {"viewer": "ann", "candidates": ["a", "b"]}
+    while time.monotonic() < until + 30 and 200 not in answers:
+        answer = httpx.post(f"{url}/v1/rank", json=body, timeout=10)
+        answers.append(answer.status_code)
+        if answer.status_code == 503:
+            assert answer.headers["retry-after"] == "1"
+            assert answer.elapsed.total_seconds() < 0.2 + 0.3, "a busy machine may be late"
+            time.sleep(1)
+    assert (answers[0], answers[-1], set(answers)) == (503, 200, {503, 200})
+
+
+def test_a_changed_route_and_a_first_key_lead_the_status_while_callers_fail(started):
+    """Run last with this service, as it restarts it with another file."""
+    home, *_ = started
     url = json.loads((home / "var/run/service.json").read_text())["url"]
     file, callers = home / "cluster.yaml", Callers(url)
     whole = file.read_text()
@@ -234,34 +285,3 @@ def test_a_changed_route_and_a_first_key_lead_the_status_while_callers_fail(home
     file.write_text(yaml.safe_dump(keyed))
     assert up(file, timeout_s=180, yes=True)["action"] == "started"
     leading(home, {"route_changed"})
-
-
-def test_a_ranking_for_no_replica_ends_with_503_in_time_and_starts_one(home):
-    run("load", "--surface", "tiny.toml", "--log", "log", "--store", "lmdb:store", cwd=home)
-    file = home / "cluster.yaml"
-    document = yaml.safe_load(file.read_text())
-    quick = {"min_replicas": 0, "upscale_delay_s": 0, "downscale_delay_s": 1, "look_back_period_s": 1}
-    document["applications"][0]["deployments"][0]["autoscaling_config"] |= quick
-    file.write_text(yaml.safe_dump(document))
-    run("up", "--timeout", "180", cwd=home)
-    service = home / "var/run/service.json"
-    url = json.loads(service.read_text())["url"]
-
-    def num_running() -> int:
-        found = json.loads(service.read_text())["applications"]["tiny"]["deployments"]["FeatureFetch"]
-        return found["replicas"].get("RUNNING", 0)
-
-    until = time.monotonic() + 60
-    while num_running() and time.monotonic() < until:
-        time.sleep(0.5)
-    # HAProxy and the replica that stops need a moment.
-    time.sleep(4)
-    answers, body = [], {"viewer": "ann", "candidates": ["a", "b"]}
-    while time.monotonic() < until + 30 and 200 not in answers:
-        answer = httpx.post(f"{url}/v1/rank", json=body, timeout=10)
-        answers.append(answer.status_code)
-        if answer.status_code == 503:
-            assert answer.headers["retry-after"] == "1"
-            assert answer.elapsed.total_seconds() < 0.2 + 0.3, "a busy machine may be late"
-            time.sleep(1)
-    assert (answers[0], answers[-1], set(answers)) == (503, 200, {503, 200})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 
@@ -11,7 +10,7 @@ import psutil
 from typer.testing import CliRunner
 
 from benchmarks.__main__ import app
-from benchmarks.memory import held_bytes
+from benchmarks.memory import held_bytes, memory, table
 
 HOLD = """
 import mmap, sys, tempfile
@@ -38,13 +37,15 @@ def test_memory_of_children_counts_and_pages_of_files_do_not():
 
 
 def test_a_log_is_simulated_and_evaluated(tmp_path):
-    given = ["memory", "--out", str(tmp_path), "--rows", "30000", "--command", "fit", "--command", "evaluate"]
-    done = CliRunner().invoke(app, [*given, "--json"])
-    assert done.exit_code == 0, done.output
-    lines = json.loads(done.stdout)["lines"]
-    assert [(line["command"], line["rows"]) for line in lines] == [("fit", 30_000), ("evaluate", 30_000)]
+    # The command itself takes no log as small as this one.
+    result = memory([8_000], tmp_path, ["fit", "evaluate"], epochs=1, budget="10s")
+    lines = result["lines"]
+    assert not result["failed"]
+    assert [(line["command"], line["rows"]) for line in lines] == [("fit", 8_000), ("evaluate", 8_000)]
     assert all(0 < line["peak_bytes"] < 2 << 30 for line in lines)
     assert np.isfinite([line["seconds"] for line in lines]).all()
+    rows = [row.split()[:2] for row in table(result).splitlines()]
+    assert rows[1:] == [["fit", "8,000"], ["evaluate", "8,000"]]
 
 
 def test_an_unknown_command_is_refused(tmp_path):
