@@ -1,4 +1,4 @@
-"""Expiry of viewers: those not seen for long are forgotten, some at a time."""
+"""Expiry of viewers: forget those who were not seen for long, some at a time."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from serve.ingest.intake import Group
 from serve.log.events import viewer_of
 from serve.stores.protocol import Store
 
-# Examine viewers once this many are due, or this long after the last time.
+# Viewers are examined once this many are due, or this many seconds after the last time.
 EVERY_DUE, EVERY_S = 2_000, 1.0
-# Examine two viewers for each row that a commit adds: a store of viewers who come once then has at
-# most twice the rows of those who came in time. Where few are new, examine one for some records.
+# Two viewers are examined for each row that a commit adds, and at least one for every eight
+# records. If every viewer comes only once, the store then has at most twice as many rows as viewers
+# who are not due to be forgotten.
 FOR_ROW, FOR_RECORDS = 2, 8
-# Examine at least `LEAST`. In a commit they are at most `MOST`, which take some ms to read and
-# 0.1 s to forget; the next commits examine the rest.
+# At least LEAST are examined at a time. One commit examines at most MOST, which take some ms to
+# read and 0.1 s to forget; the next commits examine the rest.
 LEAST, MOST = 64, 2_048
 # Values of candidates' fields that no candidate has now. With more, those without an event for
 # longest are forgotten before their time.
