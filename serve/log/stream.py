@@ -142,7 +142,7 @@ class _Table:
         return taken
 
     def _look(self) -> None:
-        """Read keys and ids of the flat files, to find least keys, repeats, and exposures' times."""
+        """Read keys and ids of flat files, to find least keys, repeats, and exposures' times."""
         id_ = {"exposures": "request_id", "events": "id"}.get(self._name, "seq")
         parts, lives, times, least, num = [], [], [], [], 0
         for path, first_row, raw in self._raw({"ts_ms", "seq", "traffic", id_}):

@@ -16,7 +16,8 @@ from serve.rollout.history import Action, CachedHistory, HistoryEntry, append
 from serve.storage.atomic_files import exclusive
 
 LOCK = ".lock"
-# A change takes milliseconds. Wait at most 2 s, so that a stopped writer cannot block Ingest too.
+# How long to wait for the lock. A change takes milliseconds. The limit keeps a writer that was
+# stopped from blocking Ingest too.
 LOCK_S = 2.0
 
 
@@ -25,7 +26,7 @@ class NothingBefore(TabrankError):
 
 
 class ModelRegistry:
-    """Version pointers of a models folder; each change is in the history before a pointer moves."""
+    """Version pointers of a models folder. Each change is in the history before a pointer moves."""
 
     def __init__(self, models: Path, by: Literal["command", "service"] = "command") -> None:
         self.models = models
@@ -43,7 +44,7 @@ class ModelRegistry:
         return self._pointed(CANARY)
 
     def promote(self, version: str) -> str | None:
-        """Make a published version the current one, and end its canary; return the version before.
+        """Make a published version current, and end its canary; return the version before.
 
         Raises:
             TabrankError: the version is not published, or was trained on a state that this release
@@ -89,9 +90,10 @@ class ModelRegistry:
             return version
 
     def roll_back(self, version: str | None, reason: str) -> str | None:
-        """Roll back the current version (also None) to the good one before it, or end a canary.
+        """Roll the current version back to the good one before it, or end a canary.
 
-        Return the version that is then current; None if `version` was neither current nor canary.
+        `version` is what is to be rolled back; None if the pointer is missing or invalid. Return
+        the version that is current afterwards, or None if `version` was neither current nor canary.
 
         Raises:
             NothingBefore: no good version of its state and outcomes exists before it.
@@ -115,7 +117,7 @@ class ModelRegistry:
             return before
 
     def table(self) -> list[dict[str, Any]]:
-        """Return all published versions, newest first, with state, reason, metrics and rivals."""
+        """Return all published versions, newest first, each with state, reason and metrics."""
         history, published = self._history.read(), versions(self.models)
         current = self.current
         roles = {self._previous(current): "previous", self.canary: "canary", current: "current"}
@@ -136,7 +138,7 @@ class ModelRegistry:
         return found
 
     def _previous(self, version: str | None) -> str | None:
-        """Return the good version before this one that its service can rank with."""
+        """Return the good version before this one with which the service can rank."""
         found = {each: peek(self.models / each) for each in versions(self.models)}
         was = found.get(version or "")
         alike = [each for each, artifact in found.items() if artifact and _can_replace(artifact, was)]
@@ -157,7 +159,11 @@ class ModelRegistry:
             raise TabrankError(f"models {self.models}: HISTORY cannot be written: {error}") from error
 
     def _locked(self) -> AbstractContextManager[None]:
-        """Hold the writer lock, across machines on a shared file system; TabrankError if taken."""
+        """Hold the writer's lock, which works across machines on a shared file system.
+
+        Raises:
+            TabrankError: another process holds it.
+        """
         refuse_file(self.models)
         if not self.models.is_dir():
             raise TabrankError(f"models {self.models}: the folder does not exist; publish an artifact first")
@@ -171,7 +177,7 @@ def _made(version: str) -> str:
 
 
 def _can_replace(artifact: Artifact, was: Artifact | None) -> bool:
-    """Return whether a service that ranks with `was` would not refuse an artifact."""
+    """Return True if a service that ranks with `was` would accept an artifact."""
     if was is None:
         return True
     one, other = artifact.manifest, was.manifest
