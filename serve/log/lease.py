@@ -20,7 +20,7 @@ from pathlib import Path
 from serve.contract.errors import TabrankError, WriterFenced
 from serve.features.slots import OWNERS
 from serve.features.surface import FieldType
-from serve.storage.atomic_files import compare_and_set, file_lock
+from serve.storage.atomic_files import compare_and_set, content_of, file_lock
 from serve.storage.bucket import BucketError, BucketPath, is_bucket
 from serve.stores.protocol import shown
 
@@ -133,7 +133,7 @@ def swap_lease(log: Path, held: Lease | None, new: Lease) -> bool:
     with file_lock(log / FILE):
         # Another release may have written an equal lease as another text, so compare the text as
         # read.
-        text = None if held is None else (log / FILE).read_bytes()
+        text = content_of(log / FILE)
         if read_lease(log) != held:
             return False
         if text is not None and isinstance(log, BucketPath):

@@ -183,15 +183,17 @@ def require(models: Path, version: str) -> None:
         raise TabrankError(f"version {version!r} is not published in {models}; {hint}")
 
 
-def point(models: Path, pointer: str, version: str) -> None:
+def point(models: Path, pointer: str, version: str, held: bytes | None) -> None:
     """Make a pointer, CURRENT or CANARY, name a published version; durable on return.
 
+    `held` is what the pointer contained when the change began; None if there was no pointer.
+
     Raises:
-        TabrankError: the version is not published; the message names the nearest one.
+        TabrankError: the version is not published, and the message names the nearest one; or the
+            pointer was changed meanwhile, or cannot be written.
     """
     require(models, version)
     try:
-        held = (models / pointer).read_bytes() if (models / pointer).exists() else None
         if compare_and_set(models / pointer, held, f"{version}\n".encode()):
             return
     except OSError as error:

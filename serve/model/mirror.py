@@ -9,13 +9,12 @@ import hashlib
 import logging
 import shutil
 import threading
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 from serve.contract.errors import TabrankError
 from serve.model.artifact import CANARY, CURRENT, HISTORY, MANIFEST, VERSION, versions
-from serve.storage.atomic_files import draft_of, exclusive, remove_folder, sync, write_whole
+from serve.storage.atomic_files import content_of, draft_of, exclusive, remove_folder, sync, write_whole
 from serve.storage.bucket import BucketPath, cache_folder
 
 log = logging.getLogger("tabrank")
@@ -60,7 +59,7 @@ class Mirror:
             return
         with exclusive(self.folder / ".lock", f"{self.folder}: another process is copying models", LOCK_S):
             # Read the pointers before the list, which then contains the versions that they name.
-            pointers = {name: _content(self._models / name) for name in (HISTORY, CURRENT, CANARY)}
+            pointers = {name: content_of(self._models / name) for name in (HISTORY, CURRENT, CANARY)}
             published = versions(self._models)
             for version in published:
                 if not (self.folder / version / MANIFEST).exists():
@@ -73,7 +72,7 @@ class Mirror:
             for name, content in pointers.items():
                 if content is None:
                     (self.folder / name).unlink(missing_ok=True)
-                elif content != _content(self.folder / name):
+                elif content != content_of(self.folder / name):
                     write_whole(self.folder / name, content)
             for path in self.folder.iterdir():
                 if VERSION.fullmatch(path.name) and path.name not in published:
@@ -98,9 +97,3 @@ class Mirror:
 def mirror_of(models: Path) -> Mirror:
     """Return the mirror of a models folder; a process has one for each folder."""
     return Mirror(models)
-
-
-def _content(path: Path) -> bytes | None:
-    with suppress(FileNotFoundError):
-        return path.read_bytes()
-    return None

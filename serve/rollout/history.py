@@ -13,7 +13,7 @@ import msgspec
 
 from serve.contract.errors import TabrankError
 from serve.model.artifact import HISTORY, VERSION
-from serve.storage.atomic_files import compare_and_set
+from serve.storage.atomic_files import compare_and_set, content_of
 
 # Limits the entries that the file keeps, of which the oldest are dropped.
 MAX_ENTRIES = 1_000
@@ -91,13 +91,7 @@ def read(models: Path) -> History:
     Raises:
         OSError: the file cannot be read.
     """
-    return _decoded(_content(models) or b"")
-
-
-def _content(models: Path) -> bytes | None:
-    with contextlib.suppress(FileNotFoundError):
-        return (models / HISTORY).read_bytes()
-    return None
+    return _decoded(content_of(models / HISTORY) or b"")
 
 
 def _decoded(content: bytes) -> History:
@@ -116,7 +110,7 @@ def append(models: Path, entry: HistoryEntry) -> None:
             the other entries would be lost.
         TabrankError: another process has changed it meanwhile.
     """
-    held = _content(models)
+    held = content_of(models / HISTORY)
     entries = [*_decoded(held or b"").entries, entry][-MAX_ENTRIES:]
     new = b"".join(msgspec.json.encode(each) + b"\n" for each in entries)
     if not compare_and_set(models / HISTORY, held, new):

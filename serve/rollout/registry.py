@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from serve.contract.validation import refuse_file
 from serve.model.artifact import CANARY, CURRENT, Artifact, load, peek, point, pointed, unpoint, versions
 from serve.model.compatibility import require_promotable
 from serve.rollout.history import Action, CachedHistory, HistoryEntry, append
-from serve.storage.atomic_files import exclusive
+from serve.storage.atomic_files import content_of, exclusive
 
 LOCK = ".lock"
 # How long to wait for the lock. A change takes milliseconds. The limit keeps a writer that was
@@ -50,12 +50,12 @@ class ModelRegistry:
             TabrankError: the version is not published, or was trained on a state that this release
                 does not keep for its surface, or the folder cannot be written.
         """
-        with self._locked():
+        with self._locked() as held:
             require_promotable(self.models, version)
             was = self.current
             if was != version or version in self._history.read().rolled_back:
                 self._record("promote", version, version)
-                point(self.models, CURRENT, version)
+                point(self.models, CURRENT, version, held[CURRENT])
             if self.canary == version:
                 unpoint(self.models, CANARY)
             return was
@@ -66,7 +66,7 @@ class ModelRegistry:
         Raises:
             TabrankError: the version cannot be promoted, or is current, or no version is current.
         """
-        with self._locked():
+        with self._locked() as held:
             require_promotable(self.models, version)
             if self.current is None:
                 raise TabrankError(
@@ -77,7 +77,7 @@ class ModelRegistry:
                     f"models {self.models}: {version} is the current version; name another as canary"
                 )
             self._record("canary", version, self.current)
-            point(self.models, CANARY, version)
+            point(self.models, CANARY, version, held[CANARY])
 
     def end_canary(self, reason: str) -> str:
         """End the canary and return its version; raise TabrankError without a canary."""
@@ -99,7 +99,7 @@ class ModelRegistry:
             NothingBefore: no good version of its state and outcomes exists before it.
             TabrankError: the folder cannot be written.
         """
-        with self._locked():
+        with self._locked() as held:
             was = self.current
             version = version or was
             if version is not None and version == self.canary:
@@ -113,7 +113,7 @@ class ModelRegistry:
                 none = f"no good version of its state and outcomes was current before {was}"
                 raise NothingBefore(f"models {self.models}: {none}; promote another")
             self._record("rollback", version, before, reason)
-            point(self.models, CURRENT, before)
+            point(self.models, CURRENT, before, held[CURRENT])
             return before
 
     def table(self) -> list[dict[str, Any]]:
@@ -158,8 +158,11 @@ class ModelRegistry:
         except OSError as error:
             raise TabrankError(f"models {self.models}: HISTORY cannot be written: {error}") from error
 
-    def _locked(self) -> AbstractContextManager[None]:
-        """Hold the writer's lock, which works across machines on a shared file system.
+    @contextmanager
+    def _locked(self) -> Iterator[dict[str, bytes | None]]:
+        """Hold the writer's lock, and yield what the pointers contain when it is taken.
+
+        The lock works across machines on a shared file system.
 
         Raises:
             TabrankError: another process holds it.
@@ -167,8 +170,16 @@ class ModelRegistry:
         refuse_file(self.models)
         if not self.models.is_dir():
             raise TabrankError(f"models {self.models}: the folder does not exist; publish an artifact first")
-        busy = f"models {self.models}: another process has been changing it for {LOCK_S:g} s"
-        return exclusive(self.models / LOCK, f"{busy}; retry, or end the process that holds {LOCK}", LOCK_S)
+        busy = (
+            f"models {self.models}: another process has been changing it for {LOCK_S:g} s; retry, or end the process "
+            f"that holds {LOCK}"
+        )
+        with exclusive(self.models / LOCK, busy, LOCK_S):
+            try:
+                held = {pointer: content_of(self.models / pointer) for pointer in (CURRENT, CANARY)}
+            except OSError as error:
+                raise TabrankError(f"models {self.models}: its pointers cannot be read: {error}") from error
+            yield held
 
 
 def _made(version: str) -> str:

@@ -39,6 +39,13 @@ def write_whole(path: Path, content: bytes) -> None:
         draft.write_bytes(content)
 
 
+def content_of(path: Path) -> bytes | None:
+    """Return the content of a file, or None if there is no such file."""
+    with suppress(FileNotFoundError):
+        return path.read_bytes()
+    return None
+
+
 def compare_and_set(path: Path, held: bytes | None, new: bytes) -> bool:
     """Write a file durably if its content still is `held`; return True if it was.
 
@@ -47,7 +54,7 @@ def compare_and_set(path: Path, held: bytes | None, new: bytes) -> bool:
     """
     if isinstance(path, BucketPath):
         return path.swap(held, new)
-    if (path.read_bytes() if path.exists() else None) != held:
+    if content_of(path) != held:
         return False
     write_whole(path, new)
     return True

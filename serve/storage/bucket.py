@@ -250,7 +250,7 @@ class BucketPath(PosixPath):
             time.sleep(LOOK_S)
 
     def _renew(self, name: bytes, ended: threading.Event) -> None:
-        """Renew the lock's file until `ended` is set, or until another process has taken the lock."""
+        """Renew the lock's file until `ended` is set, or another process has taken the lock."""
         while not ended.wait(RENEW_S):
             with suppress(BucketError):
                 if not self._swap_own(name, name + secrets.token_hex(4).encode()):

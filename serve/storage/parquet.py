@@ -59,8 +59,8 @@ def readable(path: Path) -> Iterator[None]:
         ) from error
 
 
-def footer(path: Path) -> Any:
-    """Return what pyarrow reads the footer of a Parquet file from: the path, or the file's end."""
+def footer_source(path: Path) -> Any:
+    """Return the path or, for a file in a bucket, its end, from which pyarrow reads the footer."""
     if not isinstance(path, BucketPath):
         return path
 

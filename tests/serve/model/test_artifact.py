@@ -320,9 +320,9 @@ def test_publishing_copies_once_and_promotion_points(tmp_path: Path) -> None:
     assert publish(write(tmp_path / "a"), models) == OLD
     assert versions(models) == [OLD, NEW]
     assert current(models) is None
-    point(models, CURRENT, OLD)
+    point(models, CURRENT, OLD, None)
     assert current(models) == OLD
-    point(models, CURRENT, NEW)
+    point(models, CURRENT, NEW, f"{OLD}\n".encode())
     assert current(models) == NEW
     assert publish(tmp_path / "a", models) == OLD
     assert load(models / OLD).manifest == load(tmp_path / "a").manifest
@@ -342,12 +342,12 @@ def test_a_published_artifact_is_never_changed(tmp_path: Path) -> None:
 def test_promoting_an_unknown_version_names_the_nearest_one(tmp_path: Path) -> None:
     models = tmp_path / "models"
     with pytest.raises(TabrankError, match=r"is not published in .*; publish an artifact first"):
-        point(models, CURRENT, OLD)
+        point(models, CURRENT, OLD, None)
     publish(write(tmp_path / "a"), models)
-    point(models, CURRENT, OLD)
+    point(models, CURRENT, OLD, None)
     for version in (NEW, f"../{models.name}/{OLD}"):
         with pytest.raises(TabrankError, match=f"did you mean {OLD}"):
-            point(models, CURRENT, version)
+            point(models, CURRENT, version, None)
     assert current(models) == OLD
 
 
@@ -364,7 +364,7 @@ def test_a_pointer_that_is_a_link_is_refused_until_it_is_promoted_over(tmp_path:
     (models / "CURRENT").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ArtifactRefused, match="CURRENT is not a plain file"):
         current(models)
-    point(models, CURRENT, OLD)
+    point(models, CURRENT, OLD, NEW.encode())
     assert current(models) == OLD
     assert (tmp_path / "elsewhere").read_text() == NEW
 

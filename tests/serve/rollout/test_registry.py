@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -121,7 +120,7 @@ def test_a_rollback_goes_to_no_version_of_another_format(models, releases):
 
 
 def test_a_version_promoted_before_the_history_can_be_rolled_back_to(models, releases):
-    point(models, CURRENT, A)
+    point(models, CURRENT, A, None)
     releases.promote(B)
     assert releases.roll_back(B, "slow") == A
 
@@ -259,7 +258,7 @@ def test_a_history_that_cannot_be_read_is_neither_forgotten_nor_replaced(models,
     (models / "HISTORY").rmdir()
     (models / "kept").rename(models / "HISTORY")
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_bytes", _failing)
+        patch.setattr(history, "content_of", _failing)
         with pytest.raises(TabrankError, match="HISTORY cannot be written"):
             releases.promote(C)
     assert [entry.action for entry in history.read(models).entries] == ["promote", "promote", "rollback"]
@@ -317,6 +316,6 @@ def test_a_pointer_that_holds_no_version_can_be_promoted_over(models, releases):
     (models / "CURRENT").write_text("what")
     releases.promote(A)
     assert releases.current == A
-    point(models, "CANARY", B)
+    point(models, "CANARY", B, None)
     (models / "CANARY").write_text("what")
     assert releases.canary is None
