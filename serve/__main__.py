@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import sys
 from dataclasses import asdict
@@ -24,6 +25,7 @@ from serve.contract.commands import (
     answer,
     command_line,
 )
+from serve.contract.logs import SERVICE_LOGGER
 from serve.operate.render.commands import render
 from serve.operate.rollout.commands import models
 from serve.storage.atomic_files import PRIVATE
@@ -43,17 +45,13 @@ app.add_typer(render, name="render", help="Write a RayService for Kubernetes, or
 def up(
     config: ConfigFile = CONFIG,
     run: RunFolder = RUN,
-    haproxy: Annotated[
-        bool, typer.Option(help="Receive requests through HAProxy, or through Ray's slower Python proxy.")
-    ] = True,
+    haproxy: Annotated[bool, typer.Option(help="Use HAProxy, or Ray's slower Python proxy.")] = True,
     dashboard: Annotated[
         bool, typer.Option("--dashboard", help="Also run Ray's dashboard on 127.0.0.1; it takes 200 MB.")
     ] = False,
     timeout: Annotated[
         float,
-        typer.Option(
-            help="Seconds to wait until the service answers; on an overloaded machine up to four times as long."
-        ),
+        typer.Option(help="Seconds until the service must answer; up to four times as many under overload."),
     ] = 120.0,
     yes: Yes = False,
     as_json: Json = False,
@@ -103,6 +101,8 @@ def status(
     Exit code 0: the service is ready and nothing is degraded; advice does not count. 1: it is
     degraded or down. 2: its state cannot be read.
     """
+    # The screen states what is wrong with a bucket; a warning on stderr would break it.
+    logging.getLogger(SERVICE_LOGGER).addHandler(logging.NullHandler())
     from serve.operate.status.screen import keep_showing, show
     from serve.operate.status.vitals import look
 
@@ -143,6 +143,8 @@ def diff(
     as_json: Json = False,
 ) -> None:
     """Compare a `cluster.yaml` with the running service, and say what each change would do.
+
+    The file alone is compared: it does not notice that the TOML file of a surface was edited.
 
     Exit code 0: nothing differs, or all changes were applied. 1: there are differences, or a change
     was refused. 2: no service runs here, or the file cannot be read.
@@ -309,9 +311,7 @@ def fetch(as_json: Json = False) -> None:
 
 @bench.command()
 def writer(
-    store: Annotated[
-        list[str] | None, typer.Option(help="Also measure the empty Redis store at this address.")
-    ] = None,
+    store: Annotated[list[str] | None, typer.Option(help="Also measure this empty Redis store.")] = None,
     as_json: Json = False,
 ) -> None:
     """Measure the writer's CPU time per ranking. The stores keep the rows that this writes."""

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, ConfigDict, WithJsonSchema, model_validator
 
 from serve.contract.errors import unknown
+from serve.contract.rankings import MAX_CANDIDATES
 from serve.contract.typed_reader import STRICT, Between, refusal
 from serve.features.outcomes import Weight
 from serve.features.surface import Surface
@@ -19,8 +20,6 @@ from serve.features.surface import Surface
 # words. They bound the time that rules take in a request, and the size of its exposure, which
 # quotes them.
 MAX_RULES, MAX_WORDS, MAX_TEXT = 32, 100, 4_000
-# The longest list of candidates of a request.
-PLACES = 1_000
 # Numbers that differ must differ in words too, times in milliseconds included.
 EXACT = ".15g"
 # Features are float32, and no finite one is much larger than this.
@@ -118,8 +117,8 @@ class Spread:
 
     __pydantic_config__ = STRICT
     field: str
-    most: Annotated[int, Between(1, PLACES - 1)]
-    within: Annotated[int, Between(2, PLACES)]
+    most: Annotated[int, Between(1, MAX_CANDIDATES - 1)]
+    within: Annotated[int, Between(2, MAX_CANDIDATES)]
 
     def __str__(self) -> str:
         return f"spread {self.field}: at most {self.most} in any {self.within} places in a row"
@@ -138,8 +137,8 @@ class Limit:
 
     __pydantic_config__ = STRICT
     where: Where
-    most: Annotated[int, Between(0, PLACES - 1)]
-    first: Annotated[int, Between(1, PLACES)]
+    most: Annotated[int, Between(0, MAX_CANDIDATES - 1)]
+    first: Annotated[int, Between(1, MAX_CANDIDATES)]
 
     def __str__(self) -> str:
         places = f"{self.first} place{'s' * (self.first > 1)}"
@@ -193,7 +192,9 @@ class Rule:
         where: Mapping[str, Wanted] = {}
         known, name = fields | features, "boost"
         if self.spread:
-            shared = [key for key, kind in fields.items() if (key[:9], kind) == ("candidate", "category")]
+            shared = [
+                key for key, kind in fields.items() if key.startswith("candidate.") and kind == "category"
+            ]
             if self.spread.field in fields.keys() - shared:
                 yield ("spread", "field"), f"a spread needs a category of candidates: {', '.join(shared)}"
             elif self.spread.field not in shared:

@@ -45,21 +45,13 @@ MOVED = (
     "What moved the candidate; null if it stayed in its place. Only with `explain`, if the arm has rules or the "
     "request has pins."
 )
-UNKNOWN = (
-    "Ids that have neither a stored record nor stated fields. They come last, unless the surface scores them."
-)
+UNKNOWN = "Ids without a stored record or stated fields. They come last, unless the surface scores them."
 TRAFFIC = "The default is live. Rankings of test traffic count no impressions, and training ignores them."
 REQUEST_ID = "Overrides X-Request-Id; generated if neither is given."
 NOW_MS = "Time of the ranking; only with the event clock."
 FRESHNESS_MS = "Age of the live table; null before its first read."
-RULES = (
-    "The rules that moved this candidate, in words. Empty if only other candidates' moves displaced it, or if "
-    "the order was drawn at random."
-)
-ADDS = (
-    "What the value adds to the score: in log-odds if the score is a probability, otherwise in units of the "
-    "utility."
-)
+RULES = "The rules that moved it, in words. Empty if only others were moved, or if the order was drawn."
+ADDS = "What the value adds to the score: in log-odds of a probability, or in units of the utility."
 EXPLAIN = '`true` returns feature values and reasons, `"reasons"` only reasons. The default is false.'
 # What a request may ask to have explained about its candidates.
 Explain = bool | Literal["reasons"]

@@ -34,7 +34,8 @@ from serve.log.reader import ARROW, TABLES, unmerged
 from serve.log.snapshots import numbers
 from serve.log.throttle import OnStep
 from serve.storage.atomic_files import draft_path, put_once, sync
-from serve.storage.parquet import Damaged, footer, readable
+from serve.storage.bucket import BucketPath
+from serve.storage.parquet import Damaged, footer_source, readable
 
 log = logging.getLogger("tabrank")
 # Number of a record, time of its arrival in ms, and the record.
@@ -254,8 +255,9 @@ def draft_segment(
         folder.mkdir(parents=True)
         sync(folder.parent)
     draft, is_new = draft_path(folder / f"{first:020d}-{epoch:010d}"), False
-    if draft.parent == folder:
-        # Delete drafts of these records that a killed or fenced writer left behind.
+    # On a disk, drafts are in the table's folder. Delete those of these records that a killed or
+    # fenced writer left behind.
+    if not isinstance(folder, BucketPath):
         for stale in folder.glob(f".{first:020d}-*.partial"):
             stale.unlink(missing_ok=True)
     try:
@@ -319,7 +321,7 @@ def last_record(path: Path) -> tuple[int, int]:
         Damaged: the file is damaged, or was not written by a service.
     """
     with readable(path):
-        metadata = pq.read_metadata(footer(path))
+        metadata = pq.read_metadata(footer_source(path))
     num_groups = metadata.num_row_groups
     columns = metadata.row_group(num_groups - 1).to_dict()["columns"] if num_groups else []
     last = {each["path_in_schema"]: each["statistics"] or {} for each in columns}

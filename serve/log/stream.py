@@ -39,7 +39,7 @@ from serve.log.snapshots import truncation_point
 from serve.log.table_reader import TableReader
 from serve.storage.conversion import IDS, converted
 from serve.storage.memory import available_bytes
-from serve.storage.parquet import data_files, footer, readable
+from serve.storage.parquet import data_files, footer_source, readable
 
 # Limits the values of a column that are read at once, where each id of a list counts, and their
 # bytes. This is some 2,000 rankings of 55 candidates. A replay takes some 100 bytes for each value.
@@ -309,7 +309,7 @@ def _hashes(strings: pa.ChunkedArray) -> I64:
 
 def _footer(path: Path) -> pq.FileMetaData:
     with readable(path):
-        return pq.read_metadata(footer(path))
+        return pq.read_metadata(footer_source(path))
 
 
 def _batches(

@@ -40,8 +40,8 @@ def explored(slate: Slate) -> Slate:
         where = np.argsort(order)[shown]
         order, propensity, weight = shown, propensity[where], weight[where]
         place_before = np.argsort(places)[order]
-    slate = msgspec.structs.replace(slate, order=order, place_before=place_before)
-    return msgspec.structs.replace(slate, propensity=propensity, draw=weight.astype(np.float32))
+    drawn_with = {"propensity": propensity, "draw": weight.astype(np.float32)}
+    return msgspec.structs.replace(slate, order=order, place_before=place_before, **drawn_with)
 
 
 def draw(score: F32, rng: Generator, *, is_probability: bool = True) -> tuple[I64, F64, F64]:

@@ -60,7 +60,7 @@ def diff(
         lines.append(f"the last deploy failed; the comparison is with the deploy before it: {running.error}")
     if under_way:
         lines.append(
-            f"a deploy of {under_way.config} is under way since {under_way.since}; this compares with the "
+            f"a deploy of {under_way.config} has been under way since {under_way.since}; this compares with the "
             "deploy before it"
         )
     if not apply or not (found.changes or running.error or under_way):

@@ -201,6 +201,11 @@ def _deadline(old: DeclaredService, new: DeclaredService, measured: Measured) ->
         yield _meaning("below_p50", p50_ms=p50_ms)
 
 
+def _kill_switch(old: DeclaredService, new: DeclaredService, _: Measured) -> Meanings:
+    if old.config.kill_switch and not new.config.kill_switch:
+        yield _meaning("kill_switch_off")
+
+
 # The rules for an application of ours. `diff` prints a sentence beside the field of its rule.
 RULES: Mapping[Path, Callable[[DeclaredService, DeclaredService, Measured], Meanings]] = {
     ("args",): _faults,
@@ -210,4 +215,5 @@ RULES: Mapping[Path, Callable[[DeclaredService, DeclaredService, Measured], Mean
     (*LIVE, "experiment", "arms"): _arms,
     (*LIVE, "api_keys"): _keys,
     (*LIVE, "deadline_ms"): _deadline,
+    (*LIVE, "kill_switch"): _kill_switch,
 }

@@ -124,36 +124,25 @@ class Kubernetes(Options):
     namespace: Annotated[str, object_option("Namespace of the service.")] = "tabrank"
     volume: Annotated[
         list[Claim] | None,
-        typer.Option(
-            parser=claim,
-            callback=unique,
-            metavar="CLAIM=FOLDER",
-            help="A volume, and where each pod mounts it.",
-        ),
+        typer.Option(parser=claim, callback=unique, metavar="CLAIM=FOLDER", help="Mount of a volume."),
     ] = None
     redis: Annotated[
         str | None,
-        typer.Option(
-            parser=server, metavar="HOST:PORT", help="Redis for Ray's state; by default one is rendered."
-        ),
+        typer.Option(parser=server, metavar="HOST:PORT", help="Redis for Ray's state, or one is rendered."),
     ] = None
     redis_image: Annotated[str, typer.Option(help="Image of the rendered Redis.")] = "redis:7.4"
     token_secret: Annotated[str | None, object_option("Secret with the key auth_token.")] = None
     redis_secret: Annotated[
         str | None, object_option("Secret with the keys password (store) and ray-password (Ray's state).")
     ] = None
-    allow: Annotated[
-        list[str] | None, object_option("Namespace of callers; by default the service's own.")
-    ] = None
+    allow: Annotated[list[str] | None, object_option("Callers' namespace; default: the service's.")] = None
     balancer: Annotated[
         list[str] | None,
         typer.Option(parser=network, metavar="CIDR", help="Addresses of load balancers and health checks."),
     ] = None
     host: Annotated[str | None, typer.Option(metavar="NAME", help="Host of an Ingress with TLS.")] = None
     tls_secret: Annotated[str | None, object_option("Secret with the certificate of --host.")] = None
-    ingress_class: Annotated[str | None, object_option("Class of the Ingress; by default the cluster's.")] = (
-        None
-    )
+    ingress_class: Annotated[str | None, object_option("Ingress class; default: the cluster's.")] = None
     ray_tls: Annotated[bool, typer.Option("--ray-tls", help="TLS between pods; needs cert-manager.")] = False
     monitoring: Annotated[str, object_option("Namespace of Prometheus.")] = "monitoring"
     monitor_label: Annotated[
