@@ -330,8 +330,8 @@ class Limits:
 
     Attributes:
         enabled: Roll back automatically.
-        watch_s: Seconds for which a promoted version is on trial. A canary is on trial all the
-            time.
+        watch_s: Seconds for which a promoted version is on trial. A canary is on trial as long
+            as it is the canary.
         max_psi: Largest population stability index (PSI, how far two distributions differ) between
             its scores and those of the version that it replaces, beyond what is noise.
         max_slowdown: Largest scoring time, as a multiple of that of the version that it replaces,

@@ -149,7 +149,7 @@ class ExposureBuffer:
                 self._limit = min(max(taken, (1.0 - FADES) * self._limit, MIN_HELD), MAX_HELD)
                 self.one_in = self._wanted(self._limit)
                 if self.one_in > 1:
-                    self._warn(THINNED, Busy(f"one exposure in {self.one_in} is logged, and stands for all"))
+                    self._warn(THINNED, Busy(f"only one exposure in {self.one_in} is logged, for all"))
                 num = min(2 * num, int(CALL * self._limit), MAX_SENT)
             return True
 

@@ -155,7 +155,7 @@ class ScoreSums(defaultdict[str, float]):
             self[name] += value
 
     def largest_psi(self) -> tuple[str, float]:
-        """Return the outcome whose distributions differ most, "" if there is only one, and its PSI."""
+        """Return the outcome whose distributions differ most ("" if there is one), and its PSI."""
         outcomes = {match[1] for name in self if (match := BIN.fullmatch(name))} or {""}
         shifts = {name: psi(self._bins("old", name), self._bins("new", name)) for name in sorted(outcomes)}
         outcome = max(shifts, key=lambda name: shifts[name])

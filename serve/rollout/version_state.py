@@ -57,7 +57,7 @@ class Version:
             self._enter(State.LOADED)
 
     def refuse(self, error: TabrankError) -> None:
-        """PUBLISHED, ROLLED_BACK → REFUSED: broken, or of another surface (then without verdict)."""
+        """PUBLISHED, ROLLED_BACK → REFUSED: broken, or of another surface (without a verdict)."""
         if self.artifact is None:
             is_broken = isinstance(error, ArtifactRefused)
             self._enter(State.REFUSED, verdict=Verdict("refused", str(error)) if is_broken else None)
