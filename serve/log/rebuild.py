@@ -65,7 +65,7 @@ def rebuild(schema: Schema, folder: Path, report: Report, through: int = MAX_SEQ
         report(f"{folder}: begins with the snapshot of {_iso(own.ts_ms)}, of record {own.seq:,}")
         _restore(built, own, schema)
     else:
-        # Most viewers and candidates of a truncated log are in its snapshots alone.
+        # Most viewers and candidates of a truncated log are only in its snapshots.
         fields = dict.fromkeys(ENTITIES) if begins else schema.surface.fields
         built.coverage = _checked_joins(folder, fields, report)
     if begins and not own:

@@ -183,7 +183,7 @@ def require(models: Path, version: str) -> None:
         raise TabrankError(f"version {version!r} is not published in {models}; {hint}")
 
 
-def point(models: Path, pointer: str, version: str, held: bytes | None) -> None:
+def point(models: Path, pointer: str, version: str, held: bytes | None = None) -> None:
     """Make a pointer, CURRENT or CANARY, name a published version; durable on return.
 
     `held` is what the pointer contained when the change began; None if there was no pointer.

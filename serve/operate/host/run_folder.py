@@ -121,7 +121,7 @@ class RunFolder:
         self._replace("supervisor.pid", f"{os.getpid()}\n".encode())
 
     def save_token(self, token: str) -> None:
-        """Store the token for this user alone."""
+        """Store the token so that only this user can read it."""
         self._replace(self.token.name, token.encode())
 
     def age_s(self) -> float:

@@ -320,7 +320,7 @@ def test_publishing_copies_once_and_promotion_points(tmp_path: Path) -> None:
     assert publish(write(tmp_path / "a"), models) == OLD
     assert versions(models) == [OLD, NEW]
     assert current(models) is None
-    point(models, CURRENT, OLD, None)
+    point(models, CURRENT, OLD)
     assert current(models) == OLD
     point(models, CURRENT, NEW, f"{OLD}\n".encode())
     assert current(models) == NEW
@@ -342,12 +342,12 @@ def test_a_published_artifact_is_never_changed(tmp_path: Path) -> None:
 def test_promoting_an_unknown_version_names_the_nearest_one(tmp_path: Path) -> None:
     models = tmp_path / "models"
     with pytest.raises(TabrankError, match=r"is not published in .*; publish an artifact first"):
-        point(models, CURRENT, OLD, None)
+        point(models, CURRENT, OLD)
     publish(write(tmp_path / "a"), models)
-    point(models, CURRENT, OLD, None)
+    point(models, CURRENT, OLD)
     for version in (NEW, f"../{models.name}/{OLD}"):
         with pytest.raises(TabrankError, match=f"did you mean {OLD}"):
-            point(models, CURRENT, version, None)
+            point(models, CURRENT, version)
     assert current(models) == OLD
 
 

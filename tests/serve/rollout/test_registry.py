@@ -120,7 +120,7 @@ def test_a_rollback_goes_to_no_version_of_another_format(models, releases):
 
 
 def test_a_version_promoted_before_the_history_can_be_rolled_back_to(models, releases):
-    point(models, CURRENT, A, None)
+    point(models, CURRENT, A)
     releases.promote(B)
     assert releases.roll_back(B, "slow") == A
 
@@ -316,6 +316,6 @@ def test_a_pointer_that_holds_no_version_can_be_promoted_over(models, releases):
     (models / "CURRENT").write_text("what")
     releases.promote(A)
     assert releases.current == A
-    point(models, "CANARY", B, None)
+    point(models, "CANARY", B)
     (models / "CANARY").write_text("what")
     assert releases.canary is None

@@ -44,7 +44,7 @@ def models(tmp_path, surface, monkeypatch) -> Path:
     monkeypatch.setattr("training.fit.publish.load_scorer", lambda folder, backend: None)
     for version in (OLD, CHOSEN):
         artifact(tmp_path / "models" / version, version, surface)
-    point(tmp_path / "models", CURRENT, OLD, None)
+    point(tmp_path / "models", CURRENT, OLD)
     return tmp_path / "models"
 
 
