@@ -501,7 +501,7 @@ def test_a_model_of_the_same_state_ranks(home):
 def test_a_model_of_another_state_is_neither_published_nor_promoted(home, monkeypatch):
     models = home.folder / "models"
     promote_made_for(home, OTHER_STATE)
-    point(models, CURRENT, MODEL)
+    point(models, CURRENT, MODEL, content_of(models / CURRENT))
     registry = ModelRegistry(models)
     for change in (registry.promote, registry.start_canary):
         with pytest.raises(StateMismatch, match="fit a model with this surface and publish it"):
