@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import sys
 from dataclasses import asdict
@@ -24,12 +25,13 @@ from serve.contract.commands import (
     answer,
     command_line,
 )
+from serve.contract.logs import SERVICE_LOGGER
 from serve.operate.render.commands import render
 from serve.operate.rollout.commands import models
 from serve.storage.atomic_files import PRIVATE
 from serve.storage.bucket import place
 
-Yes = Annotated[bool, typer.Option("--yes", help="Deploy changes that lose data or fail callers too.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Deploy even if changes lose data or make calls fail.")]
 app = command_line(__doc__)
 bench = typer.Typer(no_args_is_help=True)
 app.add_typer(bench, name="bench", help="Measure speed on this machine.")
@@ -43,13 +45,13 @@ app.add_typer(render, name="render", help="Write a RayService for Kubernetes, or
 def up(
     config: ConfigFile = CONFIG,
     run: RunFolder = RUN,
-    haproxy: Annotated[bool, typer.Option(help="Use the fast ingress, or Ray's plain proxy.")] = True,
+    haproxy: Annotated[bool, typer.Option(help="Use HAProxy, or Ray's slower Python proxy.")] = True,
     dashboard: Annotated[
-        bool, typer.Option("--dashboard", help="Open Ray's own dashboard on 127.0.0.1; 200 MB.")
+        bool, typer.Option("--dashboard", help="Also run Ray's dashboard on 127.0.0.1; it takes 200 MB.")
     ] = False,
     timeout: Annotated[
         float,
-        typer.Option(help="Seconds to wait until the service answers; up to 4 x on an overloaded machine."),
+        typer.Option(help="Seconds until the service must answer; up to four times as many under overload."),
     ] = 120.0,
     yes: Yes = False,
     as_json: Json = False,
@@ -96,9 +98,11 @@ def status(
 ) -> None:
     """Show on one screen what to do first, and how the running service ranks.
 
-    Exit code 0 if it is ready and nothing is degraded (advice aside), 1 if it is degraded or down,
-    2 if its state cannot be read.
+    Exit code 0: the service is ready and nothing is degraded; advice does not count. 1: it is
+    degraded or down. 2: its state cannot be read.
     """
+    # The screen states what is wrong with a bucket; a warning on stderr would break it.
+    logging.getLogger(SERVICE_LOGGER).addHandler(logging.NullHandler())
     from serve.operate.status.screen import keep_showing, show
     from serve.operate.status.vitals import look
 
@@ -120,7 +124,7 @@ def console(
         typer.Option(help="Port on 127.0.0.1; if not given, 8090 or a free one.", min=1, max=65535),
     ] = None,
 ) -> None:
-    """Show the service on a read-only web page, with rankings to try, until Ctrl-C."""
+    """Show the service on a read-only web page, where you can try rankings, until Ctrl-C."""
     from serve.operate.console.server import serve
 
     # Ctrl-C is the normal way to stop it.
@@ -138,10 +142,12 @@ def diff(
     timeout: Annotated[float, typer.Option(help="Seconds to wait until it runs.")] = 120.0,
     as_json: Json = False,
 ) -> None:
-    """Compare a `cluster.yaml` with the running service: the effect and meaning of each change.
+    """Compare a `cluster.yaml` with the running service, and say what each change would do.
 
-    Exit code 0 if nothing differs or all changes were applied, 1 if there are differences or a
-    change was refused, 2 if no service runs here or the file cannot be read.
+    The file alone is compared: it does not notice that the TOML file of a surface was edited.
+
+    Exit code 0: nothing differs, or all changes were applied. 1: there are differences, or a change
+    was refused. 2: no service runs here, or the file cannot be read.
     """
     from serve.operate.diff.apply import diff as differ
 
@@ -151,13 +157,13 @@ def diff(
 
 @app.command()
 def popular(
-    off: Annotated[bool, typer.Option("--off", help="Return to the rankings of the arms.")] = False,
+    off: Annotated[bool, typer.Option("--off", help="Let the arms rank again.")] = False,
     run: AnyRunFolder = None,
     address: Address = None,
     timeout: Annotated[float, typer.Option(help="Seconds to wait until it runs.")] = 60.0,
     as_json: Json = False,
 ) -> None:
-    """Switch every ranking to the popular order, in place; the file does not change."""
+    """Answer every ranking with the popular order, without a restart; the file does not change."""
     from serve.operate.diff.apply import popular as turn
 
     result, line = turn(run, address, not off, timeout, _progress)
@@ -218,15 +224,16 @@ def load(
         bool,
         typer.Option(
             "--without-journal",
-            help="Give up the newest records of a log whose store is lost: up to a minute of them.",
+            help="Fill the store although the log's own store is lost, and with it up to a minute of records.",
         ),
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Fill a store by replaying a log, beside a running service if that has another store.
+    """Fill a store by replaying a log. A service may run meanwhile if it uses another store.
 
     After a change of the surface, fill the new store and then deploy with `python -m serve up`.
-    Nothing is lost meanwhile: what arrives is applied when the service starts with the new store.
+    Nothing is lost meanwhile: the service applies what has arrived when it starts with the new
+    store.
     """
     from serve.features.surface import load_surface
     from serve.ingest.backfill import load as fill
@@ -274,16 +281,16 @@ def plan(
         list[str] | None,
         typer.Option(
             metavar="DEPLOYMENT=MS",
-            help="For how long Ray counts a request as ongoing there; else our figures.",
+            help="How long Ray counts a request as ongoing in a deployment; by default a measured time.",
         ),
     ] = None,
     node_start_s: Annotated[float, typer.Option(min=0, help="Seconds until a new node has joined.")] = 60.0,
     out: Annotated[Path | None, typer.Option(help="New folder for plan.json and report.html.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Plan the replicas and nodes of a `cluster.yaml` over a load trace, with Ray's own code.
+    """Compute how many replicas and nodes a `cluster.yaml` would run under a load, with Ray's code.
 
-    Exit code 1 if the load does not fit: a deployment needs more than its max_replicas, or a
+    Exit code 1: the load does not fit, because a deployment needs more than its max_replicas, or a
     replica has no room on a node.
     """
     from serve.operate.plan.command import plan as make
@@ -295,7 +302,7 @@ def plan(
 
 @bench.command()
 def fetch(as_json: Json = False) -> None:
-    """Measure fetch and features per request, by batch, viewers and candidates; needs 5 GB."""
+    """Measure how long a request's features take, for several sizes; needs 5 GB of disk."""
     from serve.bench.fetch import bench_fetch, table
 
     result = bench_fetch(progress=_progress)
@@ -304,10 +311,10 @@ def fetch(as_json: Json = False) -> None:
 
 @bench.command()
 def writer(
-    store: Annotated[list[str] | None, typer.Option(help="Address of an empty Redis store too.")] = None,
+    store: Annotated[list[str] | None, typer.Option(help="Also measure this empty Redis store.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure the writer's CPU per ranking and its rankings/s a core; rows stay in the stores."""
+    """Measure the writer's CPU time per ranking. The stores keep the rows that this writes."""
     from serve.bench.writer import bench_writer, table
 
     result = bench_writer(store or ())

@@ -31,9 +31,9 @@ from serve.runtime.metrics import IngestMetrics, RankMetrics
 from serve.storage.atomic_files import PRIVATE
 from serve.storage.bucket import place
 
-# Lower Ingest's CPU priority: rankings come before logging if cores are short.
+# Ingest's niceness lowers its CPU priority: if cores are short, rankings come before logging.
 NICENESS = 10
-# Give the other Scorer replicas 2 s to load a version once one has loaded it.
+# Once one Scorer replica has loaded a version, wait this long for the others to load it.
 OTHERS_S = 2.0
 EVERY_ADDRESS = "0.0.0.0"
 # Plain pickle is enough for calls whose arguments and results are bytes.
@@ -71,7 +71,7 @@ class Scorer:
 class _Handles:
     """The other deployments, called through their handles.
 
-    A version is loaded by the scorers and by `in_process`, the models of this process, if it has.
+    `in_process` are the models of this process, if it scores too; they load the same versions.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class FeatureFetch:
         peers = _Handles(scorer, ingest, in_process)
         metrics = RankMetrics(_application())
         self._service = RankingService(args, Path(base), peers, metrics, in_process, _application())
-        # Until Serve's controller reports the address.
+        # Assume that everybody can reach the service until Serve's controller reports the address.
         self._keys = Authenticator(host=EVERY_ADDRESS)
         self._refreshing: asyncio.Task[None] | None = None
 
@@ -167,7 +167,7 @@ class FeatureFetch:
         return Edge(self._service, self._keys)
 
 
-# As above: `reconfigure` starts the writer before the first record comes.
+# As above: Ray must call `reconfigure`, which starts the writer before the first record comes.
 @serve.deployment(user_config={})
 class Ingest:
     """The single writer: takes events and exposures, keeps the state, and writes the log."""
@@ -189,9 +189,9 @@ class Ingest:
             self._running = asyncio.get_running_loop().create_task(self._ingester.run())
 
     async def take(self, payload: bytes) -> IngestResult | Busy | WriterFenced:
-        """Take packed records; return once they are durable, or the reason of a refusal at once.
+        """Take packed records and return once they are durable, or return a refusal at once.
 
-        If it were raised, Ray would log each refusal as an error, with a traceback.
+        A refusal is returned, not raised, because Ray would log each one with a traceback.
         """
         try:
             return await self._ingester.take(unpack(payload), len(payload))

@@ -1,4 +1,4 @@
-"""Benchmark of a request from admission to its feature matrix: candidates, viewers and features."""
+"""Measure how long a request takes from its admission until its feature matrix is ready."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ from serve.stores.factory import open_store
 from serve.stores.protocol import Store
 
 ROUNDS = 15
-# Candidates of a request.
+# How many candidates each request has.
 SLATE = 55
-# Requests of a cell in each round, but at least 8 batches.
+# How many requests each cell measures in a round; it always measures at least 8 batches.
 _REQUESTS_A_ROUND = 150
 _PAGE_BYTES = 4096
 
 
 class Sizes(NamedTuple):
-    """Sizes to measure: each of `viewers` × `candidates` × `batches`."""
+    """The sizes to measure; each combination of viewers, candidates and batches is one cell."""
 
     viewers: tuple[int, ...] = (10_000, 100_000, 1_000_000)
     candidates: tuple[int, ...] = (1_000, 10_000, 100_000)
@@ -49,7 +49,7 @@ SIZES = Sizes()
 
 
 class _Cell(NamedTuple):
-    """One point of the measurement."""
+    """One combination of sizes."""
 
     viewers: int
     candidates: int

@@ -59,7 +59,7 @@ class RowMaker:
         return rows
 
     def _fill_presences(self, rows: CandidateRows, at: I64) -> None:
-        """Let 12 viewers be at a candidate on average, with a long tail."""
+        """Place 12 viewers at a candidate on average; few candidates have many more."""
         presences = self._schema.kept(Presences)
         num = self._rng.geometric(1 / 12, len(at)) - 1
         for slot, inside in presences.presences.items():
@@ -115,10 +115,10 @@ class RowMaker:
 
 
 def viewer_id(number: int) -> str:
-    """Return a new string each time, like the id in a request: its hash is not cached."""
+    """Return a viewer's id as a new string, so that its hash is not cached, as in a request."""
     return f"viewer{number}"
 
 
 def candidate_id(number: int) -> str:
-    """Return a candidate id, new like that of `viewer_id`."""
+    """Return a candidate's id as a new string, for the same reason as `viewer_id`."""
     return f"space{number}"

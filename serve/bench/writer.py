@@ -1,4 +1,4 @@
-"""Benchmark of the writer: the CPU of an exposure from its call to its segment, by store."""
+"""Measure the writer's CPU time per exposure, from the call that brings it to the log segment."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ from serve.operate.host.machine import describe_machine
 from serve.stores.factory import open_store
 from serve.stores.protocol import shown
 
-# Exposures of a commit: the writer commits ten times a second, so for 330 and 3,300 rankings/s.
+# Exposures in one commit. The writer commits ten times a second, so these stand for 330 and 3,300
+# rankings/s.
 BATCHES = (33, 330)
 VIEWERS, CANDIDATES = 20_000, 2_000
 
 
 def bench_writer(stores: Sequence[str], num_exposures: int = 3_300, rounds: int = 5) -> dict[str, Any]:
-    """Measure the CPU of exposures of `spaces` in an LMDB store and in empty `stores`.
+    """Measure the CPU time of exposures of `spaces` in an LMDB store and in the empty `stores`.
 
-    It is that of all threads of this process for decoding the call, the commit, and writing the
-    segment: without Ray, the merging of segments, and a Redis server. Stores and batches take
-    turns.
+    All threads of this process count: they decode the call, commit, and write the segment. Ray, the
+    merging of segments, and a Redis server do not count. Stores and batches take turns.
 
     Returns:
-        A dictionary with `machine` and `cells`: a list of `store`, `batch`, `commit_us` and
-        `segment_us` of a ranking, and `rankings_s` a core (medians of the rounds) with the `least`
-        and `most` of a round.
+        A dictionary with `machine` and `cells`, a list. A cell has its `store` and `batch`, the
+        medians over the rounds of `commit_us` and `segment_us` per ranking and of `rankings_s` per
+        core, and `least` and `most`, the extremes of `rankings_s` in a round.
 
     Raises:
         TabrankError: a store is not empty, or cannot be written.
@@ -56,7 +56,7 @@ def bench_writer(stores: Sequence[str], num_exposures: int = 3_300, rounds: int 
 def table(result: Mapping[str, Any]) -> str:
     """Format the result as text: a line per store and batch."""
     line = "{store:>5}, {batch:>4} a commit{commit_us:>8.1f}{segment_us:>8.1f}{rankings_s:>9,} ({least:,} to {most:,})"
-    head = "us of CPU a ranking: commit, segment; rankings/s a core (of a round)"
+    head = "us of CPU per ranking: commit, segment; rankings/s per core (least and most of a round)"
     return "\n".join([head, *(line.format(**cell) for cell in result["cells"])])
 
 
@@ -76,7 +76,7 @@ async def _measure(folder: Path, stores: Sequence[str], num: int, rounds: int) -
 
 
 async def _round(writer: Ingester, batch: int, num: int) -> tuple[float, float]:
-    """Return the µs of CPU an exposure until all are durable, and then until segments have them."""
+    """Return the CPU time per exposure in µs: for commits, and then for writing segments."""
     payloads = [pack([_exposure() for _ in range(batch)]) for _ in range(max(1, num // batch))]
     begun_s = time.process_time()
     for payload in payloads:
@@ -88,7 +88,7 @@ async def _round(writer: Ingester, batch: int, num: int) -> tuple[float, float]:
 
 
 def _writer(folder: Path, number: int, address: str) -> Ingester:
-    """Return the writer of a store that it fills with viewers and candidates."""
+    """Return a writer, after filling its store with viewers and candidates."""
     schema = Schema(load_surface("spaces"))
     with closing(open_store(address, "spaces", schema.fingerprint, base=folder, writable=True)) as store:
         if store.seq():

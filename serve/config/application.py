@@ -34,7 +34,7 @@ DRAIN_ENV = "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"
 class FileContext:
     """Values from the rest of the file that the rules of our application need."""
 
-    # The most nodes; 0 if the file does not say.
+    # The largest number of nodes; 0 if the file does not state it.
     num_nodes: int
     # The longest time that a request may take.
     timeout_s: float | None
@@ -46,9 +46,9 @@ class FileContext:
 
 
 def check(application: Node, sizes: Sequence[Size], file: FileContext) -> None:
-    """Check the parts of our application that Ray does not read, and the rules between its parts.
+    """Check the parts of our application that Ray does not read, and how its parts fit together.
 
-    `sizes` are those of its valid deployments.
+    `sizes` has the sizes of the deployments that are valid.
     """
     base = application.document.path.resolve().parent
     knobs: UserConfig | None = UserConfig()
@@ -73,14 +73,16 @@ def check(application: Node, sizes: Sequence[Size], file: FileContext) -> None:
     log = place(args.log, base)
     if not is_bucket(args.log):
         log = Path(os.path.normpath(log))
-    # Each writer numbers its records from 1, and the files are named by the numbers.
+    # Each writer numbers its records from 1 and names its files by these numbers, so that two
+    # writers would use the same names.
     if (owner := file.owners.setdefault(log, here)) != here:
         args_at["log"].refuse(
             f"the log {str(log)!r} is already used by {owner}, and each would overwrite the other's files; "
             "give each application its own folder"
         )
     surface = _read_surface(args_at["surface"], args, base)
-    # Its viewers would be in two experiments, and its store would have two writers.
+    # With a second application, the surface's viewers would be in two experiments, and its store
+    # would have two writers.
     if surface is not None and (owner := file.owners.setdefault(surface.name, here)) != here:
         args_at["surface"].refuse(
             f"the surface {surface.name!r} already has an application, {owner}; a surface has one application, "
@@ -92,12 +94,14 @@ def check(application: Node, sizes: Sequence[Size], file: FileContext) -> None:
         _check_batch(live["max_batch_candidates"], knobs, surface)
         for path, error in knobs.misfits(surface, place(args.models, base)):
             reduce(Node.__getitem__, path, live).refuse(error)
-    # The files of a cluster may not be mounted here.
+    # The files of a cluster need not be mounted on this machine, so check only those of one
+    # machine.
     if surface is not None and file.num_nodes <= 1 and args_at.is_sound:
         features = Features(Schema(surface))
         declared = DeclaredService(args, base, features, knobs, str(application["name"].value))
         for found in declared.file_faults():
-            args_at[DIAGNOSES[found.name]["arg"]].warn(str(found))
+            is_of_models = found.cause.startswith(f"{args.models}/")
+            args_at["models" if is_of_models else DIAGNOSES[found.name]["arg"]].warn(str(found))
     named = {size.name: size for size in sizes}
     if set(DEPLOYMENTS) <= set(named):
         _check_size(named, args, knobs, file.timeout_s)
@@ -148,7 +152,7 @@ def _check_size(sizes: Mapping[str, Size], args: AppArgs, knobs: UserConfig, tim
     if args.backend == "torch" and not scorer.num_gpus:
         options.warn("backend torch without num_gpus is slow; use onnx")
     if args.backend == "onnx" and scorer.num_gpus:
-        options["num_gpus"].warn("backend onnx uses no GPU; take torch")
+        options["num_gpus"].warn("backend onnx uses no GPU; use torch")
 
 
 def _check_batches(front: Size, scorer: Size, knobs: UserConfig) -> None:

@@ -32,18 +32,21 @@ DIAGNOSES: Mapping[str, Mapping[str, Any]] = tomllib.loads(Path(__file__).with_s
 RUNBOOK = "docs/runbook.md"
 # A decayed sum is empty after this many half-lives: less than 1 % is left.
 EMPTY_HALF_LIVES = 7
-# Below this share the ids of two tables do not fit each other.
+# Two tables whose ids match to a smaller share than this do not belong together, or write ids
+# differently.
 MIN_COVERAGE = 0.8
-# Ingest applies at most so many records that the log has and its store lacks, when it starts. In
-# these seconds nobody takes records. Beyond it, `serve load` applies them beside the writer before.
+# When Ingest starts, it applies the records that the log has and its store lacks. Nobody accepts
+# records meanwhile, so this limits them to what takes seconds. If there are more, `serve load` must
+# fill the store first, while the old writer still runs.
 MAX_CATCH_UP = 200_000
-# Surface, and so application, and experiment of the shipped `cluster.yaml`.
+# Names in the shipped `cluster.yaml`: the surface, which is also the application, and the
+# experiment.
 SHIPPED_NAMES = ("spaces", "launch")
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """One thing that is wrong: its name in the list, and a sentence each of cause and remedy."""
+    """One thing that is wrong: its name in `diagnoses.toml`, its cause and its remedy."""
 
     name: str
     cause: str
@@ -54,7 +57,7 @@ class Diagnosis:
 
 
 def diagnosis(name: str, /, **facts: Any) -> Diagnosis:
-    """Return a diagnosis of the list, filled with the facts that its sentences name.
+    """Return a diagnosis of `diagnoses.toml`, with `facts` filled into its sentences.
 
     A fact whose name ends in `_s` is a duration in seconds.
     """
@@ -63,7 +66,7 @@ def diagnosis(name: str, /, **facts: Any) -> Diagnosis:
 
 
 class LogEnd(NamedTuple):
-    """Number of a log's last record, its arrival in ms, and the store of another writer, or ""."""
+    """End of a log: its last record's number and arrival in ms, and any other writer's store."""
 
     seq: int
     arrival_ms: int
@@ -76,10 +79,11 @@ class LoadNote(Struct):
     # The log as `DeclaredService.log_paths` returns it, and the number of its last record.
     log: list[str] = []
     log_seq: int = 0
-    # When the store was filled, and when the records end with which it was.
+    # When the store was filled, and the time of the newest exposure or event in it.
     filled_ms: int = 0
     ends_ms: int = 0
-    # The share of ids of a table that another one has, by the table's name.
+    # Which share of a table's references name a row of another table, by the keys of
+    # `serve.log.join_coverage.JOINS`.
     coverage: dict[str, float] = {}
     erasures: int = 0
 
@@ -100,7 +104,7 @@ class DeclaredService:
     application: str | None = None
 
     def file_faults(self) -> Iterator[Diagnosis]:
-        """Diagnose what names, models and an embedded store show without a running service."""
+        """Diagnose what names, models and an embedded store show even if no service runs."""
         try:
             models, pointers = place(self.args.models, self.base), {}
             for pointer in (CURRENT, CANARY):
@@ -134,7 +138,7 @@ class DeclaredService:
         except StoreUnavailable as error:
             yield self.unavailable_store(error)
         else:
-            # Before it starts, the log may have another writer: it takes over.
+            # Another writer is no fault here: the service takes the log over when it starts.
             yield from self.read_store_faults(seq, note, log_end and log_end._replace(other=""))
 
     def open(self) -> Store:
@@ -162,14 +166,14 @@ class DeclaredService:
             return LogEnd(log_end(log), last_arrival_ms(log), other)
         except BucketError:
             raise
-        # Of the newest segments, one may be damaged, or merged meanwhile.
+        # One of the newest segments may be damaged, or may have been merged away meanwhile.
         except (TabrankError, OSError):
             return None
 
     def log_paths(self) -> list[str]:
-        """Return the log's absolute path and, if the store has one, that from there.
+        """Return the log's absolute path and, for an LMDB store, its path relative to the store.
 
-        The latter survives a move.
+        The relative path stays true if store and log are moved together.
         """
         log, (kind, _, where) = place(self.args.log, self.base).resolve(), self.args.store.partition(":")
         is_beside = kind == "lmdb" and not is_bucket(self.args.log)
@@ -194,7 +198,7 @@ class DeclaredService:
                 yield self.error_fault("outcomes_missing", TabrankError(why))
 
     def foreign_names(self) -> Iterator[Diagnosis]:
-        """Diagnose names that belong to another surface."""
+        """Diagnose names of the shipped `cluster.yaml` that were kept for another surface."""
         surface, experiment = self.features.schema.surface, self.config.experiment
         if surface.name == SHIPPED_NAMES[0]:
             return
@@ -216,12 +220,15 @@ class DeclaredService:
         return self.diagnosis("other_store" if others else "no_store", name=name, others=others)
 
     def read_store_faults(self, seq: int, note: bytes, log_end: LogEnd | None) -> Iterator[Diagnosis]:
-        """Diagnose a store by its number and note, and the `log_end` as it was read before these.
+        """Diagnose a store by the number of its last record, its note, and the end of the log.
+
+        The end of the log must have been read before the store, so that a record that arrives in
+        between is not taken for one that the store lacks.
 
         A log that is ahead of its store holds records that another store took. Ingest applies up to
-        `MAX_CATCH_UP` of them when it starts. A feature is as old as the log that filled the store,
-        until the service has logged records for half a day, or for the feature's half-life or
-        `max_stay` if that is shorter.
+        `MAX_CATCH_UP` of them when it starts. A feature counts as being as old as the log that
+        filled the store until the service has logged records for half a day, or for the feature's
+        half-life or `max_stay` if that is shorter.
         """
         log_seq, flushed_ms, other = log_end or (None, 0, "")
         filled = LoadNote.of(note)
@@ -252,7 +259,7 @@ class DeclaredService:
 
     def error_fault(self, name: str, error: Exception, **facts: object) -> Diagnosis:
         """Return the diagnosis of an error whose text is the cause and, after `; `, the remedy."""
-        # Ray's errors end with the line of their cause.
+        # The last line of Ray's errors states the cause.
         name_of_it = "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
         lines = str(error).strip().splitlines() or [name_of_it]
         cause, _, remedy = lines[-1].replace(f"{self.base}{os.sep}", "").partition("; ")
@@ -260,7 +267,7 @@ class DeclaredService:
         return self.diagnosis(name, error=cause, remedy=remedy[0].upper() + remedy[1:], **facts)
 
     def diagnosis(self, name: str, /, **facts: object) -> Diagnosis:
-        """Return a diagnosis of the list, filled with the facts that its sentences name."""
+        """Return a diagnosis of `diagnoses.toml`, filled with `facts` and those of this service."""
         args, store = self.args, shown(self.args.store)
         # Paths are relative to the folder of the declaration, wherever a user reads the remedy.
         python = f"cd {shlex.quote(str(self.base.resolve()))} && python"

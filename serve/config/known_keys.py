@@ -27,10 +27,11 @@ PLACES = {
     (*LIVE, "experiment", "arms", "*"): "in an arm of the experiment",
     (*LIVE, "api_keys", "*"): "in a caller's key",
 }
-# Look for no nearest key after 100 errors: each lookup takes a millisecond.
+# After this many errors, the nearest key is no longer looked up: each look-up takes a millisecond.
 MAX_HINTS = 100
-# Thresholds of difflib's ratio. From CLOSE on, a key may be a typo of one of its own level. From
-# VERY_CLOSE on, it is a typo of a key of another level that is nearer by MARGIN than those.
+# Thresholds of difflib's ratio. From CLOSE on, a key counts as a typo of a key of its own level. It
+# counts as a typo of a key of another level from VERY_CLOSE on, if that key is nearer by MARGIN
+# than any of its own level.
 CLOSE, VERY_CLOSE, MARGIN = 0.4, 0.8, 0.1
 
 

@@ -11,7 +11,7 @@ from serve.contract.typed_reader import Invalid, Model, read
 
 @dataclass(frozen=True)
 class Node:
-    """Value at a path of a document, None if it is missing; takes the findings about it."""
+    """Value at a path of a document, or None if it is missing; collects the findings about it."""
 
     document: Document
     steps: Steps
@@ -31,7 +31,7 @@ class Node:
         return Node(self.document, (*self.steps, step), value)
 
     def items(self) -> list[Node]:
-        """Return the items of a list; no item of any other value."""
+        """Return the items of a list; any other value has none."""
         return [self[i] for i in range(len(self.value))] if isinstance(self.value, list) else []
 
     @property

@@ -11,7 +11,7 @@ from serve.config.node import Node
 from serve.contract.errors import TabrankError
 from serve.contract.typed_reader import STRICT, Between, checked_by
 
-# The pool of the machine with Ray's controller.
+# The pool with the one machine on which Ray's controller runs.
 HEAD = "head"
 Count = Annotated[int, Between(0, 100_000)]
 # Name of a pool or cluster, valid in Kubernetes.
@@ -22,7 +22,7 @@ TAINT = re.compile(
 
 
 def taint(text: object, place: str) -> object:
-    """Return a taint; raise TabrankError if it is none."""
+    """Return the text of a taint; raise TabrankError if it is not one."""
     if isinstance(text, str) and not TAINT.fullmatch(text):
         raise TabrankError(
             f"{place}: {text!r} must be KEY:EFFECT or KEY=VALUE:EFFECT, as `kubectl taint` writes it, with the "
@@ -38,9 +38,9 @@ class NodePool:
     Attributes:
         num_cpus: CPUs of each machine.
         min_nodes: Machines that always run.
-        max_nodes: Most machines.
+        max_nodes: Largest number of machines.
         num_gpus: GPUs of each machine.
-        labels: Labels that Kubernetes' machines of this pool have, and others lack.
+        labels: Kubernetes labels that the machines of this pool have and other machines lack.
         taints: Taints of these machines, such as "dedicated=ranking:NoSchedule".
     """
 

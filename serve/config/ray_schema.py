@@ -31,7 +31,8 @@ from serve.contract.errors import did_you_mean
 from serve.contract.typed_reader import Level, read
 from serve.contract.typed_reader import levels as levels_of
 
-# Models of keys that Ray declares as plain mappings, and validates only when it deploys.
+# Keys that Ray declares as plain mappings and validates only when it deploys, with the models that
+# it uses then.
 LATE = {"autoscaling_policy": AutoscalingPolicy, "actor_options": RayActorOptionsSchema}
 # Import paths whose code Ray's models would import, and so run, to validate them.
 IMPORTED = ("policy_function", "request_router_class")
@@ -54,11 +55,11 @@ def ray_levels() -> dict[Level, list[str]]:
 
 
 def ray_defaults(model: type[BaseModel] = ServeDeploySchema, level: Level = ()) -> dict[Level, Any]:
-    """Return Ray's default of each field of a Serve config that has a plain one."""
+    """Return Ray's default for each field of a Serve config whose default is a plain value."""
     if level == (*DEPLOYMENT, "ray_actor_options"):
-        # Ray takes these as they are written, and adds one CPU where none is.
+        # Ray takes these options as they are written, and adds one CPU if no CPU is stated.
         return {level: {}, (*level, "num_cpus"): 1}
-    # Ray has no value for these options where the file has none.
+    # Ray leaves these options without a value if the file states none.
     unset = DeploymentSchema.model_fields if level == DEPLOYMENT else ()
     defaults: dict[Level, Any] = dict.fromkeys((*level, name) for name in unset)
     for name, field in (DeploymentConfig if level == DEPLOYMENT else model).model_fields.items():
@@ -116,7 +117,7 @@ def _parts(annotation: Any) -> Iterator[Any]:
 
 
 def _check(at: Node, value: Any, model: Any) -> bool:
-    """Refuse what a model refuses; first what is nested, because one error would hide others."""
+    """Refuse what a model refuses. Nested values come first: one error would hide theirs."""
     if not isinstance(value, dict):
         needed = [name for name, field in model.model_fields.items() if field.is_required()]
         at.refuse(f"expected a mapping{f' with the key {needed[0]!r}' if needed else ''} (got {value!r})")
@@ -140,7 +141,7 @@ def _check(at: Node, value: Any, model: Any) -> bool:
 
 
 def _check_more(at: Node, model: Any, value: Mapping[str, Any]) -> None:
-    """Refuse values that Ray refuses elsewhere than in the model."""
+    """Refuse values that Ray refuses in other code than the model's."""
     if model is ServeApplicationSchema:
         _check_env(at["runtime_env"], value.get("runtime_env", {}))
         try:
@@ -181,7 +182,7 @@ def _when_deployed(at: Node, deployment: Mapping[str, Any]) -> None:
 
 
 def _check_env(at: Node, env: Mapping[str, Any]) -> None:
-    """Validate the values in a runtime environment; the rest names files and packages elsewhere."""
+    """Validate the values in a runtime environment that do not name files or packages elsewhere."""
     for key in ("env_vars", "config"):
         if key in env and at[key].is_sound:
             try:

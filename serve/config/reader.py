@@ -24,7 +24,7 @@ from serve.contract.typed_reader import Level
 
 OUR_POLICY = ("serve.config.scaling:Steady", "serve.config.scaling.Steady")
 OUR_EXPORTERS = ("serve.http.tracing:to_file", "serve.http.tracing:to_otlp")
-# Every address of the machine.
+# Hosts that stand for every address of the machine.
 OPEN = ("0.0.0.0", "::")
 # Thresholds of difflib's ratio: an import path this similar to ours is a typo of it. An import path
 # in a user's own package must be even more similar.

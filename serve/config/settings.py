@@ -60,7 +60,7 @@ def _check_arm_name(value: object, where: str) -> str:
 
 def _check_time(value: object, where: str) -> int:
     if value == "now":
-        raise TabrankError(f"{where}: each replica and report would have another now; write the time")
+        raise TabrankError(f"{where}: now would differ in each replica and report; write the time")
     # YAML reads it as a time, which Ray cannot pass on.
     if not isinstance(value, str):
         raise TabrankError(f'{where}: {value} must be in quotes: "2026-01-31T12:00:00Z"')
@@ -68,7 +68,7 @@ def _check_time(value: object, where: str) -> int:
 
 
 def _refuse_a_key(values: object) -> object:
-    """Refuse anything but a table without repeating it: it may be a key itself."""
+    """Refuse anything but a table. The message does not repeat the value, which may be a key."""
     if not isinstance(values, dict):
         raise ValueError(
             "must be a table with the SHA-256 of the key, never the key; "
@@ -77,7 +77,7 @@ def _refuse_a_key(values: object) -> object:
     return values
 
 
-# Paths of settings, each with an error.
+# Pairs of the path of a setting and the error about it.
 Misfits = Iterator[tuple[tuple[Any, ...], str]]
 NoKey = BeforeValidator(_refuse_a_key)
 Name = Annotated[str, checked_by(_check_name), Field(min_length=1)]
@@ -94,12 +94,14 @@ class AppArgs:
         store: lmdb:PATH on one machine, or redis://HOST:PORT/DB.
         models: Folder of the published artifacts, or s3://BUCKET/KEY.
         log: Folder of the log of exposures and events, or s3://BUCKET/KEY.
-        backend: What scores: onnx on the CPU, or torch, which pays off with a GPU only.
-        clock: `event` takes the time from requests, for replays and tests.
-        keep_log_days: Delete older segments and keep a snapshot in their place; 0 keeps all. Files
-            that the service did not write, such as those of an import, stay.
-        keep_viewers_days: While records arrive, forget a viewer so long after its last one, or
-            after `serve load`; 0 keeps all.
+        backend: What runs the model: onnx on the CPU, or torch, which pays off only with a GPU.
+        clock: `wall` takes the time from the machine. `event` takes it from the requests, for
+            replays and tests.
+        keep_log_days: Delete log segments that are older, and keep a snapshot in their place; 0
+            keeps all. Files that the service did not write, such as those of an import, stay.
+        keep_viewers_days: Forget a viewer this many days after the viewer's last record, or after
+            `serve load` if that is later; 0 forgets nobody. Nobody is forgotten while no records
+            arrive.
     """
 
     __pydantic_config__ = STRICT
@@ -127,14 +129,16 @@ class Arm:
     """One side of an experiment: a scorer by name, and its share of viewers.
 
     Attributes:
-        scorer: popular, baseline (the surface's), shuffle, noop, current, canary (current without a
-            canary), or an artifact's version.
-        share: Share of the viewers.
-        explore: Share of rankings whose order is drawn, for `training experiment offline`.
+        scorer: What ranks. A heuristic: `popular`, `baseline` (the surface's rule), `shuffle` or
+            `noop`. Or a model: `current` (the promoted version), `canary` (the promoted version
+            while there is no canary), or a published version by name.
+        share: Share of the viewers that this arm gets.
+        explore: Share of the arm's rankings whose order is drawn at random by the scores. `training
+            experiment offline` needs some.
         weights: What one unit of an outcome is worth in this arm. Outcomes that it does not name
             keep the surface's weights.
         slate: Rules that change the order: boost, spread and limit. A boost needs scores; the
-            others hold in the popular order too.
+            others apply to the popular order too.
     """
 
     __pydantic_config__ = STRICT
@@ -199,22 +203,23 @@ class Arm:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Arms, assigned by weighted rendezvous hash of (salt, viewer), and the report's settings.
+    """Arms, to which a weighted rendezvous hash of (salt, viewer) assigns, and report settings.
 
     Attributes:
         name: Name of the experiment in the log and in reports.
         salt: A new salt reassigns the viewers.
         arms: Arms by name; their shares sum to 1.
         holdout: Share of viewers who take part in no experiment and get the popular order.
-        start: ISO 8601 in quotes. Nobody takes part before.
-        end: ISO 8601 in quotes. Nobody takes part from then on.
+        start: Time from which viewers take part, in ISO 8601 and in quotes.
+        end: Time from which nobody takes part any more, in ISO 8601 and in quotes.
         primary_metric: The metric that decides: NAME_per_viewer or NAME_per_exposure of an outcome,
             active_days or exposures_per_viewer. Default: the first outcome per viewer.
-        guardrails: Metrics that may not get worse, each with the largest share that is tolerated.
-            The treatment has won only once the data show that it stays within.
+        guardrails: Metrics that must not get worse, each with the largest relative loss that is
+            tolerated, such as 0.02. The treatment wins only once the data show that the loss is
+            smaller.
         smallest_effect: Smallest relative change of the primary metric that matters.
-        min_days: Whole days (24 hours) before a report says won or lost.
-        min_exposures: Exposures of both arms before a report says won or lost.
+        min_days: Whole days (24 hours) that must pass before a report says won or lost.
+        min_exposures: Exposures that both arms must have before a report says won or lost.
     """
 
     __pydantic_config__ = STRICT
@@ -273,9 +278,10 @@ class ApiKey:
 
     Attributes:
         sha256: SHA-256 of the key, as `python -m serve key` prints it.
-        requests_per_s: Requests per second that the caller may send; a ranking counts as its
-            candidates / 100, a batch of events as its records / 100, each as at least 1.
-        may_choose_arm: The caller may send X-Arm, for testers.
+        requests_per_s: Requests per second that the caller may send. A ranking counts as one
+            request per 100 candidates, a batch of events as one per 100 records. Each counts as at
+            least one.
+        may_choose_arm: The caller may choose the arm with the header X-Arm. Meant for testers.
     """
 
     __pydantic_config__ = STRICT
@@ -299,10 +305,10 @@ class ApiKey:
 
 @dataclass(frozen=True)
 class Shadow:
-    """A version that also scores a share of the current one's batches, after their answers.
+    """A version that scores a share of the current version's batches too, after the answers.
 
     Attributes:
-        version: canary, or an artifact's version.
+        version: `canary`, or a published version by name.
         share: Share of the batches.
     """
 
@@ -320,14 +326,17 @@ class Shadow:
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits for a version on trial: `user_config.guard`.
+    """Limits for a version on trial, `user_config.guard`; beyond one, it is rolled back.
 
     Attributes:
         enabled: Roll back automatically.
-        watch_s: A promoted version is on trial this long; a canary is on trial while it is one.
-        max_psi: PSI between its scores and those of the version it replaces, beyond the noise.
-        max_slowdown: Multiple of the scoring time of the version it replaces, for the same rows.
-        max_failed: Share of its calls that raise.
+        watch_s: Seconds for which a promoted version is on trial. A canary is on trial as long
+            as it is the canary.
+        max_psi: Largest population stability index (PSI, how far two distributions differ) between
+            its scores and those of the version that it replaces, beyond what is noise.
+        max_slowdown: Largest scoring time, as a multiple of that of the version that it replaces,
+            for the same rows.
+        max_failed: Largest share of its calls that fail.
     """
 
     __pydantic_config__ = STRICT
@@ -344,18 +353,19 @@ class UserConfig:
 
     Attributes:
         experiment: Arms, shares and what the report needs.
-        deadline_ms: For requests without a deadline. Without scores at 90 % of its deadline, a
-            request gets the popular order.
+        deadline_ms: Deadline of a request that states none. A request that has no scores after
+            90 % of its deadline gets the popular order.
         max_batch_candidates: Most candidates in a batch.
         max_batches_in_flight: Most batches in progress at once.
-        stale_after_ms: Above this age of the features, answers report `stale_features`.
-        log_features: Share of rankings whose feature matrix is logged, for the audit; of live ones
-            a replica logs one in 30 s at least. 0 logs none.
+        stale_after_ms: Answers report `stale_features` once the features are older than this.
+        log_features: Share of rankings whose feature matrix is logged for the audit. A replica also
+            logs at least one live ranking every 30 s. 0 logs none.
         kill_switch: Answer every ranking with the popular order; arms stay assigned.
-        load_shedding: Popular order or 429 for what exceeds the capacity, so that the p99 holds.
+        load_shedding: Answer the load that exceeds the capacity with the popular order or with 429,
+            so that the p99 of the answers stays low.
         api_keys: Keys of the callers, by name. Without keys, requests from this machine need none.
-        shadow: A second version that also scores some batches, after their answers.
-        guard: When a canary, or a recently promoted version, is rolled back automatically.
+        shadow: A second version that scores some batches too, after the answers were sent.
+        guard: Limits beyond which a canary or a recently promoted version is rolled back.
     """
 
     __pydantic_config__ = STRICT
@@ -387,9 +397,10 @@ class UserConfig:
         return {path: version for path, version in named.items() if VERSION.fullmatch(version)}
 
     def misfits(self, surface: Surface, models: Path, *, of_pointers: bool = True) -> Misfits:
-        """Yield the path of each setting that the surface or the models lack, and the error.
+        """Yield the path of each setting that the surface or the models do not support, and why.
 
-        Without `of_pointers`, weights are not compared with the versions that pointers name now.
+        Without `of_pointers`, weights are not compared with the versions that `current` and
+        `canary` name now.
         """
         for arm in self.experiment.arms:
             if arm.scorer == BASELINE and surface.baseline is None:
@@ -419,13 +430,13 @@ class UserConfig:
 
 
 def _misweighed(arm: Arm, surface: Surface, models: Path, of_pointers: bool) -> Misfits:
-    """Yield what the surface, or the versions that the arm names, lack of an arm's weights."""
+    """Yield each weight of an arm for whose outcome the surface or a version has no place."""
     if not arm.weights:
         return
     if problems := [*misfits(surface.worth | dict(arm.weights), surface.outcomes, surface.worth)]:
         yield from problems
         return
-    # The current version ranks for the arm of the canary too, once that ends.
+    # Once the canary ends, the current version ranks for its arm, so it must fit too.
     pointers = {CURRENT: (CURRENT_POINTER,), CANARY: (CANARY_POINTER, CURRENT_POINTER)}.get(arm.scorer)
     named: list[str | None] = [arm.scorer]
     if pointers is not None:

@@ -1,4 +1,4 @@
-"""Sizes of deployments, and the rules for their values and for the room in the pools of nodes."""
+"""Sizes of deployments: check their values, and whether the pools of nodes have room for them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Size:
     metrics_interval_s: float | None
     look_back_period_s: float | None
     max_ongoing_requests: int
-    # Of one replica, as are the GPUs and bundles.
+    # CPUs of one replica. GPUs and bundles are those of one replica too.
     num_cpus: float
     num_gpus: float
     num_bundles: int

@@ -11,17 +11,18 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, ConfigDict, WithJsonSchema, model_validator
 
 from serve.contract.errors import unknown
+from serve.contract.rankings import MAX_CANDIDATES
 from serve.contract.typed_reader import STRICT, Between, refusal
 from serve.features.outcomes import Weight
 from serve.features.surface import Surface
 
-# Bounds of the time of a request, and of its exposure, which has the rules in words.
+# Limits on an arm's rules, on the words of a condition, and on the characters of all rules in
+# words. They bound the time that rules take in a request, and the size of its exposure, which
+# quotes them.
 MAX_RULES, MAX_WORDS, MAX_TEXT = 32, 100, 4_000
-# The longest list of candidates of a request.
-PLACES = 1_000
 # Numbers that differ must differ in words too, times in milliseconds included.
 EXACT = ".15g"
-# Features are float32, and none is so large.
+# Features are float32, and no finite one is much larger than this.
 LARGEST = 1e38
 
 
@@ -93,7 +94,7 @@ class Boost:
     Attributes:
         where: Fields (candidate.partner, viewer.country, context.hour) or features, each with what
             it must be: a string, one of a list, a number, or {min, max}.
-        by: What to add to the utility, in its unit; below 0 it lowers.
+        by: What to add to the utility, in the utility's unit. A negative number lowers.
     """
 
     __pydantic_config__ = STRICT
@@ -110,14 +111,14 @@ class Spread:
 
     Attributes:
         field: A category of the candidates, such as candidate.host.
-        most: Most candidates of one value.
-        within: Places in a row.
+        most: Largest number of candidates with the same value.
+        within: Number of places in a row in which they are counted.
     """
 
     __pydantic_config__ = STRICT
     field: str
-    most: Annotated[int, Between(1, PLACES - 1)]
-    within: Annotated[int, Between(2, PLACES)]
+    most: Annotated[int, Between(1, MAX_CANDIDATES - 1)]
+    within: Annotated[int, Between(2, MAX_CANDIDATES)]
 
     def __str__(self) -> str:
         return f"spread {self.field}: at most {self.most} in any {self.within} places in a row"
@@ -130,14 +131,14 @@ class Limit:
     Attributes:
         where: Fields of candidates or of the context, each with what it must be: a string, one of a
             list, a number, or {min, max}.
-        most: Most candidates.
-        first: Number of the first places.
+        most: Largest number of these candidates.
+        first: Number of places, from the first on, in which they are counted.
     """
 
     __pydantic_config__ = STRICT
     where: Where
-    most: Annotated[int, Between(0, PLACES - 1)]
-    first: Annotated[int, Between(1, PLACES)]
+    most: Annotated[int, Between(0, MAX_CANDIDATES - 1)]
+    first: Annotated[int, Between(1, MAX_CANDIDATES)]
 
     def __str__(self) -> str:
         places = f"{self.first} place{'s' * (self.first > 1)}"
@@ -151,7 +152,7 @@ class Rule:
     Attributes:
         boost: Raise or lower candidates.
         spread: Keep candidates of one host, or any other value, apart.
-        limit: Show few of some candidates in the first places.
+        limit: Show only a few of some candidates in the first places.
     """
 
     __pydantic_config__ = ConfigDict(**STRICT, json_schema_extra={"minProperties": 1, "maxProperties": 1})
@@ -179,7 +180,7 @@ class Rule:
         return str(self.boost or self.spread or self.limit)
 
     def misfits(self, surface: Surface) -> Iterator[tuple[tuple[str, ...], str]]:
-        """Yield the path of what a surface lacks of the rule, and the error."""
+        """Yield the path of each part of the rule that a surface does not support, and why."""
         fields = {
             f"{owner}.{name}": field.type
             for owner, of in surface.fields.items()
@@ -191,7 +192,9 @@ class Rule:
         where: Mapping[str, Wanted] = {}
         known, name = fields | features, "boost"
         if self.spread:
-            shared = [key for key, kind in fields.items() if (key[:9], kind) == ("candidate", "category")]
+            shared = [
+                key for key, kind in fields.items() if key.startswith("candidate.") and kind == "category"
+            ]
             if self.spread.field in fields.keys() - shared:
                 yield ("spread", "field"), f"a spread needs a category of candidates: {', '.join(shared)}"
             elif self.spread.field not in shared:

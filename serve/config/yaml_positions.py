@@ -26,7 +26,7 @@ MAX_VALUES = 5_000
 MAX_NUMBER = 40
 # Exceptions of PyYAML for invalid values.
 UNFIT = (ValueError, OverflowError, LookupError, AttributeError)
-# What YAML makes of a value with a tag, and JSON has not.
+# Types that YAML has and JSON lacks, in words.
 NOT_JSON = {"timestamp": "a time", "binary": "bytes", "set": "a set", "omap": "pairs", "pairs": "pairs"}
 
 
@@ -107,7 +107,7 @@ class Document:
         return sorted(by_place.values(), key=PLACE)
 
     def finding(self, steps: Steps, detail: str, *, key: bool = False) -> Finding:
-        """Return a finding at a value or its key, or at the nearest ancestor that is there."""
+        """Return a finding at a value or its key, or at the nearest ancestor that the file has."""
         name = node = self._root
         for step in steps:
             found = _below(node, step)
@@ -164,11 +164,12 @@ def show(steps: Steps) -> str:
 
 
 def _below(node: yaml.Node, step: Any) -> tuple[yaml.Node, yaml.Node] | None:
-    """Return the key and the value at a step below a node, or a list's item twice."""
+    """Return the key and the value at a step below a node. For a list, both are the item."""
     if isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
         return node.value[step], node.value[step]
     pairs = node.value if isinstance(node, yaml.MappingNode) else []
-    # A mapping's own keys override those that it merges, and the first that it merges the others.
+    # A mapping's own keys override those that it merges, and an earlier merge overrides a later
+    # one.
     own = (pair for pair in pairs if pair[0].tag != MERGE and _key(pair[0]) == step)
     merged = (_below(one, step) for key, child in pairs if key.tag == MERGE for one in _merged(child))
     return next((found for found in (*own, *merged) if found), None)

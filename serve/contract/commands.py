@@ -66,7 +66,7 @@ class Commands(TyperGroup):
             if hasattr(error, "exit_code") or isinstance(error, BrokenPipeError):
                 raise
             if isinstance(error, OSError) and "://" in str(error.filename):
-                # A bucket cannot be reached, or refuses.
+                # A bucket cannot be reached, or refuses the request.
                 print(f"{error.filename}: {error.strerror}", file=sys.stderr)
             else:
                 traceback.print_exc()
@@ -86,7 +86,7 @@ def command_line(about: str | None, **options: Any) -> typer.Typer:
 
 
 class Parts:
-    """Parts of a command: a line as each begins, and after it how long it took."""
+    """Parts of a command: shows a line when each begins, and afterwards how long it took."""
 
     def __init__(self, show: Callable[[str], None]) -> None:
         self._show, self._line, self._since_s = show, "", 0.0
@@ -98,7 +98,7 @@ class Parts:
         self._line, self._since_s = line, time.monotonic()
 
     def end(self) -> None:
-        """Show how long the part took that began last, from a second on."""
+        """Show how long the last part took, if it took a second or more."""
         took_s = time.monotonic() - self._since_s
         if self._line and took_s >= 1:
             self._show(f"{shorten(self._line, 60, placeholder=' …')}: took {spelled(took_s)}")
@@ -112,7 +112,7 @@ def key_header() -> dict[str, str]:
 
 
 def answer(result: dict[str, Any], as_json: bool, text: str, *, held: bool = True) -> None:
-    """Print a command's result on stdout, one JSON object or text; exit with 1 if not `held`."""
+    """Print a command's result on stdout, as one JSON object or text; exit with 1 if not `held`."""
     print(json.dumps(result, allow_nan=False) if as_json else text)
     if not held:
         raise typer.Exit(1)

@@ -73,14 +73,16 @@ class ScoringFailed(TabrankError):
     """A reachable scorer could not score a batch with this version: its artifact is at fault."""
 
 
-# Names of earlier versions, which no measure of likeness would find.
+# Names of earlier versions, by which users may still look for the new ones. They are too different
+# for difflib to find.
 RENAMED = {
     "slots": "max_batches_in_flight",
     "batch_candidates": "max_batch_candidates",
     "primary": "primary_metric",
     "context": "number",
 }
-# A longer name is not a typo, and to compare a megabyte would take a second.
+# Names longer than this are not compared: they are no typos, and to compare a megabyte takes a
+# second.
 MAX_TYPO = 80
 
 

@@ -11,7 +11,7 @@ SERVICE_LOGGER = "tabrank"
 # Ray Serve's logger of a replica's file: text, or JSON with `logging_config: {encoding: JSON}`.
 RAY_LOGGER = "ray.serve"
 WARN_EVERY_S = 10.0
-# A minute after the last of several failures, nobody knows whether they last.
+# Failures count as lasting until this long after the last one; then nobody knows any more.
 LASTS_S = 60.0
 CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
 CONTROL |= {ord("\n"): "\\n", ord("\r"): "\\r", ord("\t"): "\\t"}
@@ -24,12 +24,16 @@ def of_request(request_id: str | None, trace_id: str | None = None) -> dict[str,
 
 
 class SeldomWarning:
-    """Log failures, at most one in ten seconds for each reason: a whole service can fail alike."""
+    """Log failures, at most one in ten seconds for each reason.
+
+    When a whole service fails, thousands of requests may fail for the same reason.
+    """
 
     def __init__(self) -> None:
         # Monotonic time and error of the last warning for each reason.
         self._warned: dict[str, tuple[float, Exception]] = {}
-        # Of failures that no success followed: number, times of first and last, and last error.
+        # Failures that no success has followed, by reason: their number, the times of the first and
+        # the last, and the last error.
         self._lasting: dict[str, tuple[int, float, float, Exception]] = {}
 
     def __call__(self, reason: str, error: Exception, request_id: str | None = None) -> None:
@@ -50,13 +54,16 @@ class SeldomWarning:
         return error if time.monotonic() - warned_s < WARN_EVERY_S + 1 else None
 
     def lasting(self, reason: str) -> tuple[int, float, Exception] | None:
-        """Return number, age and last error of failures that no success followed, if several."""
+        """Return the failures for a reason that no success has followed, if there are several.
+
+        They are a tuple: their number, the age of the first one, and the last error.
+        """
         num, first_s, last_s, error = self._lasting.get(reason, (0, 0.0, 0.0, Exception()))
         now_s = time.monotonic()
         return (num, now_s - first_s, error) if num > 1 and now_s - last_s < LASTS_S else None
 
     def ended(self, reason: str) -> None:
-        """Note a success of what failed for a reason."""
+        """Note that what failed for a reason has succeeded again."""
         self._lasting.pop(reason, None)
 
 

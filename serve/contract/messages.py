@@ -13,7 +13,8 @@ from serve.contract.rankings import MAX_ID_CHARACTERS, VALUE
 from serve.contract.validation import MILLISECONDS
 
 T = TypeVar("T")
-# Limit the characters of client input that an answer or a log line repeats.
+# Limits on the characters of client input, and of a whole detail, that an answer or a log line
+# repeats.
 MAX_QUOTED = 80
 MAX_DETAIL = 300
 
@@ -70,7 +71,10 @@ def quoted(text: str) -> str:
 
 
 def check_kept(name: str | None, pointer: str) -> None:
-    """Raise RequestError, 422, if the id of a viewer or candidate begins as keys of values do."""
+    """Raise RequestError, 422, if the id of a viewer or candidate begins with NUL.
+
+    With NUL begin the keys under which a store keeps the values of fields (`VALUE`).
+    """
     if name is not None and name[0] == VALUE:
         detail = f"the id {quoted(name)} begins with NUL, as no id may; leave that character out"
         raise RequestError(422, "invalid request", detail, pointer)

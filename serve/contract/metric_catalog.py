@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 BOUNDS_MS = (1, 2, 5, 10, 15, 20, 25, 30, 40, 50, 60, 75, 100, 150, 250, 500, 1000)
 BOUNDS_S = tuple(bound / 1e3 for bound in BOUNDS_MS)
 LAG_BOUNDS_S = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 60.0, 600.0, 3_600.0)
-# Candidates; a shipped batch holds at most 1,760.
+# Bounds in candidates. A batch holds at most 1,760 of them by default.
 BATCH_BOUNDS = (1.0, 10.0, 30.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1_760.0, 3_520.0)
 BOUNDS = {"latency": BOUNDS_S, "lag": LAG_BOUNDS_S, "batch": BATCH_BOUNDS, None: ()}
 

@@ -13,7 +13,7 @@ MAX_ID_CHARACTERS = 256
 # at most 256 members, and no more than the field's `max`.
 MAX_FIELD_CHARACTERS = 256
 MAX_SET_MEMBERS = 256
-# Features are float32 in the end.
+# Features become float32, whose largest value is 3.4e38.
 MAX_NUMBER = 1e30
 # Every JSON reader represents integers up to this one exactly.
 MAX_MS = 2**53
@@ -21,44 +21,48 @@ MAX_MS = 2**53
 MAX_BODY_BYTES = 2 * 1024 * 1024
 # Descriptions for the OpenAPI document.
 LIMIT = (
-    "Items to return, as many as the viewer sees; default all. Each counts as an impression, unless the "
-    "surface has `impression` events."
+    "How many items to return: as many as the viewer sees. The default is all. Each counts as an impression, "
+    "unless the surface has `impression` events."
 )
 REASONS = (
     "With `explain`: the features that moved the candidate most, largest first; null if none were computed."
 )
 SCORE = (
-    "The utility: the sum of weight times prediction, each if looked at. With one outcome of weight 1 it is "
-    "the outcome's probability. Null if not scored: ended and unknown candidates never are."
+    "The utility: the sum of weight times prediction over the outcomes, provided that the viewer looks at the "
+    "candidate. With one outcome of weight 1 it is the outcome's probability. Null if the candidate was not "
+    "scored, such as an ended one."
 )
 PREDICTIONS = (
-    "The expected amount of each outcome if looked at, in its unit: events, minutes, or the sum's; null if not "
-    "scored. Left out if there is one outcome."
+    "The expected amount of each outcome, provided that the viewer looks at the candidate, in the outcome's "
+    "unit: events, minutes, or the unit of a sum. Null if the candidate was not scored. Left out if the "
+    "surface has only one outcome."
 )
 PINS = (
-    "The positions of candidates that come there whatever they are worth. The rules of the arm, such as at "
-    "most one room of a host in four, count them too."
+    "Candidates that get a fixed position, whatever they are worth. The rules of the arm, such as at most one "
+    "room of a host in four, count them too."
 )
 MOVED = (
-    "With `explain`, where the arm has rules or the request pins: null if the candidate stayed in its place."
+    "What moved the candidate; null if it stayed in its place. Only with `explain`, if the arm has rules or the "
+    "request has pins."
 )
-UNKNOWN = "Ids without a stored record and stated fields; they come last, unless the surface scores them."
-TRAFFIC = "Default live. Test traffic counts no impressions, and training ignores it."
+UNKNOWN = "Ids without a stored record or stated fields. They come last, unless the surface scores them."
+TRAFFIC = "The default is live. Rankings of test traffic count no impressions, and training ignores them."
 REQUEST_ID = "Overrides X-Request-Id; generated if neither is given."
 NOW_MS = "Time of the ranking; only with the event clock."
 FRESHNESS_MS = "Age of the live table; null before its first read."
-RULES = "The rules that moved it, in words; empty if others moved, or if the order was drawn."
-ADDS = "What the value adds to the score: in log-odds of a probability, else in units of the utility."
-EXPLAIN = '`true` returns feature values and reasons, `"reasons"` reasons alone; default false.'
-# What a ranking tells of its candidates.
+RULES = "The rules that moved it, in words. Empty if only others were moved, or if the order was drawn."
+ADDS = "What the value adds to the score: in log-odds of a probability, or in units of the utility."
+EXPLAIN = '`true` returns feature values and reasons, `"reasons"` only reasons. The default is false.'
+# What a request may ask to have explained about its candidates.
 Explain = bool | Literal["reasons"]
 
 Id = Annotated[
     str, Meta(min_length=1, max_length=MAX_ID_CHARACTERS, description="An id, 1 to 256 characters.")
 ]
-# With this begin the keys under which a store keeps the rows of values of candidates' fields.
+# First character of the keys under which a store keeps a row for each value of a candidates' field,
+# such as one for each host.
 VALUE = "\0"
-# The id of a viewer or candidate of which a store keeps a row.
+# The id of a viewer or candidate for which a store may keep a row.
 KEPT = "An id, 1 to 256 characters of which the first is not NUL."
 KeptId = Annotated[Id, Meta(description=KEPT, extra_json_schema={"pattern": r"^[^\u0000]"})]
 Degraded = Literal[
@@ -106,7 +110,7 @@ class Reason(Struct):
     label: Annotated[str, Meta(description="The feature in words for people.")]
     value: Annotated[FeatureValue, Meta(description="The candidate's value, as in `features`.")]
     typical: Annotated[FeatureValue, Meta(description="The value of the request's typical candidate.")]
-    unit: Annotated[str | None, Meta(description="The values' unit; yes/no of 1 and 0.")]
+    unit: Annotated[str | None, Meta(description="The unit of the values; yes/no for values of 1 and 0.")]
     contribution: Annotated[float, Meta(description=ADDS)]
 
 

@@ -18,8 +18,8 @@ Ms = Annotated[int, Meta(ge=0, le=MAX_MS, description="Milliseconds since 1970."
 TsMs = Annotated[
     Ms | None,
     Meta(
-        description="Time of the record; default now. A future time becomes now. Of two values of an attribute "
-        "the one with the later time holds."
+        description="Time of the record; the default is now. A future time becomes now. If an attribute gets two "
+        "values, the one with the later time wins."
     ),
 ]
 

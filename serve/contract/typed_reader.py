@@ -28,13 +28,13 @@ from serve.contract.errors import TabrankError, unknown
 from serve.contract.validation import TYPE_NAMES, number, whole
 
 Model = TypeVar("Model")
-# Keys on the way to a level of a file; "*" for a name that the user chooses.
+# The keys that lead to a level of a file; "*" stands for a name that the user chooses.
 Level = tuple[str, ...]
 # For `__pydantic_config__`: refuse unknown keys.
 STRICT = ConfigDict(extra="forbid")
 # The name of an item of `ByName`. No file has the alias by accident, so an item has no such key.
 ItemName = Annotated[str, Field(alias="<name>", default=""), SkipJsonSchema()]
-# By pydantic's kind of error, the type that it wants, in words.
+# The type that pydantic wanted, in words, by its kind of error.
 TYPE_ERRORS = {f"{kind.__name__}_type": words for kind, words in TYPE_NAMES.items()}
 TYPE_ERRORS |= {"string_type": TYPE_NAMES[str], "tuple_type": TYPE_NAMES[list]}
 TYPE_ERRORS |= {"dataclass_type": TYPE_NAMES[dict]}
@@ -69,7 +69,8 @@ def read(
     """Return the values as an instance of a dataclass; validators may read the `context`.
 
     Raises:
-        Invalid: naming each path, joined to `where`, the value and the remedy; the first `most`.
+        Invalid: the values do not fit. The message names the first `most` problems, each with its
+            path below `where`, the value and the remedy.
     """
     try:
         return cast(Model, _adapter(cast(Any, model)).validate_python(values, context=context))
@@ -86,7 +87,7 @@ def json_schema(model: Any) -> dict[str, Any]:
 
 @cache
 def levels(model: Any, at: Level = ()) -> dict[Level, list[str]]:
-    """Return the keys of each level of a model that describes the level `at`."""
+    """Return the keys of each level of a model, which itself describes the level `at`."""
     schema = json_schema(model)
     found: dict[Level, list[str]] = {}
 
@@ -182,7 +183,7 @@ def _problem(model: Any, error: Any) -> Problem:
 
 
 def _causes(problems: Sequence[Problem]) -> list[Problem]:
-    """Return the outer problems first, without missing keys for which a misspelt one stands."""
+    """Return the outer problems first; leave out a missing key that was only misspelt."""
     meant = {(one.steps[:-1], one.detail.rpartition("; ")[2]) for one in problems}
     causes = [one for one in problems if (one.steps, f"did you mean {one.missing!r}?") not in meant]
     return sorted(causes, key=lambda one: len(one.steps))

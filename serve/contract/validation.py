@@ -24,19 +24,19 @@ TYPE_NAMES = {
     float: "a number",
     bool: "true or false",
 }
-# Times of 1985 to 2128 are from here on in milliseconds, up to ten times it.
+# In milliseconds since 1970, the times from 1985 to 2128 are between this number and ten times it.
 RECENT_MS = 5 * 10**11
-# Refuse such times in another unit: from each of these on, up to ten times it. Milliseconds like
-# that are of January and February 1970, or after the year 17,000.
+# In another unit, the same times are between one of these numbers and ten times it. They are
+# refused: read as milliseconds they would be in January or February 1970, or after the year 17,000.
 OTHER_UNITS = (
     (RECENT_MS // 10**3, "looks like seconds; multiply by 1000"),
     (RECENT_MS * 10**3, "looks like microseconds; divide by 1000"),
     (RECENT_MS * 10**6, "looks like nanoseconds; divide by 1000000"),
 )
-# What a time must be, for errors about a value that is not a whole number or too large. Fractions
-# are often in seconds, very large numbers in nanoseconds.
+# What a time must be, for errors about a value that is not a whole number, or too large. Fractions
+# are often seconds, and very large numbers nanoseconds.
 MILLISECONDS = "milliseconds since 1970 (multiply seconds by 1000, divide nanoseconds by 1000000)"
-# Nearly every time in milliseconds is in this range.
+# A time in this range cannot be one in another unit, and needs no further check.
 PLAIN_MS = (10 * OTHER_UNITS[0][0], OTHER_UNITS[1][0])
 UNITS_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
@@ -108,7 +108,7 @@ def toml_table(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise TabrankError(f"{path}: cannot be read ({error.strerror}); name a TOML file") from None
-    # Also of text that is not UTF-8.
+    # A text that is not UTF-8 raises a ValueError too.
     except (ValueError, RecursionError) as error:
         raise TabrankError(f"{path}: invalid TOML: {error}") from None
 
@@ -143,11 +143,11 @@ def spelled(seconds: float) -> str:
 
 def refuse_file(folder: Path) -> None:
     """Raise `TabrankError` if the folder's path, or a parent of it, is a file."""
-    # Of the commands, those that write to a bucket have another kind of path.
+    # Commands that can write to a bucket pass another type of path, so this one cannot.
     if re.match("(s3|gs|az):/[^/]", str(folder)):
         name = str(folder).replace("/", "//", 1)
         raise TabrankError(f"{name}: this can be written to a folder of this machine only; name one")
-    # In a bucket, a file and a folder may have one name.
+    # In a bucket, a file and a folder may have the same name.
     for path in () if "://" in str(folder) else (folder, *folder.parents):
         if path.is_file():
             raise TabrankError(f"{folder}: {path} is a file; name another folder")

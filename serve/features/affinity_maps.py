@@ -2,6 +2,7 @@
 
 The records of one viewer must be applied in order. Records are therefore applied in rounds: the
 first record of each viewer, then the second, and so on.
+
 Shapes: N records, Q pairs of a record and a key that it touches, V records of a round (each of a
 different viewer), K entries of a map, W entries before eviction.
 """
@@ -62,7 +63,8 @@ class Parts(NamedTuple):
 class Pairs(NamedTuple):
     """Distinct pairs of a record and a key that it touches, `[Q]`, sorted by record and key.
 
-    `counts` is the number of the record's candidates that have the key, times what it stands for.
+    `counts` is the number of the record's candidates that have the key, times the number of records
+    that this one stands for.
     """
 
     record: I64
@@ -71,7 +73,10 @@ class Pairs(NamedTuple):
 
     @classmethod
     def of(cls, values: U64, lengths: I64) -> Pairs:
-        """Return the pairs of candidates' values `[P]` or `[P, M]`, `lengths` `[N]` per record."""
+        """Return the pairs for candidates' values, `[P]` or `[P, M]`.
+
+        `lengths` `[N]` says how many of the P candidates belong to each record.
+        """
         # Most records hold one candidate, for which the general code is slow.
         if len(values) == 1 == values.size:
             held = values.ravel()[: int(values.any())]
@@ -118,7 +123,7 @@ class Round(NamedTuple):
 def apply_to_map(
     slot: Map, parts: Parts, pairs: Pairs, viewers: I64, ts_ms: I64, hit: Bools, over: Bools
 ) -> None:
-    """Apply records `[N]` to a map; skip those neither `hit` nor `over`, and those of viewer 0."""
+    """Apply records `[N]` to a map, except those of viewer 0 and those neither `hit` nor `over`."""
     # Fast path: one record is the most frequent call in training.
     if len(viewers) == 1:
         if viewers[0] and (hit[0] or over[0]) and len(pairs.keys):
@@ -138,7 +143,7 @@ def apply_to_map(
 
 
 def _rounds(viewers: I64) -> I64:
-    """Return `[N]` the number of earlier records of the same viewer; -1 for viewer 0."""
+    """Return for each record, `[N]`, how many earlier ones its viewer has; -1 for viewer 0."""
     order = np.argsort(viewers, kind="stable")
     places = np.arange(len(viewers))
     starts = np.where(np.diff(viewers[order], prepend=-1) != 0, places, 0)
@@ -164,7 +169,7 @@ def _apply(slot: Map, parts: Parts, now: Round) -> None:
 
 
 def _with_new(slot: Map, held: Parts, hits: I64, now: Round) -> Parts:
-    """Return `[V, K]` the maps after a round that adds entries and evicts others.
+    """Return the maps, `[V, K]`, after a round that adds entries and evicts others.
 
     `hits` are the places, in `[Q, K]`, at which a key of the round is already held.
     """
@@ -196,18 +201,18 @@ def _with_new(slot: Map, held: Parts, hits: I64, now: Round) -> Parts:
 
 
 def _widened(part: NDArray[Any], width: int) -> NDArray[Any]:
-    """Return a copy of `[V, K]` with `width` columns, the new ones 0."""
+    """Return a copy of the array `[V, K]` that has `width` columns; the new ones are 0."""
     wide = np.zeros((len(part), width), part.dtype)
     wide[:, : part.shape[1]] = part
     return wide
 
 
 def _by_worth(half_life_ms: float, wide: Parts, at: I64, is_new: Bools, now: Round) -> I64:
-    """Return `[V, W]` the columns of the entries before a round counts, the best first."""
+    """Return the columns of the entries, `[V, W]`, best first, judged before the round counts."""
     hit = now.hit[now.owner]
     rank = np.where(wide.keys == 0, EMPTY, UNTOUCHED)
     rank.ravel()[at[hit]] = TOUCHED
-    # A new entry is judged by the counts that arrive with it, an old one by its sums so far.
+    # A new entry is judged by the counts that arrive with it, and an old one by its sums so far.
     over = wide.over.copy()
     arrived = is_new & ~hit
     over.ravel()[at[arrived]] = now.counts[arrived]
@@ -216,7 +221,7 @@ def _by_worth(half_life_ms: float, wide: Parts, at: I64, is_new: Bools, now: Rou
 
 
 def _add(half_life_ms: float, parts: Parts, at: I64, now: Round) -> None:
-    """Add the counts of a round at the places `at`; a late record is added in decayed form."""
+    """Add the counts of a round at the places `at`; the count of a late record is decayed first."""
     # `ravel` returns views, so the assignments below change `parts`.
     _, event, over, ms = (part.ravel() for part in parts)
     ts_ms, hit, arrived = now.each(now.ts_ms), now.each(now.hit), now.counts

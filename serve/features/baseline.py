@@ -28,10 +28,11 @@ class Baseline:
     weights: Mapping[str, Weight] = field(default_factory=dict)
 
     def worth(self, names: Sequence[str], numeric: F32) -> F64:
-        """Return `[N]` the worth of rows, higher is better, from their features `[N, F]`.
+        """Return the worth `[N]` of rows from their features `[N, F]`; higher is better.
 
-        `names` `[F]` are those of the columns. With `sort`, the worth is the rank among these rows:
-        exact, with equal worth for equal features, and comparable within one call only.
+        `names` `[F]` are the names of the columns. With `sort`, the worth is the rank among these
+        rows. Rows with equal features get equal worth, and the worth of rows of different calls
+        cannot be compared.
         """
         columns = [numeric[:, names.index(name)] for name in self.sort or self.weights]
         if self.weights:

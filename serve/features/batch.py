@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from serve.features.slots import F64, I64, U64, Entity, FieldRef, PackedRows, Values
 
 T = TypeVar("T")
-# Places of a table for each member of a set. Of 64 hashes that are not in the set, about one has
-# the place of a member, and is compared with it. Training computes many requests of one moment at
-# once: with this many places, which take 20 MiB, a member has fewer.
+# `Batch.among` looks hashes up in a table that has SPREAD places for each member of a set. Of 64
+# hashes that are not in the set, about one falls on a member's place and must be compared with it.
+# Training computes many requests at once, so MAX_PLACES limits the table to 20 MiB; a member then
+# has fewer places.
 SPREAD, MAX_PLACES = 64, 1 << 22
 
 
@@ -22,9 +23,10 @@ SPREAD, MAX_PLACES = 64, 1 << 22
 class Batch:
     """Rows of a batch of B requests with R candidates; methods return `[R]` or `[R, M]`.
 
-    `state` are the schema's kinds of state. `viewer`, `context` and the time `request_ms` are
-    `[B]`, `candidate` and `request_of_row` `[R]`, and `values` those of the candidates. Viewer
-    values are computed once a request and then spread over the request's rows.
+    `state` are the schema's kinds of state. `viewer`, `context` and the time `request_ms` have the
+    shape `[B]`, `candidate` and `request_of_row` have `[R]`. `values` are those of the candidates'
+    fields. What depends on the viewer alone is computed once for each request, and then spread over
+    the request's rows.
     """
 
     state: Mapping[type, Any]
@@ -45,7 +47,7 @@ class Batch:
         return found
 
     def rows(self, owner: str) -> PackedRows:
-        """Return the rows of viewers or contexts `[B]`, of candidates or their values `[R]`."""
+        """Return an owner's rows: `[B]` of viewers or contexts, `[R]` of candidates or values."""
         _, _, name = owner.partition(".")
         if name:
             table, at = self.values[name]
@@ -58,25 +60,26 @@ class Batch:
         return self.request_ms if entity == "viewer" else self.now_ms
 
     def per_row(self, owner: str, values: NDArray[Any]) -> NDArray[Any]:
-        """Return a value `[R, ...]` for each row, from one for each row of the owner."""
+        """Return a value for each row, `[R, ...]`, from one for each row of the owner."""
         return values.take(self.request_of_row, axis=0) if owner in ("viewer", "context") else values
 
     def once(self, key: Hashable, compute: Callable[[Batch], T]) -> T:
-        """Return what was computed for this key; compute it from the batch the first time."""
+        """Return the result for this key; compute it from the batch the first time."""
         value: T | None = self._computed.get(key)
         if value is None:
             value = self._computed[key] = compute(self)
         return value
 
     def field(self, ref: FieldRef) -> NDArray[Any]:
-        """Return the numbers or times of a field `[R]`, or its hashes `[R]`, of a set `[R, M]`."""
+        """Return a field's numbers, times or hashes, `[R]`, or the hashes of a set, `[R, M]`."""
         return self.per_row(ref.owner, getattr(self, ref.owner)[ref.name])
 
     def found(self, keys: U64, worth: F64, values: U64) -> F64:
         """Look up each row's value `[R]` in its viewer's keys `[B, K]`; return the worth `[R]`.
 
-        The result is 0 where no key equals the value. A viewer's keys are distinct, except for 0:
-        an empty place, which a missing value equals, so its worth must be 0.
+        The result is 0 where no key equals the value. A viewer's keys are distinct, except that
+        every empty place has the key 0. A missing value is 0 too, so the worth of empty places must
+        be 0.
         """
         rows, places = self.places(keys, values)
         found = np.zeros(len(values))
@@ -84,7 +87,7 @@ class Batch:
         return found
 
     def places(self, keys: U64, values: U64) -> tuple[I64, I64]:
-        """Return the rows whose value is a key of their viewer, and the keys' places."""
+        """Return the rows whose value is a key of their viewer, and the places of these keys."""
         # The keys of a single request need no copy for each row.
         hits = np.flatnonzero((keys if len(keys) == 1 else self.per_row("viewer", keys)) == values[:, None])
         return np.divmod(hits, keys.shape[1])
@@ -96,7 +99,7 @@ class Batch:
         """
         members = sets.ravel()
         left = np.flatnonzero(members)
-        # A table for each set, by the low bits of a hash, rules out most hashes in one look-up.
+        # Each set has a table by the low bits of a hash. It rules out most hashes in one look-up.
         spread = max(1, min(SPREAD, MAX_PLACES // max(sets.size, 1)))
         size = 1 << (spread * sets.shape[1] - 1).bit_length()
         low = np.uint64(size - 1)

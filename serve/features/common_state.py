@@ -28,7 +28,7 @@ def common_cells(new: Schema, old: Schema, entity: Entity) -> Iterator[tuple[Cel
 
 
 def is_common(kind: Kind, new: Schema, old: Schema) -> bool:
-    """Return whether all that a feature of `new` reads is in both states."""
+    """Return True if both states have all that a feature of `new` reads."""
     are_fields = all(_is_same_field(ref, new, old) for ref in field_refs(kind) if ref.owner != "context")
     return are_fields and all(_is_same_slot(slot, new, old) for slot in kind.slots)
 
@@ -45,7 +45,7 @@ def _is_same_slot(slot: Slot, new: Schema, old: Schema) -> bool:
 
 
 def view(rows: PackedRows, cell: Cell) -> NDArray[Any]:
-    """Return a view of one cell, with a value or an array of each row."""
+    """Return a view of one cell, which has a value or an array for each row."""
     found: NDArray[Any] = rows
     for step in cell:
         found = found[step] if isinstance(step, str) else found[:, step]

@@ -1,4 +1,4 @@
-"""Metrics of an experiment: two of each outcome of the surface, and those of every surface.
+"""Metrics of an experiment: two for each outcome of the surface, and those of every surface.
 
 `primary_metric` and `guardrails` in `cluster.yaml` take their names. `training.experiment.panel`
 computes the sums that `above` and `below` name.
@@ -29,7 +29,7 @@ class Metric:
     # Event kinds that the log must hold.
     events: tuple[str, ...] = ()
     below: str | None = None
-    # Less of it is better.
+    # True if less of it is better.
     bad: bool = False
 
     @property
@@ -58,9 +58,9 @@ def metrics_of(surface: Surface) -> tuple[Metric, ...]:
 
 
 def no_metric(name: str, surface: Surface) -> str:
-    """Return the message that a surface has no metric of this name, with the one that is meant.
+    """Return the message that a surface has no metric of this name; it names the one that is meant.
 
-    `NAME_rate`, `NAMEs` and `minutes` were the names of metrics before they were those of outcomes.
+    In earlier versions, `NAME_rate`, `NAMEs` and `minutes` were names of metrics.
     """
     known = [metric.name for metric in metrics_of(surface)]
     stays = [outcome for outcome, declared in surface.outcomes.items() if declared.until]

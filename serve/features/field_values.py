@@ -10,8 +10,8 @@ from serve.contract.rankings import MAX_FIELD_CHARACTERS, MAX_MS, MAX_NUMBER, MA
 from serve.contract.validation import MILLISECONDS, PLAIN_MS, other_unit
 from serve.features.surface import Field
 
-# The seconds of 2020 to 2034. One value does not show its unit, and a birth date may be of 1970:
-# refuse only those of 19 to 24 January.
+# The times from 2020 to 2034 in seconds. Read as milliseconds they are from 19 to 24 January 1970.
+# Other times of 1970 are accepted, because a birth date may be one.
 RECENT_SECONDS = range(1_577_836_800, 2_051_222_400)
 _WANTED = {
     "number": f"a number up to {MAX_NUMBER:g}",
@@ -22,7 +22,7 @@ _WANTED = {
 
 
 def plain(known: Mapping[str, Field], name: str, value: object, pointer: str) -> object:
-    """Return a field's value as a float, whole number of ms, string or list of strings, or None.
+    """Return a field's value: a float, a whole number of ms, a string, a list of strings, or None.
 
     Raises:
         RequestError: the surface has no such field, or the value does not fit it.
@@ -46,7 +46,7 @@ def plain(known: Mapping[str, Field], name: str, value: object, pointer: str) ->
 
 
 def bounded(known: Mapping[str, Field], name: str, value: object, pointer: str) -> object:
-    """Return `plain`'s value of a field that a client sent, within the limits of length.
+    """Return the value as `plain` does, if a client may send it: within the limits of length.
 
     Logs may hold longer values, so they are read with `plain`.
 
@@ -55,7 +55,7 @@ def bounded(known: Mapping[str, Field], name: str, value: object, pointer: str) 
             is a time in another unit.
     """
     value = plain(known, name, value, pointer)
-    # Only a time is a whole number.
+    # `plain` returns a whole number only for a time.
     if type(value) is int and (value in RECENT_SECONDS or value >= PLAIN_MS[0]):
         check_unit(value, pointer)
     members = value if isinstance(value, list) else [value]
@@ -77,7 +77,7 @@ def check_unit(time: int, pointer: str) -> None:
     """Refuse a client's time that is not in milliseconds since 1970.
 
     Raises:
-        RequestError: with the unit that it looks like, and the factor.
+        RequestError: the time looks like one in another unit; the message names it and the factor.
     """
     if why := other_unit(time):
         detail = f"{time} {why}: times are in milliseconds since 1970"

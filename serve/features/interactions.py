@@ -11,10 +11,11 @@ import numpy as np
 
 from serve.features.slots import I64, Bools
 
-# Apply fewer records than this one by one: they are mostly of one viewer, so rounds are slower.
+# Fewer records than this are applied one by one. Most of them are of one viewer, so rounds of
+# records of different viewers would be slower.
 MIN_RECORDS_AT_ONCE = 16
-# Limit the candidates, plus RECORD_COST for each record, that are applied at once: temporary arrays
-# stay within some MB.
+# Limits how many candidates are applied at once, where each record counts as RECORD_COST more, so
+# that temporary arrays stay within some MB.
 MAX_CANDIDATES_AT_ONCE = 1 << 14
 RECORD_COST = 32
 
@@ -27,8 +28,8 @@ class Interactions:
 
     `event` `[N]`: index in `Schema.events`. `viewer` `[N]`: row number; row 0 takes no state.
     `ts_ms` `[N]`. `lengths` `[N]`: number of candidates of each record.
-    `candidates` `[P]`: row numbers. `weight` `[N]`: how many records each stands for, of which the
-    others are not in the log; None if each stands for itself.
+    `candidates` `[P]`: row numbers. `weight` `[N]`: how many records each one stands for, because
+    the others were not logged; None if each stands for itself.
     """
 
     event: I64

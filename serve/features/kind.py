@@ -25,10 +25,11 @@ Transform = Literal["none", "log1p"]
 
 
 def declared(check: Callable[..., Any], schema: Any = str) -> PlainValidator:
-    """Read an option that names a part of the surface, by a function of value, parts and key.
+    """Read an option that names a part of the surface, such as an event.
 
-    The parts are the attributes of the surface that are valid so far. Without them, the option
-    cannot be checked; the surface is refused anyway.
+    `check` gets the value, the parts, which are the attributes of the surface that are valid so
+    far, and the option's key. Without parts the option cannot be checked, and need not be, because
+    the surface is refused anyway.
     """
 
     def validate(value: object, info: ValidationInfo) -> Any:
@@ -71,7 +72,7 @@ def _event(value: object, parts: Mapping[str, Any], key: str) -> str:
 
 
 def _holder(value: object, parts: Mapping[str, Any], key: str) -> Entity | tuple[Entity, ...]:
-    """Read the entity that a kind counts for: one of two, a candidate's field, or the pair."""
+    """Read what a kind counts for: viewer, candidate, a candidate's field, or the pair."""
     if value == list(PAIR):
         return PAIR
     if isinstance(value, list):
@@ -101,7 +102,7 @@ PAIR: tuple[Entity, ...] = ("viewer", "candidate")
 DURATION_SCHEMA = WithJsonSchema({"type": "string", "pattern": r"^\d+(\.\d+)?[smhd]$"})
 Event = Annotated[str, declared(_event)]
 Holder = Annotated[Entity | tuple[Entity, ...], declared(_holder, str | list[str])]
-# The candidates of a viewer that a pair's state keeps; None for the default.
+# How many candidates of a viewer the state of pairs keeps; None for the default.
 Keep = Annotated[Annotated[int, Between(1, 1024)] | None, AfterValidator(_of_pairs)]
 HalfLife = Annotated[float, checked_by(duration_ms), Field(alias="half_life"), DURATION_SCHEMA]
 
@@ -153,7 +154,7 @@ class Kind:
 
     @classmethod
     def worded(cls, options: Mapping[str, object]) -> str:
-        """Return `Words` for a feature with these options; fields are written owner.name."""
+        """Return the words for a feature with these options; fields are written owner.name."""
         entity = options.get("entity", "")
         who = entity if isinstance(entity, str) else "viewer at the candidate"
         text = cls.template.format(**{**options, "entity": who})
@@ -167,7 +168,7 @@ class Kind:
         return ()
 
     def width(self, fields: Mapping[str, Mapping[str, Any]]) -> int | None:
-        """Return the number of hashes in a row of a set, from the surface's fields; else None."""
+        """Return the number of hashes in a row, from the surface's fields; None if there is one."""
         return None
 
     def value(self, batch: Batch) -> NDArray[np.generic]:

@@ -16,7 +16,7 @@ from serve.features.slots import I64, U64, PackedRows, Values
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the matrix's columns: numeric, single categories, and (name, width) of sets."""
+    """Names of the matrix's columns: numeric ones, single categories, and sets as (name, width)."""
 
     numeric: tuple[str, ...]
     single: tuple[str, ...]
@@ -24,12 +24,12 @@ class Columns:
 
     @property
     def num_category(self) -> int:
-        """Return the number of category columns; a set counts with its width."""
+        """Return the number of category columns; a set has as many as its width."""
         return len(self.single) + sum(width for _, width in self.multi)
 
     @property
     def row_bytes(self) -> int:
-        """Return the size of a candidate's row in a call of Scorer."""
+        """Return the bytes that a candidate's row takes in a call of Scorer."""
         return 4 * len(self.numeric) + 8 * self.num_category
 
     def category_parts(self) -> Iterator[tuple[str, slice]]:
@@ -60,7 +60,7 @@ class Matrix:
         return cls(np.concatenate([m.numeric for m in parts]), np.concatenate([m.category for m in parts]))
 
     def to_bytes(self) -> bytes:
-        """Pack the matrix for the call from `FeatureFetch` to `Scorer`: three sizes, two arrays."""
+        """Pack the matrix, as three sizes and two arrays, for the call to `Scorer`."""
         sizes = np.array([len(self.numeric), self.numeric.shape[1], self.category.shape[1]], np.int64)
         return b"".join((sizes.tobytes(), self.category.tobytes(), self.numeric.tobytes()))
 
@@ -105,7 +105,7 @@ class Features:
             context: `[B]` rows.
             request_of_row: `[R]`, the index of each row's request.
             now_ms: `[B]`, the time of each request.
-            values: of the candidates, as `CandidateRows.values_of` returns them.
+            values: the values of the candidates' fields, as `CandidateRows.values_of` returns them.
         """
         batch = Batch(self.schema.state, viewers, candidates, context, request_of_row, now_ms, values)
         num_rows = len(request_of_row)
@@ -121,7 +121,7 @@ class Features:
     def popularity(
         self, candidates: PackedRows, context: PackedRows, request_of_row: I64, now_ms: I64, values: Values
     ) -> NDArray[np.float32]:
-        """Return `[R]` the popularity feature as in `compute`, without rows of viewers."""
+        """Return the popularity feature `[R]` as `compute` does, but without rows of viewers."""
         schema = self.schema
         viewers = schema.blank("viewer", len(now_ms))
         batch = Batch(schema.state, viewers, candidates, context, request_of_row, now_ms, values)

@@ -18,9 +18,9 @@ from serve.contract.typed_reader import STRICT, Between, checked_by, refusal
 from serve.contract.validation import UNITS_MS, duration_ms, number
 from serve.features.kind import DURATION_SCHEMA
 
-# Names become those of metrics, such as `join_per_viewer`.
+# Names become part of names of metrics, such as `join_per_viewer`.
 NAME = re.compile("[a-z][a-z0-9_]{0,31}")
-# Each is an output of the network and a number in the log for each candidate shown.
+# Each outcome costs an output of the network, and a number in the log for each candidate shown.
 MAX_OUTCOMES = 16
 MAX_CAP = 1e9
 # Metrics of every experiment, whatever its outcomes are.
@@ -62,7 +62,7 @@ class Outcome:
 
     @property
     def known_ms(self) -> int:
-        """Return the time after an impression when its amount is known: a stay may last its cap."""
+        """Return how long after an impression its amount is known: a stay may last its cap."""
         return self.within_ms + (int(UNITS_MS["m"] * self.scale) if self.until else 0)
 
     @field_validator("sum")
@@ -121,7 +121,7 @@ def misfits(
 ) -> Iterator[tuple[tuple[str, ...], str]]:
     """Yield the path of each weight that does not fit the outcomes, and the error.
 
-    `own` are the weights of the surface, of which those below 0 make an outcome bad.
+    `own` are the weights of the surface; one below 0 makes its outcome bad.
     """
     for name, weight in weights.items():
         if name not in outcomes:
@@ -133,7 +133,7 @@ def misfits(
 
 
 def refuse_label(document: Mapping[str, object], where: str) -> None:
-    """Raise TabrankError with the lines that replace it, if a surface still has a `label`."""
+    """Raise TabrankError if a surface still has a `label`, with the lines that replace it."""
     label = document.get("label")
     if label is not None:
         table = label if isinstance(label, dict) else {}

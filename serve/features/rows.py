@@ -36,7 +36,7 @@ from serve.features.state_kind import STATE, StateKind
 from serve.features.surface import Field, Surface
 
 T = TypeVar("T")
-# Time of an attribute without a time of its own: every other time is later.
+# Time of an attribute that has no time of its own. Every other time is later.
 EVER_MS = np.iinfo(np.int64).min
 # End of a candidate whose end is not known.
 NEVER_MS = np.iinfo(np.int64).max
@@ -69,7 +69,8 @@ class Schema:
         id_hash = [(CANDIDATE_ID.name, "<u8")] * keeps_id
         self.candidate = np.dtype([*self._attributes("candidate"), *id_hash, ends, *self._state("candidate")])
         self.context = np.dtype(self._attributes("context"))
-        # By field of candidates of which the state counts the values: the layout of a value's row.
+        # The layout of a value's row, by field. Only fields of candidates for whose values the
+        # state counts have one.
         counted = [entity.removeprefix("candidate.") for entity in entities if entity not in ENTITIES]
         self.values = {field: np.dtype(self._state(f"candidate.{field}")) for field in counted}
         layout = repr((self.viewer.descr, self.candidate.descr, list(self.kept_by)))
@@ -139,12 +140,12 @@ class RowTable:
         self.schema = schema
         self.index: dict[str, int] = {}
         self.table = schema.blank(entity, 64)
-        # Rows that kinds of state have changed, of values alone.
+        # Which rows kinds of state have changed. Only tables of values use it.
         self.changed: Bools = np.zeros(len(self.table), bool)
         self.ids: list[str | None] = [None]
         self._free: list[int] = []
         self._buckets = Buckets(self.index)
-        # Row numbers by the hash of the id, once they are needed.
+        # Row numbers by the hash of the id; built once they are needed.
         self._by_hash: dict[int, int] | None = None
 
     def __len__(self) -> int:
@@ -181,14 +182,14 @@ class RowTable:
         return row
 
     def see(self, now_ms: int) -> None:
-        """Keep the time at which all viewers of the table were seen, by which their rows expire."""
+        """Note that all viewers of the table were seen now; their rows expire by this time."""
         seen_ms = self.table["seen_ms"][1 : len(self.ids)]
         np.maximum(seen_ms, now_ms, out=seen_ms)
 
     def apply(self, changed: Mapping[str, bytes]) -> None:
         """Apply the changes that a store reports: packed rows by id, b"" for a removed id.
 
-        A row of another size is damaged, so its id is removed.
+        A row that has another size than the layout is damaged, so its id is removed.
         """
         if not {0, self.table.itemsize}.issuperset(map(len, changed.values())):
             size = self.table.itemsize
@@ -213,14 +214,17 @@ class RowTable:
 
 
 class CandidateRows(RowTable):
-    """Rows of candidates, with those of their fields' values that the state counts.
+    """Rows of candidates, and of those of their fields' values for which the state counts.
 
-    `values` has a table by field, with the keys of `value_key`, and `value_of` the row there of
-    each candidate's value, 0 without one. A value stays in its table when no candidate has it any
-    more, unless the caller takes it out, and brings it back before a candidate has it again.
+    For example, the state may count the joins of each host. `values` then has a table of hosts,
+    under the name of the field, with the keys of `value_key`. `value_of` has the row in this table
+    of each candidate's host, 0 for a candidate without a host.
 
-    The id of a candidate counts as such a field, if a kind keeps state there: wide state that few
-    records change. It ends with the candidate.
+    A value stays in its table when no candidate has it any more. A caller may take it out then, and
+    must bring it back before a candidate has it again.
+
+    A kind with wide state that few records change keeps it under the candidate's id, as if the id
+    were such a field. This state ends with the candidate.
     """
 
     def __init__(self, schema: Schema) -> None:
@@ -228,12 +232,12 @@ class CandidateRows(RowTable):
         self.values = {field: RowTable(schema, f"candidate.{field}") for field in schema.values}
         self.value_of: dict[str, I64] = {field: np.zeros(len(self.table), np.int64) for field in self.values}
         self._hashes: dict[str, U64] = {field: np.zeros(len(self.table), np.uint64) for field in self.values}
-        # By field: how many candidates have the value in a row.
+        # By field: how many candidates have the value of a row.
         self._holders: dict[str, Counter[int]] = {field: Counter() for field in self.values}
         self._keeps_id = CANDIDATE_ID.name in (schema.candidate.names or ())
 
     def add(self, name: str) -> int:
-        """Return the row number of an id, which the caller links; see `RowTable.add`."""
+        """Return the row number of an id, as `RowTable.add` does; the caller must `link` it."""
         is_new = self._keeps_id and name not in self.index
         row = super().add(name)
         if is_new:
@@ -241,7 +245,7 @@ class CandidateRows(RowTable):
         return row
 
     def link(self, rows: I64) -> None:
-        """Link rows, each named once, to the values that their fields have now."""
+        """Link rows to the values that their fields have now; `rows` names each row once."""
         for field, values in self.values.items():
             if more := len(self.table) - len(self._hashes[field]):
                 self._hashes[field] = np.append(self._hashes[field], np.zeros(more, np.uint64))
@@ -265,17 +269,17 @@ class CandidateRows(RowTable):
         return [key for field, key in keys.items() if key not in self.values[field].index]
 
     def bring(self, key: str, packed: bytes) -> None:
-        """Take the row of a value back that the caller has taken out."""
+        """Put the row of a value back that the caller had taken out."""
         values = self.values[field_of_key(key)]
         values.apply({key: packed})
         values.changed[values.index.get(key, 0)] = True
 
     def is_held(self, field: str, row: int) -> bool:
-        """Return whether a candidate has the value in this row."""
+        """Return True if a candidate has the value of this row."""
         return self._holders[field][row] > 0
 
     def take_changed(self, field: str) -> list[int]:
-        """Return the rows of values that have changed, come or gone since the last call."""
+        """Return the rows of values that were changed, added or removed since the last call."""
         changed = self.values[field].changed
         changed[0] = False
         rows: list[int] = changed.nonzero()[0].tolist()
@@ -298,7 +302,7 @@ class CandidateRows(RowTable):
         self.link(self.find(list(parts[""])))
         for field, values in self.values.items():
             values.apply(parts[field])
-            # The store has them.
+            # The store has these changes already.
             values.changed[:] = False
 
     def drop(self, name: str) -> None:
@@ -310,7 +314,7 @@ class CandidateRows(RowTable):
 
 
 class State:
-    """Rows of all viewers and candidates of a surface; it changes only by records, in order."""
+    """Rows of all viewers and candidates of a surface; only records change them, in order."""
 
     def __init__(self, schema: Schema) -> None:
         self.schema = schema
@@ -324,9 +328,10 @@ class State:
         return self.viewers if entity == "viewer" else self.candidates
 
     def forget(self, name: str) -> list[int]:
-        """Make a viewer's row blank; return the rows of candidates that change by it.
+        """Make a viewer's row blank; return the rows of candidates that this changes.
 
-        So it is done with the key of a field's value, unless a candidate has the value.
+        `name` may also be the key of a field's value. Its row is blanked unless a candidate has the
+        value.
         """
         left: list[int] = []
         if row := self.viewers.index.get(name):
@@ -367,9 +372,9 @@ class State:
             self.candidates.link(np.array([row]))
 
     def observe(self, run: Interactions) -> list[int]:
-        """Apply records; the result equals that of one at a time, except for rounding of sums.
+        """Apply records at once; the result is as if one after the other, but for rounding of sums.
 
-        Returns the rows of candidates that changed without a record of theirs.
+        Return the rows of candidates that changed although no record names them.
         """
         left: list[int] = []
         for part in run.parts():

@@ -17,8 +17,8 @@ Bools = NDArray[np.bool_]
 PackedRows = NDArray[np.void]
 F64 = NDArray[np.float64]
 U64 = NDArray[np.uint64]
-# What has a row of state: a viewer, a candidate, or, as "candidate.FIELD", a value of that field of
-# candidates, which all candidates that have it share.
+# What has a row of state: "viewer", "candidate", or "candidate.FIELD". The last one stands for the
+# values of that field: all candidates that have a value, such as a host, share its row.
 Entity = str
 ENTITIES: tuple[Entity, ...] = ("viewer", "candidate")
 # The owners of fields.
@@ -38,9 +38,11 @@ class FieldRef:
         return f"{self.owner}.{self.name}"
 
 
-# Values of candidates' fields, by field: a table of them, and the rows there `[R]` of candidates.
+# By field of candidates: the table of its values, and the row there of each candidate's value
+# `[R]`.
 Values = Mapping[str, tuple[PackedRows, I64]]
-# The hash of a candidate's id, which is in its row if a slot reads it.
+# Stands for a candidate's id as if it were a field. A candidate's row has its hash if a slot reads
+# it.
 CANDIDATE_ID = FieldRef("candidate", "id")
 
 
@@ -50,18 +52,18 @@ def value_key(field: str, hashed: int) -> str:
 
 
 def field_of_key(key: str) -> str:
-    """Return the field that `value_key` was given."""
+    """Return the field of which `value_key` made this key."""
     return key[1:].rpartition("=")[0]
 
 
 @dataclass(frozen=True)
 class Slot:
-    """State that a feature needs; features with equal slots share it.
+    """Declaration of state that a feature needs; features with equal slots share the state.
 
     A subclass has the options that tell one slot from another, such as event and half-life.
     """
 
-    # A candidate's state loses what a forgotten viewer did.
+    # True if the state of candidates loses what a viewer did who is forgotten.
     forgets: ClassVar[bool] = False
 
 

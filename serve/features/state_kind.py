@@ -13,11 +13,12 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 from serve.features.interactions import Interactions
 from serve.features.slots import ENTITIES, I64, Bools, Entity, PackedRows, Slot
 
-# The field of a row that holds all of its state; no attribute may have this name.
+# The field of a row under which all of its state is; no attribute may have this name.
 STATE = "_state"
-# NumPy's descriptions of fields.
+# Fields of a row as NumPy describes them, such as ("count", float64, (2,)).
 Fields = list[tuple[Any, ...]]
-# Names of fields and places that lead from rows to an array with one value, or more, a row.
+# Names of fields and indices that lead from rows to an array with a value, or several, for each
+# row.
 Cell = tuple[str | int, ...]
 S = TypeVar("S", bound=Slot)
 
@@ -27,7 +28,7 @@ class Rows(Protocol):
 
     table: PackedRows
     ids: list[str | None]
-    # Which rows have changed, of values of candidates' fields.
+    # Which rows have changed. Only rows of values of candidates' fields note it.
     changed: Bools
 
     def find_hash(self, hashed: int) -> int:
@@ -35,9 +36,9 @@ class Rows(Protocol):
 
 
 class Candidates(Rows, Protocol):
-    """Rows of candidates, and by field those of its values, with their row of each candidate."""
+    """Rows of candidates, and by field the rows of its values."""
 
-    # The row of each candidate's value, 0 without one.
+    # By field: the row of each candidate's value, 0 for a candidate without a value.
     value_of: dict[str, I64]
 
     @property
@@ -46,9 +47,9 @@ class Candidates(Rows, Protocol):
 
 
 class StateKind(ABC, Generic[S]):
-    """All slots of some types in the state of a surface; `numbers` are those of its events.
+    """All slots of some types in the state of a surface; `numbers` are the indices of its events.
 
-    A subclass names the types, `of=(Sum,)`, and states `fields` and `observe`, and a `read` for its
+    A subclass names the types, `of=(Sum,)`, and defines `fields`, `observe`, and a `read` for its
     features. By default each slot has a column of its own.
     """
 
@@ -65,22 +66,22 @@ class StateKind(ABC, Generic[S]):
 
     @abstractmethod
     def fields(self, slot: S, entity: Entity) -> Fields:
-        """Return the fields of a slot in a row of this entity, 0 at first; none if it has none.
+        """Return the fields that a slot has in a row of this entity; they are 0 at first.
 
-        Each field begins at a multiple of eight bytes: NumPy reads others slowly.
+        Each field must begin at a multiple of eight bytes, because NumPy reads others slowly.
         """
 
     @property
     def entities(self) -> Iterable[Entity]:
-        """The entities of which a row may have fields of these slots."""
+        """The entities whose rows may have fields of these slots."""
         return ENTITIES
 
     @abstractmethod
     def observe(self, viewers: Rows, candidates: Candidates, run: Interactions) -> Iterable[int]:
-        """Apply records; return the rows of candidates that changed without a record of theirs."""
+        """Apply records; return the rows of candidates that changed but are named by no record."""
 
     def forget(self, viewers: Rows, candidates: Candidates, viewer: int) -> Iterable[int]:
-        """Undo what a viewer counts for in candidates' rows, and return these rows."""
+        """Remove from candidates' rows what a viewer contributes, and return these rows."""
         return ()
 
     def columns(self, entity: Entity) -> Fields:

@@ -28,9 +28,10 @@ SHIPPED = Path(__file__).parents[1] / "surfaces"
 FieldType = Literal["number", "category", "set", "time"]
 PositionBias = Literal["ignored", "examined"]
 UnknownCandidates = Literal["last", "scored"]
-# Room for some thousand features; the shipped surfaces have four thousand characters.
+# Limits the length of a surface. There is room for some thousand features: the shipped surfaces
+# have four thousand characters.
 MAX_CHARACTERS = 128 << 10
-# tomllib takes time quadratic in the parts of a dotted key.
+# Limits the dots in a line, because tomllib takes time quadratic in the parts of a dotted key.
 MAX_DOTS = 1_000
 NAME = re.compile("[a-z][a-z0-9_-]{0,63}")
 # The key under which the reader passes the text. No TOML file can have it by accident.
@@ -98,13 +99,14 @@ class Surface:
 
     Attributes:
         name: Name of the surface.
-        events: Events of viewers besides impressions. With `impression`, clients report these.
+        events: What viewers do besides seeing a candidate. List `impression` too if clients report
+            the impressions; otherwise every candidate in an answer counts as seen.
         viewer: Fields of a viewer.
         candidate: Fields of a candidate.
         context: Fields of a request.
-        outcomes: What may follow an impression, by name; the first is the primary one.
-        weights: What one unit of an outcome is worth. Those that have a weight are predicted, and
-            the others only measured. Without any, the first has the weight 1.
+        outcomes: What may follow an impression, by name. The first one is the primary outcome.
+        weights: What one unit of an outcome is worth. Outcomes with a weight are predicted, and the
+            others are only measured. Without any weight, the first outcome has the weight 1.
         features: Inputs of the model.
         popular: The numeric feature that orders by popularity. One viewer can move it a little
             only, if it has an id: a gauge by 1, another feature by 20 events of each kind in a
@@ -135,7 +137,7 @@ class Surface:
     baseline: Baseline | None = None
     position_bias: PositionBias | None = None
     unknown_candidates: UnknownCandidates = "last"
-    # The TOML as written; artifacts contain it.
+    # The TOML text as it was written, of which artifacts contain a copy.
     text: Annotated[str, pydantic.Field(alias=TEXT_KEY), SkipJsonSchema()]
 
     @cached_property
@@ -150,10 +152,11 @@ class Surface:
 
     @property
     def fingerprint(self) -> str:
-        """Return a hash of the declaration that a model depends on.
+        """Return a hash of the part of the declaration that a model depends on.
 
-        Comments, the order of keys, the baseline, the place of unknown candidates, values of
-        weights and outcomes that are only measured do not change it: no model depends on them.
+        No model depends on comments, the order of keys, the baseline, the place of unknown
+        candidates, the values of weights, or outcomes that are only measured. They do not change
+        the hash.
         """
         bias = "examined" if self.is_debiased else "ignored"
         predicted = {name: replace(self.outcomes[name], unit="", bad=False) for name in self.worth}
@@ -162,12 +165,12 @@ class Surface:
 
     @property
     def short_fingerprint(self) -> str:
-        """Return the first 12 digits of the fingerprint, which name the surface in an exposure."""
+        """Return the first 12 digits of the fingerprint; an exposure names its surface by them."""
         return self.fingerprint[:12]
 
     @property
     def impression_events(self) -> bool:
-        """Return whether clients report impressions; if not, answered rankings count as seen."""
+        """Return True if clients report impressions; if not, answered rankings count as seen."""
         return IMPRESSION in self.events
 
     @cached_property
@@ -178,7 +181,7 @@ class Surface:
 
     @cached_property
     def predicted(self) -> dict[str, Outcome]:
-        """The outcomes that are predicted, in their order: those of the columns of predictions."""
+        """The outcomes that are predicted, in the order of the columns of predictions."""
         return {name: self.outcomes[name] for name in self.worth}
 
     @property
@@ -187,7 +190,7 @@ class Surface:
         return next(iter(self.predicted.values()))
 
     def is_bad(self, outcome: str) -> bool:
-        """Return whether less of an outcome is better."""
+        """Return True if less of an outcome is better."""
         return self.outcomes[outcome].bad or self.weights.get(outcome, 0.0) < 0
 
     @property
@@ -197,7 +200,7 @@ class Surface:
 
     @property
     def is_debiased(self) -> bool:
-        """Return whether training removes position bias."""
+        """Return True if training removes position bias."""
         if self.position_bias is None:
             return not self.impression_events
         return self.position_bias == "examined"
@@ -256,7 +259,7 @@ def load_surface(name_or_path: str) -> Surface:
     """Load a shipped surface by name, or one from a path ending in `.toml`.
 
     Raises:
-        TabrankError: naming the file, the key, the value and the remedy.
+        TabrankError: the message names the file, the key, the value and the remedy.
     """
     path = Path(name_or_path)
     if path.suffix != ".toml":

@@ -10,7 +10,8 @@ from serve.contract.errors import TabrankError
 from serve.contract.typed_reader import checked_by
 from serve.contract.validation import typed
 
-# A label is one line of a screen, and an answer may hold thousands.
+# Limits the characters of a label, which must fit one line of a screen. An answer may hold
+# thousands of labels.
 MAX_WORDS = 80
 
 

@@ -29,7 +29,7 @@ class Answer(NamedTuple):
 
 
 def refusal(error: RequestError, request_id: str | None = None) -> Answer:
-    """Return the answer to a request that is refused."""
+    """Return the answer that refuses a request."""
     problem = Problem(error.title, error.status, error.detail, "about:blank", error.pointer, request_id)
     more: list[Header] = []
     if error.retry_after_s is not None:
@@ -44,7 +44,7 @@ def refusal(error: RequestError, request_id: str | None = None) -> Answer:
 
 
 async def send_answer(send: Send, answer: Answer, *, without_body: bool = False) -> int:
-    """Send an answer and return its status; the answer to HEAD is `without_body`."""
+    """Send an answer and return its status; `without_body` is for a request with HEAD."""
     kind, body, status, more = answer
     head = [(b"content-type", kind), (b"content-length", b"%d" % len(body)), *more]
     await send({"type": "http.response.start", "status": status, "headers": head})

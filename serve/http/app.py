@@ -44,7 +44,7 @@ EVENTS = "/v1/events"
 READYZ = "/readyz"
 # Paths that need no API key.
 OPEN: Final = frozenset(("/livez", READYZ, "/openapi.json", "/docs", *FILES))
-# A body that came with its headers is read within this time.
+# If reading took longer than this, the body did not come together with its headers.
 WHOLE_S = 0.001
 # Methods that metrics name; every other one is `_OTHER`, as in OpenTelemetry's conventions.
 METHODS: Final = frozenset(("GET", "HEAD", "POST"))
@@ -92,12 +92,13 @@ class Edge:
         self._routes |= dict.fromkeys(FILES, "/docs/{file}")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> int:
-        """Answer one ASGI scope; return the HTTP status, 0 if the scope has none."""
+        """Answer one ASGI scope; return the HTTP status, or 0 if the scope has none."""
         begun = time.perf_counter()
         if scope["type"] == "lifespan":
             await _lifespan(receive, send)
         elif scope["type"] == "websocket":
-            # Before a handshake is accepted, this answers 403. Ray's proxy fails without a code.
+            # Closing a websocket before its handshake is accepted answers 403. Ray's proxy fails
+            # without a code.
             await send({"type": "websocket.close", "code": 1008})
         elif scope["type"] == "http":
             return await self._http(scope, receive, send, begun)
@@ -106,7 +107,8 @@ class Edge:
     def _answered(self, scope: Scope, status: int, begun: float) -> int:
         method = scope["method"] if scope["method"] in METHODS else "_OTHER"
         path, seconds = path_of(scope), time.perf_counter() - begun
-        # A caller that asks below an earlier `route_prefix` is told from a scanner by the end.
+        # The end of the path tells a caller that still uses an earlier `route_prefix` from a
+        # scanner.
         lost = next((route for route in (RANK, EVENTS) if status == 404 and path.endswith(route)), "")
         route = self._routes.get(path, lost)
         self._service.metrics.answered(method, route, status, seconds)
@@ -137,9 +139,9 @@ class Edge:
         return self._answered(scope, status, begun)
 
     async def busy(self, scope: Scope, send: Send, begun: float) -> int:
-        """Refuse a request unread and return the status; `begun` is when it was seen.
+        """Refuse a request without reading it, and return the status; `begun` is when it was seen.
 
-        A refusal costs 60 µs including the server, a ranking 300 µs.
+        A refusal costs 60 µs including the server, and a ranking 300 µs.
         """
         await send_answer(send, _BUSY)
         self._service.metrics.refused((time.perf_counter() - begun) * 1e3)
@@ -185,7 +187,7 @@ class Edge:
         loop = asyncio.get_running_loop()
         begun_s = loop.time()
         body = await self._bodies.read(headers, request.receive, MAX_BODY_BYTES)
-        # Before it was whole, the request did not wait for this process.
+        # A request whose body was still on its way did not wait for this process: count from now.
         if loop.time() - begun_s > WHOLE_S:
             arrived_s = max(arrived_s, service.admission.arrived_s())
         ranking = decode_request(body, service.surface, event_clock=service.event_clock)
@@ -210,14 +212,15 @@ class Edge:
 
     async def _events(self, request: _Request, key: ApiKey | None) -> Answer:
         require_no_page(request.headers)
-        # A full batch takes 10 ms to decode: refuse it unread if it probably has no room.
+        # Decoding a full batch takes 10 ms, so refuse it unread if there is probably no room for
+        # it.
         if key is not None:
             self._records.require_room(key.name)
         body = await self._bodies.read(request.headers, request.receive, MAX_EVENTS_BODY_BYTES)
         service = self._service
         good, rejected = decode_batch(body, service.surface, event_clock=service.event_clock)
         self._keys.charge(key, len(good) + len(rejected))
-        # Without keys there is nobody to share with.
+        # Without keys, all callers are one and share nothing.
         with self._records.held(key.name, len(good)) if key is not None else nullcontext():
             outcome = await take(service, good, rejected)
         # A caller that reads only the status must not take rejected records for accepted ones.

@@ -13,10 +13,10 @@ from urllib.parse import urlsplit
 from serve.config.settings import ApiKey, is_loopback
 from serve.contract.errors import RequestError
 
-# A key that was idle may send one second's worth of requests at once.
+# A key that was idle may send the requests of this many seconds at once.
 BURST_S = 1.0
-# A ranking counts as its candidates / 100, a batch of events as its records / 100, but each as at
-# least 1: they cost in proportion to them.
+# A ranking counts as one request per 100 candidates, and a batch of events as one per 100 records,
+# because that is how their cost grows. Each counts as at least one.
 ITEMS_A_REQUEST = 100
 LOOPBACK = "127.0.0.1"
 NO_KEYS = (
@@ -51,7 +51,7 @@ class Authenticator:
         """Return the key of a request; None if no key is needed. `keys` are the current keys.
 
         Without keys, the request's Host must name this machine. This protects against DNS
-        rebinding: a web page whose name resolves to this machine sends its own name.
+        rebinding: a web page whose name resolves to this machine sends its own name as the Host.
 
         Raises:
             RequestError: 401 without a valid key; 429 if the key exceeds its rate; 403 for a
@@ -72,11 +72,10 @@ class Authenticator:
         return key
 
     def charge(self, key: ApiKey | None, num_items: int | None) -> None:
-        """Charge a key, which was admitted with one request, for its candidates or records.
+        """Charge a key for the candidates or records of a request that was admitted as one.
 
-        None takes the request back.
-
-        A key in debt is refused unread until its rate has paid for them.
+        None takes the request back. A key in debt is refused, with its requests unread, until its
+        rate has paid for the debt.
         """
         # The key may have been removed since it was admitted.
         if key is not None and key.sha256 in self._due_s:
@@ -96,8 +95,8 @@ class Authenticator:
                 429,
                 "too many requests",
                 f"the key {key.name!r} may send {key.requests_per_s:g} requests per second; a ranking counts as "
-                f"its candidates / {ITEMS_A_REQUEST}, a batch of events as its records / "
-                f"{ITEMS_A_REQUEST}, each as at least 1",
+                f"one per {ITEMS_A_REQUEST} candidates, a batch of events as one per {ITEMS_A_REQUEST} records, "
+                "and each as at least one",
                 retry_after_s=math.ceil(due_s - now_s),
             )
         self._due_s[key.sha256] = due_s + self.num_replicas / key.requests_per_s

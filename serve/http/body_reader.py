@@ -17,16 +17,16 @@ from serve.contract.errors import RequestError
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Task = asyncio.Task[Any]
 
-# A body must be complete within 5 s.
+# A body must be complete within this many seconds.
 BODY_S = 5.0
-# Check for late bodies twice a second; a timer for each request would cost 2 µs.
+# How often to look for late bodies. A timer for each request would cost 2 µs.
 LOOK_S = 0.5
 # Limits on the incomplete bodies of a replica: their number, and the bytes received of them.
 MAX_WAITING = 1024
 MAX_WAITING_BYTES = 64 * 1024 * 1024
-# Read at most 32 MiB of a body after it was refused as too large.
+# Limits how much of a body is read after it was refused as too large.
 LINGER_BYTES = 32 * 1024 * 1024
-# The message of the cancellation of a slow reader.
+# The message with which a slow reader's task is cancelled.
 SLOW = "body"
 
 
@@ -133,7 +133,7 @@ class BodyReader:
 
 def _declared(headers: dict[bytes, bytes]) -> int:
     declared = headers.get(b"content-length", b"0")
-    # A number of more than 16 digits exceeds any limit already with its first 16.
+    # If a number has more digits, its first 16 already exceed any limit.
     return int(declared[:16]) if declared.isdigit() else 0
 
 

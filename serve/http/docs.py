@@ -9,7 +9,7 @@ from importlib.resources import files
 from string import Template
 from zlib import crc32
 
-# Swagger UI styles elements inline, and has icons in `data:` URLs.
+# Swagger UI has icons in `data:` URLs.
 POLICY = (
     b"default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; "
     b"connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -29,7 +29,7 @@ FILES = {
 
 @cache
 def contents() -> dict[str, tuple[bytes, bytes]]:
-    """Return the files of the page by path, as they are and in gzip: 50 ms, once a process."""
+    """Return the files of the page by path, as they are and in gzip; the first call takes 50 ms."""
     read = {path: _read(package, path.rpartition("/")[2]) for path, package in FILES.items()}
     return {path: (content, gzip.compress(content, mtime=0)) for path, content in read.items()}
 

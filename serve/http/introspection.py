@@ -15,7 +15,7 @@ from serve.ranking.service import RankingService
 
 LIMITS = (MAX_CANDIDATES, MAX_ID_CHARACTERS, MAX_BODY_BYTES, MAX_EVENTS_BODY_BYTES, MAX_RECORDS)
 WEIGHTS = "What one unit of each predicted outcome is worth, unless an arm has its own weights."
-ARM_WEIGHTS = "Its own weights, and the surface's of outcomes that it does not name; none without a model."
+ARM_WEIGHTS = "The arm's weights, and the surface's for outcomes that it does not name; none without a model."
 FRESHNESS_MS = "Age of the features; null before the first read."
 Version = Annotated[str | None, Meta(description="A published version; null for none.")]
 
@@ -38,7 +38,7 @@ class Readiness(Struct):
 
 
 class ArmInUse(Struct):
-    """One side of the experiment; `model` is null without a ready artifact."""
+    """One side of the experiment; `model` is null if no artifact is ready."""
 
     name: str
     scorer: str

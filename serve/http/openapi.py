@@ -26,8 +26,8 @@ from serve.http.introspection import Description, Liveness, Readiness
 from serve.ranking.admission import SCORES_DUE
 
 ABOUT = Path(__file__).with_name("api.md").read_text()
-# The document without its schemas. A value "$name" stands for one of the surface or of the code. A
-# status without an answer is one of the `problems`; each operation has what is `everywhere`.
+# The document without its schemas. A value "$name" stands for a value from the surface or the code.
+# A status that states no answer is one of the `problems`. Each operation gets what is `everywhere`.
 TEMPLATE = Path(__file__).with_suffix(".json").read_text()
 TYPES = (RankRequest, RankAnswer, EventsRequest, EventsAnswer, Problem, Description, Readiness, Liveness)
 VALUES: dict[str, dict[str, Any]] = {
@@ -68,7 +68,7 @@ def _filled(surface: Surface) -> dict[str, Any]:
         "title": f"tabrank: {surface.name}",
         "version": _version(),
         "about": ABOUT,
-        "late": f"Without scores at {100 * SCORES_DUE:g} % of it, the popular order.",
+        "late": f"A request that has no scores after {100 * SCORES_DUE:g} % of it gets the popular order.",
         "surface": surface.name,
         "event": surface.primary.event,
         "feature": next(iter(surface.features)),
@@ -82,10 +82,10 @@ def _filled(surface: Surface) -> dict[str, Any]:
 
 
 def _complete(operation: dict[str, Any], everywhere: dict[str, Any], problems: dict[str, Any]) -> None:
-    """Add what operations have in common: a header, security, and the problems they answer with."""
+    """Add what operations have in common: a header, security, and the problems that they answer."""
     answers = operation["responses"]
     operation["parameters"] = [*operation.get("parameters", ()), everywhere["parameter"]]
-    # Where no key is refused, none is needed.
+    # An operation that never answers 401 needs no key.
     if "401" in answers:
         operation["security"] = everywhere["security"]
     for status in sorted({*answers, *everywhere["statuses"]}):
@@ -108,8 +108,9 @@ def _of_fields(fields: Mapping[str, Field], by_type: Mapping[str, Any]) -> dict[
 def _for_generators(schema: Any) -> Any:
     """Return msgspec's schemas in the form that generators of clients read.
 
-    Enumerations have a type, one of a single value is a constant, and what has a discriminator is
-    `oneOf`. openapi-typescript requires callers to send what has a default, so nothing has one.
+    Enumerations get a type, and one with a single value becomes a constant. Types that have a
+    discriminator become `oneOf`. Defaults are left out, because openapi-typescript requires callers
+    to send what has a default.
     """
     if isinstance(schema, list | tuple):
         return [_for_generators(item) for item in schema]

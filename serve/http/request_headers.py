@@ -11,9 +11,10 @@ from serve.http.answers import JSON, Header
 
 Headers = dict[bytes, bytes]
 
-# HAProxy takes a little more: 101 headers, of 19 KiB with the request line.
+# Limits on the headers of a request. HAProxy's own limits are a little higher: 101 headers, and 19
+# KiB with the request line.
 MAX_HEADERS = 100
-# Beside the client's: HAProxy's stamp, and an id where the client gave none.
+# Headers that are added to the client's: HAProxy's stamp, and an id if the client gave none.
 OUR_HEADERS = 2
 MAX_HEADER_BYTES = 16 * 1024
 # A request id in a header.
@@ -21,7 +22,7 @@ VALID_ID = re.compile(rb"[\x21-\x7e]{1,256}")
 
 
 def require_few(headers: Sequence[Header]) -> None:
-    """Raise RequestError 431 if there are more headers, or more bytes of them, than allowed."""
+    """Raise RequestError 431 if there are too many headers, or if they have too many bytes."""
     if (
         len(headers) > MAX_HEADERS + OUR_HEADERS
         or sum([len(name) + len(value) for name, value in headers]) > MAX_HEADER_BYTES

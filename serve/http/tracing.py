@@ -53,7 +53,7 @@ def record(parent: Any, scope: Mapping[str, Any], answer: RankAnswer) -> None:
         named = {f"feature_flag.{name}": value for name, value in flag.items()}
         span.add_event("feature_flag.evaluation", named, begun_ns)
     within, tracer = trace.set_span_in_context(span), trace.get_tracer(TRACER)
-    # The stages follow each other; rounding and encoding count as queue.
+    # The stages follow each other. What rounding and encoding leave over counts as queue.
     for stage in STAGES:
         until_ns = begun_ns + _ns(getattr(timing, stage))
         tracer.start_span(stage, within, start_time=begun_ns).end(until_ns)

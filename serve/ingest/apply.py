@@ -15,22 +15,23 @@ from serve.features.slots import CANDIDATE_ID, IMPRESSION, field_of_key
 from serve.log.events import Ended, Exposure, JournalEntry, Record, viewer_of
 from serve.stores.protocol import Store
 
-# Packed rows by id, of two kinds.
+# Packed rows by id: of viewers, and of candidates.
 PackedPair = tuple[dict[str, bytes], dict[str, bytes]]
 
 
 class RecordApplier:
-    """Applier of records that batches exposures and events and collects the changed ids.
+    """Apply records; collect the ids that they change, and apply exposures and events in batches.
 
     A batch ends at a record that changes attributes. Call `observe` after the last record. A
-    candidate changes without a record of its own when a viewer leaves it for others, or is
+    candidate may change although no record names it: when a viewer leaves it for others, or is
     forgotten.
     """
 
     def __init__(self, state: State) -> None:
         self._state = state
         self._impressions = not state.schema.surface.impression_events
-        # Event, row of the viewer, candidates, time, and how many records it stands for.
+        # The batch: of each record its event, the viewer's row, the candidates, the time, and how
+        # many records it stands for.
         self._run: list[tuple[str, int, Sequence[str], int, int]] = []
         self.viewers: dict[str, None] = {}
         self.candidates: dict[str, None] = {}
@@ -72,7 +73,7 @@ class RecordApplier:
             self.candidates[record.id] = None
 
     def observe(self) -> None:
-        """Apply the batch: one call takes a tenth of the time of one call per record."""
+        """Apply the batch. A call for each record would take ten times as long."""
         run, self._run = self._run, []
         if run:
             events, viewers, shown, times, weights = zip(*run, strict=True)
@@ -95,7 +96,7 @@ class RecordApplier:
 def packed(rows: RowTable, names: Iterable[str]) -> dict[str, bytes]:
     """Return the packed rows of ids, b"" for an id without a row."""
     names = list(names)
-    # One row after the other is faster than all rows at once, which are in memory twice.
+    # To pack row by row is faster than to pack all rows at once, which would also copy them.
     found = zip(names, rows.find(names).tolist(), strict=True)
     return {name: rows.table[row].tobytes() if row else b"" for name, row in found}
 
@@ -103,9 +104,10 @@ def packed(rows: RowTable, names: Iterable[str]) -> dict[str, bytes]:
 def read_rows(
     state: State, store: Store, seq: int, viewers: Iterable[str], added: Iterable[Mapping[str, Any]]
 ) -> list[str]:
-    """Read the rows of viewers as stored at `seq`, and of values that rest there among them.
+    """Read the rows of viewers as the store has them at `seq`, and rows of values that are at rest.
 
-    These are the values that candidates with the fields `added` may bring back; returns their keys.
+    A value at rest is one that no candidate has; the store keeps it among the viewers. Candidates
+    with the fields `added` may bring such values back. Return the keys of these values.
     """
     brought = dict.fromkeys(key for fields in added for key in state.candidates.absent(fields))
     names = list(dict.fromkeys((*viewers, *brought)))
@@ -121,8 +123,9 @@ def read_rows(
 def packed_changes(state: State, viewers: Iterable[str], candidates: Iterable[str]) -> PackedPair:
     """Return the packed rows of viewers and of candidates that changed, with those of values.
 
-    A store keeps a value that a candidate has among the candidates, which every replica holds, and
-    any other one among the viewers. Those that `read_rows` returned are to be in `viewers`.
+    A store keeps a value that a candidate has among the candidates, which every replica holds. It
+    keeps any other value among the viewers. `viewers` must include the keys that `read_rows`
+    returned.
     """
     live = state.candidates
     held, at_rest = packed_values(live, {field: live.take_changed(field) for field in live.values})
@@ -133,7 +136,7 @@ def packed_changes(state: State, viewers: Iterable[str], candidates: Iterable[st
 
 
 def packed_values(candidates: CandidateRows, rows: Mapping[str, Iterable[int]]) -> PackedPair:
-    """Return the packed rows of values, by field, that a candidate has, and of those at rest."""
+    """Return the packed rows of values that a candidate has, and of values that are at rest."""
     parts: PackedPair = {}, {}
     for field, at in rows.items():
         values = candidates.values[field]
@@ -150,10 +153,12 @@ def apply_records(
 ) -> tuple[dict[str, bytes], dict[str, bytes], int]:
     """Apply records in order to the live table, and to their viewers' rows as stored at `seq`.
 
-    The viewers are then seen at `now_ms` of the service's clock. Returns the packed rows of the
-    changed viewers and of the changed candidates, and how many of the viewers' rows are new. Values
-    that no candidate has are among the viewers, and are read from there when a candidate brings one
-    back.
+    The viewers then count as seen at `now_ms` of the service's clock. Values that no candidate has
+    are among the viewers, and are read from there when a candidate brings one back.
+
+    Returns:
+        The packed rows of the viewers that changed, those of the candidates that changed, and how
+        many of the viewers' rows are new.
     """
     state = State(candidates.schema)
     state.candidates = candidates

@@ -35,15 +35,18 @@ def load(
     *,
     without_journal: bool = False,
 ) -> dict[str, Any]:
-    """Rebuild the state of `log`, and replace the store's rows by it, atomically.
+    """Rebuild the state from `log`, and replace the store's rows by it, atomically.
 
-    A service with another store may go on meanwhile. What it has not written to the log yet stays
-    in its journal. That and what comes later is applied when a writer next opens this store. If the
-    store with the journal is lost, `without_journal` gives it up.
+    A service with another store may run meanwhile. The records that it has not written to the log
+    yet stay in its journal. They, and all that come later, are applied when a writer next opens
+    this store. If the store with the journal is lost, `without_journal` gives these records up.
 
-    Returns the numbers of viewers and candidates, `complete_since_ms` of each feature (None: from
-    the beginning), and the `diagnoses`, whose remedies name the surface as `named`. `report` is
-    called with these, with what the log joins, and with the progress.
+    `report` is called with lines about the progress, about what the log joins, and about each
+    diagnosis.
+
+    Returns:
+        The numbers of viewers and candidates, `complete_since_ms` of each feature (None: from the
+        beginning on), and the `diagnoses`, whose remedies name the surface as `named`.
 
     Raises:
         TabrankError: a running service, or another `load`, writes to the store.
@@ -63,13 +66,14 @@ def load(
         claim.give_up()
     erasures, through = claim.erasures(), claim.written()
     built = rebuild(schema, log, report, through)
-    # The last records may change no state.
+    # The last records may change no state, and count as replayed all the same.
     state, seq = built.state, max(built.seq, through if through < MAX_SEQ else 0)
     store = open_store(store_url, surface.name, schema.fingerprint, base=base, writable=True)
     try:
         # This fences a service that began to write to the store meanwhile: its next commit fails.
         store.take_epoch()
-        # An old log must not lose its viewers before `keep_viewers_days` have passed.
+        # Viewers of an old log count as seen now, so that none is forgotten before
+        # `keep_viewers_days`.
         now_ms = int(time.time() * 1e3)
         state.viewers.see(now_ms)
         viewers, candidates = (packed(rows, rows.index) for rows in (state.viewers, state.candidates))
@@ -77,12 +81,12 @@ def load(
         every = {field: values.index.values() for field, values in state.candidates.values.items()}
         for stored, values in zip((candidates, viewers), packed_values(state.candidates, every), strict=True):
             stored |= values
-        # A flat log may hold numbers, but only segments and snapshots count as its end.
+        # A flat log may hold record numbers, but only segments and snapshots say where a log ends.
         log_seq = end.seq if (end := service.log_end()) else 0
         note = LoadNote(service.log_paths(), log_seq, now_ms, built.ends_ms, dict(built.coverage), erasures)
         if claim.erasures() != erasures:
             raise TabrankError(f"{log}: viewers were erased from it meanwhile; run the command again")
-        # The store takes the memory of all rows once more.
+        # Keep nothing else: the store takes the memory of all rows once more.
         since_ms = built.since_ms
         del built, state
         # A store without a number counts as empty.

@@ -9,14 +9,16 @@ from collections.abc import Callable
 
 log = logging.getLogger("tabrank")
 Seconds = Callable[[], float]
-# Follow changes of the system clock up to this size at once: NTP slews by less between two calls.
+# Changes of the system clock up to this size are followed at once. NTP slews by less between two
+# calls.
 TOLERANCE_S = 1.0
-# Follow a larger step once it has lasted this long; until then the clock ignores the step.
+# A larger step is followed once it has lasted this long, and ignored until then.
 SETTLE_S = 60.0
-# Delete nothing by the clock for this long after such a step, which is time to correct a wrong
-# clock: what it deletes is lost for good, and what is deleted an hour late does no harm.
+# For this long after such a step, nothing is deleted because of its age. This is time to correct a
+# wrong clock: what is deleted is lost for good, and to delete it an hour late does no harm.
 CONFIRM_S = 3_600.0
-# Steps up to this size delete nothing too soon: an ended candidate is kept for an hour anyway.
+# Steps up to this size cause no early deletion, because an ended candidate is kept for an hour
+# anyway.
 HARMLESS_S = 60.0
 
 
@@ -28,8 +30,9 @@ def since_boot_s() -> float:
 class WallClock:
     """Thread-safe clock in milliseconds since 1970; call it every few seconds.
 
-    `is_settled` is False for an hour after the clock followed a step above `HARMLESS_S`. Delete
-    nothing by the time meanwhile: the system clock may be wrong. Its first reading counts as right.
+    `is_settled` is False for an hour after the clock followed a step above `HARMLESS_S`. The system
+    clock may be wrong then, so delete nothing because of its age. The first reading counts as
+    right.
     """
 
     def __init__(self, wall_s: Seconds = time.time, elapsed_s: Seconds = since_boot_s) -> None:
@@ -37,7 +40,7 @@ class WallClock:
         # Wall time minus elapsed time: the value in use, the last reading, and the last agreement.
         self._offset_s = self._seen_s = wall_s() - elapsed_s()
         self._agreed_s = elapsed_s()
-        # When the clock last followed a step that is not harmless: never.
+        # When the clock last followed a step that is not harmless. It starts as long ago.
         self._stepped_s, self.is_settled = -CONFIRM_S, True
         self._lock = threading.Lock()
         self.num_steps = 0

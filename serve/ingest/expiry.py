@@ -1,4 +1,4 @@
-"""Expiry of viewers: those not seen for long are forgotten, some at a time."""
+"""Expiry of viewers: forget those who were not seen for long, some at a time."""
 
 from __future__ import annotations
 
@@ -19,38 +19,41 @@ from serve.ingest.intake import Group
 from serve.log.events import viewer_of
 from serve.stores.protocol import Store
 
-# Examine viewers once this many are due, or this long after the last time.
+# Viewers are examined once this many are due, or this many seconds after the last time.
 EVERY_DUE, EVERY_S = 2_000, 1.0
-# Examine two viewers for each row that a commit adds: a store of viewers who come once then has at
-# most twice the rows of those who came in time. Where few are new, examine one for some records.
+# Two viewers are examined for each row that a commit adds, and at least one for every eight
+# records. If every viewer comes only once, the store then has at most twice as many rows as viewers
+# who are not due to be forgotten.
 FOR_ROW, FOR_RECORDS = 2, 8
-# Examine at least `LEAST`. In a commit they are at most `MOST`, which take some ms to read and
-# 0.1 s to forget; the next commits examine the rest.
+# At least LEAST are examined at a time. One commit examines at most MOST, which take some ms to
+# read and 0.1 s to forget; the next commits examine the rest.
 LEAST, MOST = 64, 2_048
-# Values of candidates' fields that no candidate has now. With more, those without an event for
-# longest are forgotten before their time.
+# Limits the values of candidates' fields that are kept although no candidate has them now. If there
+# are more, those that have had no event for longest are forgotten before their time.
 MAX_VALUES = 2_000_000
 FOR_YEARS_MS = 10 * 365 * UNITS_MS["d"]
 
 
 class ViewerExpiry:
-    """Round through a store's viewers that forgets those without a record for `keep_ms`.
+    """Go round through a store's viewers, and forget those without a record for `keep_ms`.
 
-    So it does with the values of candidates' fields that no candidate has now. 0 keeps all, apart
-    from values beyond `MAX_VALUES`. A commit forgets at most `most` viewers. `store_bytes` is the
-    store's size when viewers were last examined.
+    Values of candidates' fields that no candidate has now are forgotten in the same way. If
+    `keep_ms` is 0, everything is kept except values beyond `MAX_VALUES`. A commit forgets at most
+    `most` viewers. `store_bytes` is the store's size when viewers were last examined.
     """
 
     def __init__(self, schema: Schema, keep_ms: int, most: int) -> None:
         self._schema, self._keep_ms, self._most = schema, keep_ms, min(most, MOST)
         self._cursor = b""
-        # Values at rest that this round has found so far, and for how long they are kept.
+        # How many values without a candidate this round has found so far, and how long they are
+        # kept.
         self._num_values, self._keep_values_ms = 0, keep_ms or FOR_YEARS_MS
-        # Viewers that are due to be examined, and when some were.
+        # How many viewers are due to be examined, and when some were examined last.
         self._due, self._examined_s = 0.0, -EVERY_S
         self._warn = SeldomWarning()
         self.store_bytes = 0
-        # When `serve load` filled the store: an old log does not lose its values at once.
+        # When `serve load` filled the store. Values count from then on, so that a store that was
+        # filled from an old log does not lose them at once.
         self.filled_ms = 0
 
     def committed(self, num_records: int, num_added: int) -> None:
@@ -58,7 +61,7 @@ class ViewerExpiry:
         self._due += num_records / FOR_RECORDS + FOR_ROW * num_added
 
     def expire(self, store: Store, group: Group, now_ms: int) -> None:
-        """Add records that forget the next expired viewers; none of a viewer in the group."""
+        """Add records that forget the next expired viewers, unless the group has one of theirs."""
         now_s = time.monotonic()
         if self._due < EVERY_DUE and now_s - self._examined_s < EVERY_S:
             return
@@ -89,7 +92,7 @@ class ViewerExpiry:
         group.counts["expired"] += len(expired)
 
     def _old_values(self, values: Iterable[tuple[str, bytes]], before_ms: int) -> Iterator[Forget]:
-        """Yield records that forget the values without an event since a time."""
+        """Yield records that forget the values that have had no event since a time."""
         for key, row in values:
             layout = self._schema.values.get(field_of_key(key))
             if layout is not None and len(row) == layout.itemsize:
@@ -98,7 +101,7 @@ class ViewerExpiry:
                     yield Forget(key, last_ms)
 
     def _end_round(self) -> None:
-        """Keep values for less time where there are too many of them, and else for more."""
+        """Keep values for a shorter time if there are too many, otherwise for a longer one."""
         room = MAX_VALUES / max(self._num_values, 1)
         # From 0 it could not grow again.
         keep_ms = max(int(self._keep_values_ms * min(room, 1.1)), UNITS_MS["s"])

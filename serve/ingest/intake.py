@@ -1,4 +1,4 @@
-"""Calls and their admission: duplicates, late records and records without room are dropped."""
+"""Calls and their admission: drop duplicates, late records, and records without room."""
 
 from __future__ import annotations
 
@@ -28,33 +28,34 @@ from serve.log.events import (
     remembered_key,
 )
 
-# Reject new candidates beyond this many candidates, or bytes of rows, in the live table.
+# New candidates are rejected once the live table has this many candidates, or bytes of rows.
 MAX_LIVE = 1_000_000
 MAX_LIVE_BYTES = 1 << 30
-# Ids remembered of events, exposures, forgotten viewers and removed candidates each. They identify
-# repeated and late records.
+# How many ids are remembered of each: events, exposures, forgotten viewers and removed candidates.
+# They identify repeated and late records.
 WINDOW = 1_000_000
-# After a restart, remember removals of the last day.
+# After a restart, only removals of the last day are remembered.
 REMOVED_MS = UNITS_MS["d"]
-# Keep a candidate this long after its end, for late records.
+# A candidate is kept this long after its end, for late records.
 ENDED_MS = 3_600_000
-# Of one viewer, candidate and kind, take this many events with times in the same fixed window. Late
-# events come together, so of all that arrive in such a window, take ten times as many: this bounds
-# what a client moves whose times are wrong.
+# A viewer may send MAX_REPEATS events of one kind about one candidate whose times are in the same
+# fixed window. Late events arrive together, so ten times as many may arrive in one window. This
+# second limit bounds what a client with wrong times can move.
 MAX_REPEATS, REPEATS_MS = 20, 600_000
 MAX_ARRIVED = 10 * MAX_REPEATS
-# Counters of these events. Two share one with a probability of 2e-7, and are then limited together.
+# How many counters there are for these events. Two kinds of event share a counter, and are limited
+# together, with a probability of 2e-7.
 NUM_COUNTERS = 1 << 22
-# Count a record whose time is further ahead: its sender's clock is wrong.
+# A record whose time is further ahead than this is counted, because its sender's clock is wrong.
 AHEAD_MS = 1_000
-# Candidates removed from the live table in one commit.
+# Limits the candidates that one commit removes from the live table.
 MAX_ENDED = 5_000
 # The journal grows while the log cannot be written. Drop exposures beyond this many records or
 # bytes, and refuse all records beyond twice as many bytes.
 MAX_UNFLUSHED = 1_000_000
 MAX_UNFLUSHED_BYTES = 1 << 30
-# Limit a commit to this many packed bytes, but at least one call. The bytes of the viewers' rows
-# that it changes have their own limit.
+# Limits on a commit: on its packed bytes, and on the bytes of the viewers' rows that it changes. A
+# commit takes at least one call.
 COMMIT_BYTES = 4 << 20
 COMMIT_ROW_BYTES = 64 << 20
 
@@ -74,7 +75,7 @@ class PendingCall:
 
 
 def groups(pending: Iterable[PendingCall], max_records: int) -> Iterator[list[PendingCall]]:
-    """Yield the calls of one commit at a time: as many as the limits allow, at least one."""
+    """Yield the calls of one commit after the other: as many as the limits allow, at least one."""
     group: list[PendingCall] = []
     num = num_bytes = 0
     for call in pending:
@@ -89,7 +90,7 @@ def groups(pending: Iterable[PendingCall], max_records: int) -> Iterator[list[Pe
 
 @dataclass
 class Group:
-    """Records admitted to one commit, with their keys as in `Intake`, and the new candidates."""
+    """Records that are admitted to one commit, their keys as in `Intake`, and new candidates."""
 
     drops_exposures: bool
     records: list[Record] = field(default_factory=list)
@@ -99,7 +100,7 @@ class Group:
 
 
 class Intake:
-    """Admission by live table and keys of earlier records; the caller commits the result."""
+    """Admit records by the live table and the keys of earlier ones; the caller commits them."""
 
     def __init__(self, schema: Schema, *, event_clock: bool, max_live: int) -> None:
         self.candidates = CandidateRows(schema)
@@ -110,7 +111,7 @@ class Intake:
         self._keys: dict[bytes, dict[bytes, int]] = {
             window: {} for window in (EVENT_IDS, EXPOSURE_IDS, VIEWERS, CANDIDATES)
         }
-        # The window of arrival of the events that the counters count; another value resets them.
+        # The window in which the counted events arrived. The counters are reset when it changes.
         self.window, self._counters = -1, bytearray()
 
     def admit(self, records: Iterable[Record], group: Group, received_ms: int) -> IngestResult:
@@ -123,10 +124,10 @@ class Intake:
             if isinstance(record, Event | Exposure) and known is not None:
                 taken.duplicates += 1
                 group.counts["repeated_other"] += known not in (UNKNOWN, *_values(record))
-            # A future removal comes from a wrong clock: it must not block current records.
+            # A removal in the future comes from a wrong clock, and must not block current records.
             elif ts_ms < self._removed_ms(owner, group) <= received_ms:
                 group.counts["late"] += 1
-                # Late attributes and removals are superseded anyway, so they are not rejected.
+                # Late attributes and removals change nothing, so there is no need to reject them.
                 if isinstance(record, Event | Exposure):
                     taken.rejected[place] = (
                         "the viewer was forgotten after this record's ts_ms; the record is dropped"
@@ -155,13 +156,14 @@ class Intake:
         return None if name is None else group.keys.get(name, self._keys[name[:1]].get(name))
 
     def _removed_ms(self, owner: bytes | None, group: Group) -> int:
-        """Return the time before which records of a viewer or candidate are late; 0 for none."""
+        """Return the time before which records of a viewer or candidate are late, or 0."""
         removed_ms = self._recalled(owner, group) or 0
-        # A candidate is removed ENDED_MS after its end: a record from between may still prolong it.
+        # A candidate is removed ENDED_MS after its end. A record from the time between may prolong
+        # it.
         return removed_ms - ENDED_MS if owner and owner[:1] == CANDIDATES else removed_ms
 
     def _has_room(self, candidate: str, group: Group) -> bool:
-        """Return whether a candidate is in the live table or has room there; reserve the room."""
+        """Return True if a candidate is in the live table or has room there; reserve the room."""
         if candidate not in self.candidates.index and candidate not in group.new:
             if len(self.candidates) + len(group.new) >= self._max_live:
                 return False
@@ -169,15 +171,15 @@ class Intake:
         return True
 
     def _is_repeated(self, event: Event, received_ms: int) -> bool:
-        """Return whether the event is one too many; count it otherwise.
+        """Return True if the event is one too many; otherwise count it.
 
-        The event clock, which is for replays, has no such limit.
+        There is no such limit with the event clock, which is for replays.
         """
         if event.viewer is None or self._event_clock:
             return False
         if received_ms // REPEATS_MS != self.window:
             self.window, self._counters = received_ms // REPEATS_MS, bytearray(NUM_COUNTERS)
-        # A client cannot choose events that share a counter: the key of `hash` is secret.
+        # The key of `hash` is secret, so a client cannot choose events that share a counter.
         kind = (event.viewer, event.candidate, event.kind)
         at = hash((*kind, (event.ts_ms or 0) // REPEATS_MS)) % NUM_COUNTERS
         arrived = hash(kind) % NUM_COUNTERS
@@ -188,9 +190,9 @@ class Intake:
         return False
 
     def remember(self, keys: Mapping[bytes, int]) -> None:
-        """Remember keys with their times, and forget the oldest beyond `WINDOW` of each kind."""
+        """Remember keys with their values; of each kind, keep only the newest `WINDOW`."""
         for name, ts_ms in keys.items():
-            # Move a key that is remembered already to the newest end.
+            # A key that is remembered already moves to the newest end.
             self._keys[name[:1]].pop(name, None)
             self._keys[name[:1]][name] = ts_ms
         for known in self._keys.values():
@@ -206,7 +208,7 @@ class Intake:
                 group.counts["time_ahead"] += 1
             record.ts_ms = received_ms
             if isinstance(record, Exposure):
-                # The features were computed for another time, so an audit could not compare them.
+                # The features were computed for the other time, so an audit could not compare them.
                 record.numeric = record.category = None
         return record.ts_ms
 
@@ -221,11 +223,12 @@ class Intake:
 
 
 def _values(record: Record) -> tuple[int, ...]:
-    """Return what to remember under the key of a record, and what else its repeats may have.
+    """Return the value to remember under a record's key, and then others that its repeats may have.
 
-    Of a removed viewer or candidate it is the time in ms before which its records are late. Of an
-    event or exposure it is a hash from 1 to 255, since so small an integer takes no memory: of what
-    its repeats have in common with it. Attempts at one ranking come less than ten minutes apart.
+    For a removed viewer or candidate, the value is the time in ms before which its records are
+    late. For an event or exposure, it is a hash of what its repeats have in common with it. The
+    hash is from 1 to 255, because Python keeps such small integers once. Attempts at one ranking
+    come less than ten minutes apart.
     """
     if isinstance(record, Event):
         return (hash((record.viewer, record.candidate, record.kind)) % 255 + 1,)

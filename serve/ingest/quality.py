@@ -1,4 +1,4 @@
-"""Live quality: label events joined to the scores that viewers were served, as they come."""
+"""Live quality: join events to the scores of the rankings that viewers saw, as they arrive."""
 
 from __future__ import annotations
 
@@ -25,61 +25,68 @@ from serve.model.artifact import load
 from serve.rollout.score_comparison import cell_counts
 
 log = logging.getLogger("tabrank")
-# Join an event this long after its own time, in the order of these times: exposures, impressions
-# and labels come in separate calls. An exposure that comes later than this is left out.
+# An event is joined this long after its own time, and events are joined in the order of their
+# times, because exposures, impressions and other events come in separate calls. An exposure that
+# comes even later is left out.
 GRACE_MS = 60_000
-# Limit the memory of what waits. 64 MiB are 7,000 rankings of 55 candidates.
+# Limits the memory of exposures and events that wait. 64 MiB hold 7,000 rankings of 55 candidates.
 MAX_BYTES = 64 << 20
-# Count the viewers with a hash below a share of this.
+# Viewers count whose hash, from 0 on, is below the counted share of this number.
 ALL = 1 << 16
-# Memory of an exposure, of an event, and of each candidate, impression and label of an exposure
-# without the characters of its id: at least what they take.
+# Memory of an exposure, of an event, and of each candidate, impression and amount of an exposure.
+# These are upper bounds, without the characters of ids.
 EXPOSURE_BYTES, EVENT_BYTES, ENTRY_BYTES = 1_536, 1_024, 128
-# An event without a request belongs to one of its viewer's last exposures, of this many.
+# An event that names no request belongs to one of this many last exposures of its viewer.
 RECENT = 100
-# Leave out outcomes that are known only later: too many exposures would have to wait for them.
+# Outcomes that are known only after a longer time are left out, because too many exposures would
+# have to wait for them.
 MAX_WITHIN_MS = 2 * UNITS_MS["h"]
 # Time of a stay that is over.
 ENDED = -1
-# Read an artifact that could not be read again after this time.
+# An artifact that could not be read is tried again after this time.
 RETRY_MS = 60_000
 
-# By the labels of `metric_catalog.QUALITY`: arm, version, measure, cell of the scores, outcome, and
-# whether that is the primary one.
+# Sums by the labels of `metric_catalog.QUALITY`: arm, version, measure, cell of the scores,
+# outcome, and whether that is the primary outcome.
 Sums = Mapping[tuple[str, ...], float]
 
 
 @dataclass(slots=True)
 class _Shown:
-    """Exposure that waits, and what followed by candidate: times, and amounts of each outcome."""
+    """Exposure that waits, and what followed it: times and amounts, by outcome and candidate."""
 
     exposure: Exposure
-    # Of the exposure and of any impression.
+    # Times of the exposure and of impressions, by candidate.
     times_ms: list[dict[str, int]]
     amounts: dict[str, dict[str, float]]
-    # Of each outcome that is a stay, when it began last, or ENDED.
+    # For each outcome that is a stay, when the last one began, or ENDED.
     begun_ms: dict[str, dict[str, int]]
     num_bytes: int
 
 
 class _Version(NamedTuple):
-    """What an artifact says: the examination of each outcome by position, and cells of scores."""
+    """What an artifact states: each outcome's examination by position, and cells of scores."""
 
     theta: dict[str, F64]
     cells: Any
 
 
 class LiveQuality:
-    """Sums of the amounts of each outcome that predictions promised and of those that came.
+    """Sums of the amounts of each outcome that predictions promised, and of those that came.
 
     An exposure counts for an outcome once the window of that outcome has closed, so that all sums
-    are of the same candidates; a restart loses those that wait. An event belongs to a candidate,
-    and has an amount, as in training (`training.data.labels`). The window of a stay is longer by
-    its cap, so that one that begins late may end; without its end a stay is left out of all sums.
-    What is expected is the prediction times the examination of the position. Artifacts are read
-    from the folder `models`; without a readable one nothing is expected. Of one viewer all
-    exposures count or none: half as many viewers count once they exceed `max_bytes`, and twice as
-    many once they take less than a quarter of it.
+    are over the same candidates. A restart loses the exposures that wait for this.
+
+    Events are matched to candidates, and get their amounts, as in training
+    (`training.data.labels`). The window of a stay is longer by its cap, so that a stay that begins
+    late can end. A stay without an end is left out of all sums.
+
+    The expected amount is the prediction times the examination of the position, which is how likely
+    people look there. Artifacts are read from the folder `models`. Nothing is expected of a version
+    that cannot be read.
+
+    Either all exposures of a viewer count, or none. If those that wait exceed `max_bytes`, only
+    half as many viewers count. Once they take less than a quarter of it, twice as many count.
     """
 
     def __init__(self, surface: Surface, models: Path, max_bytes: int = MAX_BYTES) -> None:
@@ -87,25 +94,27 @@ class LiveQuality:
         held = {name: one for name, one in surface.outcomes.items() if one.known_ms <= MAX_WITHIN_MS}
         if left_out := [name for name in surface.outcomes if name not in held]:
             log.warning("live quality: windows of more than two hours are not measured: %s", left_out)
-        # Those that close first come first.
+        # Outcomes whose windows close first come first.
         self._outcomes = dict(sorted(held.items(), key=lambda of: of[1].known_ms))
         self._stays = {name: one for name, one in held.items() if one.until}
-        # An impression comes within a window after the exposure, and events within that after it.
+        # An impression comes within a window after the exposure, and events come within a window
+        # after it.
         self._seen_within_ms = max((one.within_ms for one in held.values()), default=0)
         later_ms = self._seen_within_ms * self._by_client
         self._spans_ms = {name: later_ms + one.known_ms for name, one in self._outcomes.items()}
         self._span_ms = max(self._spans_ms.values(), default=0)
         self._kinds = {IMPRESSION, *(kind for one in held.values() for kind in (one.event, one.until))}
         self._models, self._max_bytes, self._num_bytes = models, max_bytes, 0
-        # Share of the viewers that count, when it last grew, and up to when events are joined.
+        # Share of the viewers that count; when it last grew; and the time up to which events are
+        # joined.
         self._share, self._grown_ms, self._joined_ms = 1.0, 0, 0
-        # What artifacts say, by version; when to read one again.
+        # What artifacts state, by version, and when to try an unreadable one again.
         self._versions: dict[str, _Version] = {}
         self._retry_ms: dict[str, int] = {}
-        # Heap of events by time; of the same time impressions come first, and ids break ties.
+        # Heap of events by time. At the same time, impressions come first, and ids break ties.
         self._events: list[tuple[int, bool, str, Event]] = []
-        # Exposures, oldest first, by request: of each viewer, with an open window of each outcome,
-        # and all, which are those of the outcome that closes last.
+        # Exposures by request, oldest first: those of each viewer, those whose window of an outcome
+        # is still open, and all, which are those of the outcome whose window closes last.
         self._shown_to: defaultdict[str, dict[str, _Shown]] = defaultdict(dict)
         self._open: dict[str, dict[str, _Shown]] = {name: {} for name in self._spans_ms}
         self._shown: dict[str, _Shown] = next(reversed(self._open.values()), {})
@@ -121,7 +130,7 @@ class LiveQuality:
                 self._happen(record)
             while self._num_bytes > self._max_bytes and self._share * ALL > 1:
                 self._halve()
-        # With the event clock, a commit may be of records that come late.
+        # With the event clock, a commit may hold records that come late, so time must not go back.
         self._joined_ms = max(self._joined_ms, now_ms - GRACE_MS)
         while self._events and self._events[0][0] <= self._joined_ms:
             self._join(*heapq.heappop(self._events))
@@ -140,7 +149,7 @@ class LiveQuality:
         return sums
 
     def _add(self, arm: str, model: str, outcome: str = "", cell: str = "", **sums: float) -> None:
-        """Add to the sums of an outcome, or of rankings and events if it is empty."""
+        """Add to the sums of an outcome or, if `outcome` is empty, of rankings and events."""
         is_primary = outcome and ("yes" if outcome == self._primary else "no")
         for measure, value in sums.items():
             self._sums[arm, model, measure, cell, outcome, is_primary] += float(value)
@@ -156,7 +165,7 @@ class LiveQuality:
         bare = replace(exposure, context={}, stated={}, rules=[], **nothing)
         times_ms = [dict.fromkeys(bare.candidates, bare.ts_ms), *({} for _ in range(self._by_client))]
         amounts: dict[str, dict[str, float]] = {name: {} for name in self._outcomes}
-        # One outcome and its tables are a part of EXPOSURE_BYTES.
+        # EXPOSURE_BYTES includes one outcome with its tables.
         entries = (
             len(times_ms[0]) + len(amounts) + len(self._stays) + len(bare.weights) + len(bare.pinned) - 1
         )
@@ -173,7 +182,7 @@ class LiveQuality:
             self._num_bytes += EVENT_BYTES
 
     def _halve(self) -> None:
-        """Count half as many viewers, and leave out what waits of the others."""
+        """Count half as many viewers, and drop what waits of the others."""
         self._share /= 2
         for shown in [shown for shown in self._shown.values() if not self._counts(shown.exposure)]:
             self._forget(shown)
@@ -192,14 +201,15 @@ class LiveQuality:
         self._num_bytes -= shown.num_bytes
 
     def _join(self, ts_ms: int, is_outcome: bool, _: str, event: Event) -> None:
-        """Join an event to its request's exposure, or to its viewer's latest of the candidate."""
+        """Join an event to its request's exposure, or to the latest one that fits."""
         self._num_bytes -= EVENT_BYTES
         name, request, joined_ms = event.candidate, event.request_id, None
         mine = self._shown_to.get(_viewer(event), {})
         self._end_stays(event, ts_ms, mine)
         named = [self._shown[request]] if request in self._shown else []
         for shown in islice(reversed(mine.values()), RECENT) if request is None else named:
-            # As in training, an event is never before its request: a client's clock may be behind.
+            # As in training, an event is never before its request, because a client's clock may be
+            # behind.
             at_ms = max(ts_ms, shown.exposure.ts_ms) if named else ts_ms
             age_ms = at_ms - shown.times_ms[-1 if is_outcome else 0].get(name, at_ms + 1)
             if age_ms >= 0:
@@ -209,8 +219,8 @@ class LiveQuality:
                 elif age_ms <= self._seen_within_ms:
                     self._note(shown, shown.times_ms[-1], name, at_ms)
                 break
-        # Soon after viewers began to count, an event's ranking may have been left out. That of a
-        # viewer without a ranking that waits may also be of test traffic.
+        # Shortly after more viewers began to count, the ranking of an event may not have been
+        # counted. If no ranking of the viewer waits, it may also have been test traffic.
         primary = self._outcomes.get(self._primary)
         if primary and event.kind == primary.event and ts_ms - self._grown_ms >= self._span_ms:
             is_joined = joined_ms is not None and joined_ms <= primary.within_ms
@@ -226,7 +236,7 @@ class LiveQuality:
         table[name] = value
 
     def _count(self, shown: _Shown, event: Event, at_ms: int, age_ms: int) -> None:
-        """Add an event's amount to those of each outcome that it is, or begins."""
+        """Add an event's amount to each outcome whose event it is; an event may begin a stay."""
         for of, outcome in self._outcomes.items():
             if event.kind != outcome.event or age_ms > outcome.within_ms:
                 continue
@@ -237,7 +247,7 @@ class LiveQuality:
                 self._raise(shown, of, event.candidate, value if outcome.sum else 1.0)
 
     def _end_stays(self, event: Event, ts_ms: int, mine: dict[str, _Shown]) -> None:
-        """End the stays of a viewer at a candidate; one that begins again has an unknown length."""
+        """End a viewer's stays at a candidate; a stay that begins again has no known length."""
         for of, outcome in self._stays.items():
             if event.kind not in (outcome.event, outcome.until):
                 continue
@@ -251,7 +261,7 @@ class LiveQuality:
                     )
 
     def _raise(self, shown: _Shown, outcome: str, name: str, amount: float) -> None:
-        # NaN, an unknown amount, stays NaN.
+        # An unknown amount is NaN, and stays NaN.
         before = shown.amounts[outcome].get(name, 0.0)
         self._note(shown, shown.amounts[outcome], name, before + max(amount, 0.0))
 
@@ -259,7 +269,7 @@ class LiveQuality:
         """Count an exposure for an outcome; hold it no longer once it has counted for all."""
         exposure, amounts, seen_ms = shown.exposure, shown.amounts[outcome], shown.times_ms[-1]
         names, key = exposure.candidates, (exposure.arm, exposure.model or "", outcome)
-        # At most the cap counts, of each event as of their sum. NaN is an unknown amount.
+        # At most the cap counts, for each event and for their sum. NaN is an unknown amount.
         amount = np.minimum([amounts.get(name, 0.0) for name in names], self._outcomes[outcome].scale)
         seen = np.array([name in seen_ms for name in names])
         known = seen & ~np.isnan(amount)
@@ -269,7 +279,7 @@ class LiveQuality:
         score = np.frombuffer(exposure.scores, np.float32)
         scored = score[seen & ~np.isnan(score)]
         version = self._version(key[1]) if len(scored) else None
-        # A writer of an earlier release has left the predictions out.
+        # A replica of an earlier release left the predictions out.
         num_predicted = len(exposure.weights) or 1
         if version is not None and outcome in version.theta and num_predicted == len(version.theta):
             self._compare(key, version, exposure, amount, known)
@@ -287,10 +297,10 @@ class LiveQuality:
     def _compare(
         self, key: tuple[str, str, str], version: _Version, exposure: Exposure, amount: F64, known: Bools
     ) -> None:
-        """Compare the amounts `[C]` of an outcome, where they are known, with what was expected."""
+        """Compare the known amounts `[C]` of an outcome with what was expected."""
         column = list(version.theta).index(key[2])
         predicted = predictions(exposure.scores, exposure.predictions, exposure.weights)[:, column]
-        # People chose the places of pins, for reasons that no model knows.
+        # People chose the places of pins for reasons that no model knows, so leave pins out.
         at = np.setdiff1d(np.flatnonzero(known & ~np.isnan(predicted)), exposure.pinned)
         predicted, amount, theta = predicted[at], amount[at], version.theta[key[2]]
         num, expected = amount.sum(), float(predicted @ theta[np.minimum(at, len(theta) - 1)])
@@ -301,7 +311,7 @@ class LiveQuality:
             self._add(*key, auc=((above > 0) + (above == 0) / 2).mean(), auc_rankings=1)
 
     def _version(self, model: str) -> _Version | None:
-        """Return what an artifact says, or None if it cannot be read."""
+        """Return what an artifact states, or None if it cannot be read."""
         if model not in self._versions and self._joined_ms >= self._retry_ms.get(model, 0):
             self._retry_ms[model] = self._joined_ms + RETRY_MS
             try:
@@ -316,5 +326,5 @@ class LiveQuality:
 
 
 def _viewer(record: Exposure | Event) -> str:
-    """Return the viewer; each request without one has its own."""
+    """Return the viewer; a request without a viewer counts as a viewer of its own."""
     return record.viewer or record.request_id or ""

@@ -1,4 +1,4 @@
-"""Takeover of a log by a new writer, which fences the last one and leaves no record behind."""
+"""Takeover of a log by a new writer: fence the last writer, and lose none of its records."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ class Claim:
         self.epoch: int | None = None
 
     def names(self, held: Lease) -> bool:
-        """Return whether a lease names the store of this writer, or another one in its place."""
+        """Return True if a lease names this writer's store, or another store in its place."""
         return held.names(self.lease, self.folder)
 
     def take(self, own: Store, held: Lease | None) -> Lease:
-        """Take the lease, if it still is `held`, for the store `own`, whose epoch the caller holds.
+        """Take the lease for the store `own`, whose epoch the caller holds, if it still is `held`.
 
         Raises:
             WriterFenced: another writer has changed the lease.
             StoreUnavailable: the journal of the store that the lease names cannot be written to the
-                log, or that of `own` has numbers that the log has given to other records.
+                log, or the journal of `own` has numbers that belong to other records in the log.
         """
         new = replace(self.lease, origin=own.origin())
         ends = [own.seq()]
@@ -68,17 +68,17 @@ class Claim:
         return self._swap(held, replace(new, end=max([log_end(self.folder), *ends])))
 
     def _drain(self, held: Lease, own: Store | None) -> tuple[Lease, int]:
-        """Fence the store of a lease, and write its journal to the log; return its number.
+        """Fence a lease's store and write its journal to the log; return the new lease and number.
 
-        The lease gets a new epoch first. The writer before then knows that it was not just a `load`
-        that fenced it, and does not go on. Its surface stays until the journal is written: another
-        one may have other fields of the request.
+        The lease gets a new epoch first. This tells the earlier writer that not just a `load` has
+        fenced it, so it does not go on. The lease keeps its surface until the journal is written,
+        because a new surface may have other fields of the request.
         """
         if own is not None:
             held = self._swap(held, held)
             _flush(own, held, self.folder)
             return held, own.seq()
-        # Opened for writing, a missing store would be created.
+        # Open it for reading first: a missing store that is opened for writing would be created.
         self.open(held).close()
         with closing(self.open(held, writable=True)) as store:
             held = self._swap(held, held)
@@ -101,7 +101,8 @@ class Claim:
         """
         why: object = f"the log was at {held.log}; move it back if it is not a copy"
         if address := held.address(self.folder):
-            # The lease has no credentials.
+            # The address in the lease has no credentials, so use this writer's own address if it is
+            # the same.
             url = self._store if address == self.lease.store else address
             try:
                 store = open_named(url, held.name, base=self._base, writable=writable)
@@ -119,7 +120,7 @@ class Claim:
         )
 
     def written(self) -> int:
-        """Return a number up to which the log holds every record.
+        """Return a record number up to which the log holds every record.
 
         Raises:
             StoreUnavailable: the store with the newest records cannot be read, or the bucket of the
@@ -130,10 +131,10 @@ class Claim:
             with closing(self.open(held)) as store:
                 last, first = next(entries(store), (store.seq(), None))
                 through = last - (len(first.records) if first else 0)
-        # Without segments, the log may have numbers in its flat tables.
+        # A log without segments may still have numbers in its flat tables.
         if end := log_end(self.folder):
             refuse_stale(self.folder, end, through or (held.end if held else 0))
-        # If nobody writes to the log, all that it has is written.
+        # If nobody writes to the log, it holds all of its records.
         return (end or MAX_SEQ) if through is None else through
 
     def erasures(self) -> int:
@@ -142,7 +143,7 @@ class Claim:
         return held.erasures if held else 0
 
     def give_up(self) -> None:
-        """Release a lease whose store is lost: the log goes on without what is in its journal.
+        """Release a lease whose store is lost; the log goes on without the records in its journal.
 
         Raises:
             TabrankError: the store can be read.
@@ -164,9 +165,9 @@ def _flush(store: Store, held: Lease, folder: Path) -> None:
 
 
 def refuse_stale(folder: Path, seq: int, end: int) -> None:
-    """Raise StoreUnavailable if a bucket lists records up to `seq` alone, but has them up to `end`.
+    """Raise StoreUnavailable if a bucket lists records only up to `seq` but has them up to `end`.
 
-    A list of some moments ago would otherwise leave records out for ever.
+    With a list that is some moments old, these records would otherwise be left out for ever.
     """
     if isinstance(folder, BucketPath) and seq < end:
         raise StoreUnavailable(
@@ -176,9 +177,9 @@ def refuse_stale(folder: Path, seq: int, end: int) -> None:
 
 
 def catch_up(folder: Path, store: Store, schema: Schema, now_ms: int, held_end: int) -> None:
-    """Apply the records of the log that a store lacks, because another store took them.
+    """Apply the records of the log that a store lacks because another store took them.
 
-    The log has records up to the number `held_end`, says its lease.
+    `held_end` is the number of the log's last record according to its lease.
 
     Raises:
         StoreUnavailable: the bucket of the log does not list them all.
@@ -205,5 +206,5 @@ def catch_up(folder: Path, store: Store, schema: Schema, now_ms: int, held_end: 
         changed = {name: row for name, row in live.items() if before.get(name) != row}
         store.commit(part.last_seq, viewers, changed)
     if store.seq() < end:
-        # The last records change no state.
+        # The last records may change no state; note their number all the same.
         store.commit(end, {}, {})

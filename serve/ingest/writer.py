@@ -1,4 +1,4 @@
-"""Ingester: commits records to state and journal atomically, and maintains the log; without Ray."""
+"""Ingester: commit records to state and journal atomically, and maintain the log; without Ray."""
 
 from __future__ import annotations
 
@@ -42,33 +42,35 @@ from serve.stores.factory import name_of, open_store
 from serve.stores.protocol import LOAD, Store
 
 log = logging.getLogger("tabrank")
-# Gather records this long for one commit, and so for one sync of the disk.
+# Records are gathered this long for one commit, and so for one sync of the disk.
 COMMIT_EVERY_S = 0.1
-# Flush the journal to the log this often, or once it holds this many records or bytes.
+# The journal is flushed to the log this often, or once it holds this many records or bytes.
 FLUSH_EVERY_S = 60.0
 FLUSH_RECORDS = 100_000
 FLUSH_BYTES = 64 << 20
-# Limit flushing and retention to this share of a core: without it rankings waited for seconds. The
-# share grows with a journal that is more than an eighth full, up to a core for half a journal.
+# Flushing and retention may take this share of a core. Without a limit, rankings waited for
+# seconds. The share grows once the journal is more than an eighth full, up to a whole core when it
+# is half full.
 UPKEEP_SHARE = 0.25
 RETRY_FLUSH_S = 5.0
-# A writer whose log another one took over refuses records for this time, then takes the log over
-# again. In a rollout it has ended by then; of two services for one log, neither stops for good.
+# A writer whose log another writer took over refuses records for this time, and then takes the log
+# over again. In a rollout it has ended by then. If two services share one log by mistake, neither
+# stops for good.
 TAKE_BACK_S = 30.0
-# Limits of waiting records and their packed bytes; unpacked they take five times as much.
+# Limits on the records that wait, and on their packed bytes. Unpacked they take five times as much.
 MAX_WAITING = 20_000
 MAX_WAITING_BYTES = 32 << 20
 
-# Answers to the calls, and the records that were committed, when.
+# The answers to the calls, the records that were committed, and the time in ms.
 _Committed = tuple[list[IngestResult], list[Record], int]
 
 
 class Tally(NamedTuple):
     """Counts and durations since the last tally, and the records that the log still lacks.
 
-    `counts` are by kind, `store_bytes` is the store's size. `event_lags_ms` run from an event's own
-    time until it was durable, `commits_ms` from a call until its records were durable. `quality`
-    has the sums of `LiveQuality`.
+    `counts` are the records by kind. `store_bytes` is the store's size. `event_lags_ms` are the
+    times from an event's own time until it was durable, and `commits_ms` those from a call until
+    its records were durable. `quality` has the sums of `LiveQuality`.
     """
 
     counts: Counter[str]
@@ -82,10 +84,10 @@ class Tally(NamedTuple):
 class Ingester:
     """Writer of one application's store and log: gathers records, commits every `COMMIT_EVERY_S`.
 
-    A commit holds state, number and journal. The log has one writer, the holder of its lease
-    (`serve.log.lease`). A writer that loses it refuses records until it is released, or for
-    `TAKE_BACK_S`, and then takes it again as a new writer does. With the event clock a record keeps
-    its own time, and commits do not wait.
+    A commit writes the state, the number of the last record, and the journal. The log has one
+    writer, the holder of its lease (`serve.log.lease`). A writer that loses the lease refuses
+    records until the lease is released, or for `TAKE_BACK_S`. It then takes the lease again, as a
+    new writer does. With the event clock, a record keeps its own time, and commits do not wait.
     """
 
     def __init__(
@@ -103,14 +105,14 @@ class Ingester:
         self._segments = Segments(place(args.log, base), types_of(surface.text))
         name = name_of(surface.name, schema.fingerprint)
         self._claim = Claim(self._segments.folder, args.store, name, surface, base)
-        # When another writer was found to have taken over the log, on the monotonic clock.
+        # When this writer found that another one has taken over the log, on the monotonic clock.
         self._fenced_s: float | None = None
         keep_ms = args.keep_log_days * UNITS_MS["d"]
         self._retain = partial(enforce_retention, self._segments, schema, keep_ms)
         self._clock = clock or WallClock()
         self._num_steps = 0
         self._event_clock = args.clock == "event"
-        # Half of the viewers' rows in a commit are for viewers that expire.
+        # Half of the viewers' rows in a commit are left for viewers that expire.
         self._max_records = max(1, COMMIT_ROW_BYTES // 2 // schema.viewer.itemsize)
         self._expiry = ViewerExpiry(schema, args.keep_viewers_days * UNITS_MS["d"], self._max_records)
         self._quality = LiveQuality(surface, mirror_of(place(args.models, base)).folder)
@@ -123,8 +125,8 @@ class Ingester:
         self._num_waiting = self._waiting_bytes = 0
         self._arrived = asyncio.Event()
         self._flushed_s = time.monotonic()
-        # Records and packed bytes: added to the journal (counted by the thread that commits), and
-        # written to the log (counted by the thread that flushes the journal).
+        # Two pairs of records and packed bytes. The thread that commits counts what was added to
+        # the journal; the thread that flushes the journal counts what was written to the log.
         self._journaled, self._logged = np.zeros((2, 2), np.int64)
         self._stopping = False
         self._on_tally = on_tally
@@ -196,7 +198,7 @@ class Ingester:
             log.warning("the log is not taken over yet: %s: %s", type(error).__name__, error)
 
     def _release(self) -> None:
-        """Release the lease if the log holds every record: nobody then needs the journal."""
+        """Release the lease if the log holds every record: nobody needs the journal then."""
         if self._store is not None and not self._unflushed[0]:
             try:
                 held = read_lease(self._segments.folder)
@@ -211,12 +213,13 @@ class Ingester:
         return self._claim.epoch
 
     def _measure(self) -> None:
-        """Measure the store, if there is one: the first commit, which opens it, may be far off."""
+        """Measure the store, if there is one. The first commit, which opens it, may be far off."""
         with suppress(TabrankError), closing(self._open_store(writable=False)) as store:
             self._expiry.store_bytes = store.num_bytes()
 
     def _tally(self) -> Tally:
-        # Read the clock every second, so that it notices a step of the system clock soon.
+        # The tally is made every second. Reading the clock here lets it notice a step of the system
+        # clock.
         self._clock()
         self.counts["clock_step"] += self._clock.num_steps - self._num_steps
         self._num_steps = self._clock.num_steps
@@ -227,15 +230,15 @@ class Ingester:
 
     @property
     def _unflushed(self) -> I64:
-        """Records, and their bytes, that are in the journal but not in the log."""
+        """The number of records that are in the journal but not in the log, and their bytes."""
         return self._journaled - self._logged
 
     def _holds(self, num: int, num_bytes: int) -> bool:
-        """Return whether the journal holds this many records or bytes that are not in the log."""
+        """Return True if the journal holds this many records or bytes that are not in the log."""
         return bool((self._unflushed >= (num, num_bytes)).any())
 
     def _upkeep_share(self) -> float:
-        """Return the share of a core that upkeep takes now: the fuller the journal, the more."""
+        """Return the share of a core that upkeep may take now; it grows as the journal fills."""
         fill = float((self._unflushed / (intake.MAX_UNFLUSHED, intake.MAX_UNFLUSHED_BYTES)).max())
         return 1.0 if self._event_clock else min(max(UPKEEP_SHARE, 2.0 * fill), 1.0)
 
@@ -260,7 +263,7 @@ class Ingester:
             log.warning("%d calls were not committed: %s: %s", len(group), type(error).__name__, error)
             for call in group:
                 if not call.done.done():
-                    # The caller of a fenced writer can find the new one.
+                    # The caller of a fenced writer can find the new writer, so it must know.
                     is_fenced = isinstance(error, WriterFenced)
                     call.done.set_exception(error if is_fenced else StoreUnavailable(str(error)))
             return
@@ -272,7 +275,7 @@ class Ingester:
                 call.done.set_result(answer)
         try:
             await asyncio.to_thread(self._quality.add, records, now_ms)
-        # The records are durable: whatever fails here, the calls have succeeded.
+        # The records are durable, so the calls have succeeded whatever fails here.
         except Exception as error:
             self._warn("live quality is not measured", error)
 
@@ -293,7 +296,7 @@ class Ingester:
         last_ms = max((record.ts_ms or 0 for record in records), default=0)
         self._latest_record_ms = max(self._latest_record_ms, last_ms)
         now_ms = last_ms if self._event_clock else received_ms
-        # By 0, nothing expires.
+        # With the time 0, nothing expires.
         past_ms = now_ms if self._event_clock or self._clock.is_settled else 0
         self._intake.end(admitted, past_ms)
         admitted.counts.update(type(record).__name__.lower() for record in records)
@@ -308,7 +311,8 @@ class Ingester:
                 journal = pack(entry)
                 store.commit(seq, viewers, live, journal=journal)
             except BaseException:
-                # The live table holds uncommitted changes: read it again.
+                # The live table holds changes that were not committed. Close the store, to read it
+                # again.
                 self._close()
                 raise
             self._seq = seq
@@ -323,12 +327,12 @@ class Ingester:
         return taken, records, now_ms
 
     def _opened(self) -> Store:
-        """Return the store; open it first if needed, take over the log, and read table and ids.
+        """Return the store. If it is not open, open it, take over the log, and read table and ids.
 
         Raises:
             WriterFenced: another writer has taken over the log.
-            StoreUnavailable: this store is missing or far behind the log, or the one that the log's
-                last writer used cannot be read.
+            StoreUnavailable: this store is missing or far behind the log, or the store that the
+                log's last writer used cannot be read.
         """
         if self._store is None:
             held = self._lease_to_take()
@@ -344,14 +348,14 @@ class Ingester:
                 catch_up(self._segments.folder, store, self._schema, self._now_ms(), lease.end)
                 changes = store.read([], 0)[1]
                 self._expiry.filled_ms = LoadNote.of(store.note()).filled_ms
-                # The events of a commit that failed do not count.
+                # The counters must not include the events of a commit that failed.
                 self._intake.window = -1
                 self._intake.candidates = CandidateRows(self._schema)
                 self._intake.candidates.apply({name: row for name, row in changes.rows.items() if row})
                 self._intake.remember(dict.fromkeys(self._segments.recent_keys(intake.WINDOW, self._seq), 0))
                 self._intake.remember(self._segments.removals(self._clock() - intake.REMOVED_MS))
                 self.counts["segment_damaged"] += len(self._segments.damaged)
-                # Another writer may have committed beyond what the log holds.
+                # Another writer may have committed records that the log does not hold yet.
                 self._seq = max(changes.seq, lease.end)
                 self._journaled, self._logged = np.zeros((2, 2), np.int64)
             except BaseException:
@@ -361,10 +365,10 @@ class Ingester:
         return self._store
 
     def _lease_to_take(self) -> Lease | None:
-        """Return the log's lease, which this writer may take; None if there is none.
+        """Return the log's lease if this writer may take it; None if there is none.
 
         Raises:
-            WriterFenced: another writer has held it for a short time.
+            WriterFenced: another writer took the lease a short time ago.
         """
         held = read_lease(self._segments.folder)
         if held is not None and self.epoch not in (None, held.epoch) and not held.released:
@@ -413,7 +417,7 @@ class Ingester:
             return
         step = CpuThrottle(self._upkeep_share, lambda: not self._stopping)
         try:
-            # Trim nothing, to raise WriterFenced if another writer took over.
+            # This trims nothing, but raises WriterFenced if another writer took over.
             store.trim(0)
             # `_logged` belongs to this opening of the store; a takeover replaces it meanwhile.
             flush_journal(store, self._segments, self._logged, step, store.seq())
@@ -421,7 +425,7 @@ class Ingester:
                 with rewriting(self._segments.folder):
                     store.trim(0)
                     self._retain(store, self._now_ms, step)
-        # The other writer does the work.
+        # Another writer has taken over, and does the work.
         except WriterFenced:
             return
         except Exception as error:

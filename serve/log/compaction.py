@@ -21,27 +21,28 @@ log = logging.getLogger("tabrank")
 
 # Approximate size of a merged segment.
 MAX_BYTES = 64 << 20
-# Do not merge a segment of this size again: otherwise every hour would rewrite it.
+# A segment of this size is not merged again; otherwise it would be rewritten every hour.
 DONE_BYTES = MAX_BYTES // 2
-# Merge once a table has this many small segments: an hour of them.
+# Segments are merged once a table has this many small ones, which an hour brings.
 MIN_SEGMENTS = 60
-# Uncompressed bytes held in memory, and the size of a row group of a merged segment.
+# Limits the uncompressed bytes in memory, and so the size of a row group of a merged segment.
 AT_ONCE_BYTES = 4 << 20
-# Rows read at a time. An exposure of 1,000 ids of 256 characters has up to 1 MiB, so 64 of them
-# take at most 64 MiB. An event has up to 4 KiB.
+# How many rows are read at a time. An event has up to 4 KiB. A row of any other table may have as
+# much as an exposure of 1,000 ids of 256 characters, up to 1 MiB, so 64 of them take at most 64
+# MiB.
 AT_ONCE_ROWS = {"events": 2_048}
 AT_ONCE_LONG_ROWS = 64
 
 
 def compact(served: Segments, cuts: Sequence[int] = (), step: OnStep = lambda: True) -> None:
-    """Merge neighbouring segments that are numerous or fill one, but never across a cut.
+    """Merge neighbouring segments, once they are many or fill a large one, but never across a cut.
 
-    `cuts` are record numbers, those of snapshots.
+    `cuts` are the record numbers of snapshots.
 
-    A merged segment gets a name of its own, then its parts are deleted. In between, and after a
+    A merged segment gets a name of its own, and then its parts are deleted. In between, and after a
     crash, the log holds some records twice; readers drop repeated numbers. `step` is called after
-    each part of the work. A damaged segment is added to `damaged`, stays as it is, and parts its
-    neighbours. Only the holder of the log's lease may call it.
+    each part of the work. A damaged segment is added to `damaged` and stays as it is; segments
+    before it are not merged with those after it. Only the holder of the log's lease may call this.
 
     Raises:
         OSError: a segment cannot be read or written; the log is unchanged, or holds some records
@@ -50,11 +51,11 @@ def compact(served: Segments, cuts: Sequence[int] = (), step: OnStep = lambda: T
     for name in TABLES:
         for group in _mergeable(_without_repeats(segments(served.folder, name)), cuts, served.damaged):
             try:
-                # Schemas differ if the surface gained a field.
+                # Segments have different schemas if the surface gained a field between them.
                 for schema, same in groupby(group, key=lambda segment: pq.read_schema(segment.path)):
                     _merge(list(same), schema, served.epoch, step)
             except (TabrankError, pa.ArrowException, UnicodeDecodeError) as error:
-                # Find the one that cannot be read, so that the others are merged the next time.
+                # Find the segment that cannot be read, so that the others are merged the next time.
                 for segment in group:
                     with served.unless_damaged(segment.path), readable(segment.path):
                         pq.read_table(segment.path)
@@ -62,9 +63,9 @@ def compact(served: Segments, cuts: Sequence[int] = (), step: OnStep = lambda: T
 
 
 def _without_repeats(found: Iterable[Segment]) -> Iterator[Segment]:
-    """Yield a table's segments in order; delete those whose records another, readable one holds.
+    """Yield a table's segments in order; delete those whose records another readable one holds.
 
-    They are left by a merge or a takeover that was interrupted.
+    A merge or a takeover that was interrupted leaves such segments.
     """
     before: Segment | None = None
     for segment in found:
@@ -78,7 +79,7 @@ def _without_repeats(found: Iterable[Segment]) -> Iterator[Segment]:
 def _mergeable(
     found: Iterable[Segment], cuts: Sequence[int], damaged: Container[Path]
 ) -> Iterator[list[Segment]]:
-    """Yield groups of neighbours that fill a segment, end at a cut, or are numerous enough."""
+    """Yield groups of neighbours that fill a segment, end at a cut, or are many enough."""
     group: list[Segment] = []
     total = 0
     for segment in found:
@@ -113,7 +114,7 @@ def _merge(group: Sequence[Segment], schema: pa.Schema, epoch: int, step: OnStep
 def _batches(paths: Iterable[Path]) -> Iterator[pa.RecordBatch]:
     """Yield the rows of segments in order.
 
-    A row whose number was there before is left out: segments may overlap.
+    Segments may overlap. A row whose number has come before is left out.
     """
     held = 0
     for path in paths:
@@ -125,7 +126,7 @@ def _batches(paths: Iterable[Path]) -> Iterator[pa.RecordBatch]:
 
 
 def batches(path: Path) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of a file of a table, so many at a time that they fit in memory."""
+    """Yield the rows of a table's file, as many at a time as fit in memory."""
     with pq.ParquetFile(path) as file:
         yield from file.iter_batches(AT_ONCE_ROWS.get(path.parent.name, AT_ONCE_LONG_ROWS))
 

@@ -27,22 +27,23 @@ from serve.features.slots import Entity
 from serve.features.surface import Surface
 from serve.stores.protocol import Store
 
-# Limit a call between deployments: Ray's gRPC refuses 4 MiB, and adds some hundred bytes.
+# Limits a call between deployments. Ray's gRPC refuses 4 MiB, and adds some hundred bytes itself.
 MAX_CALL_BYTES = 3 * 1024 * 1024
-# While Ingest does not keep up, an exposure stands for at most this many. With a higher number, few
-# exposures would decide what a model learns of such a time, and little more would be saved.
+# While Ingest does not keep up, an exposure that is logged stands for at most this many. With a
+# higher number, few exposures would decide what a model learns about such a time, and little more
+# work would be saved.
 MAX_ONE_IN = 16
-# Journal entries read at once: an entry has up to 4 MiB (`serve.ingest.intake.COMMIT_BYTES`), so a
-# read takes at most 32 MiB.
+# How many journal entries are read at once. An entry has up to 4 MiB
+# (`serve.ingest.intake.COMMIT_BYTES`), so a read takes at most 32 MiB.
 ENTRIES_AT_ONCE = 8
-# Times in this range are in milliseconds: a quick check for each record.
+# Times in this range are certainly in milliseconds. This makes a quick check for each record.
 EARLIEST_MS, LATEST_MS = PLAIN_MS
-# Kinds of the keys that `key` returns.
+# First bytes of the keys that `key` returns, one for each kind of id.
 EVENT_IDS, EXPOSURE_IDS, VIEWERS, CANDIDATES = b"e", b"x", b"v", b"c"
 
 
 class Ended(Struct, tag_field="type", tag="ended", forbid_unknown_fields=True, omit_defaults=True):
-    """Removal of a candidate from the live table, long after its end; only Ingest writes it."""
+    """Removal of a candidate from the live table, an hour after its end; only Ingest writes it."""
 
     id: str
     ts_ms: int | None = None
@@ -51,26 +52,36 @@ class Ended(Struct, tag_field="type", tag="ended", forbid_unknown_fields=True, o
 class Exposure(Struct, tag_field="type", tag="exposure", omit_defaults=True):
     """One answered ranking.
 
-    Unknown fields are ignored: when a release deploys, its replicas may send exposures with new
-    fields to the writer of the release before, which must not refuse them.
+    Unknown fields are ignored. During a deploy, replicas of the new release may send exposures with
+    new fields to the writer of the old one, which must not refuse them.
 
-    `candidates` are in the order shown, up to the limit. `scores`, the utilities, are float32, NaN
-    where the model did not score. `predictions` are float32, the amounts of all outcomes of the
-    first candidate, then of the next; without them there is one outcome. `weights` name these
-    outcomes in order, with the weights applied; without them the score is a probability.
-    `experiment` is None for a viewer in none, `share` the arm's share in it.
-    `seen_seq` is the number of the last record in the features. `stated` holds the fields that the
-    request stated, by candidate. `latency_ms` runs from the request's arrival in the replica to its
-    answer. `degraded` gives the reasons of a degraded answer. `propensity`, of a randomized order,
-    is the probability of each pick given the picks before it, and `draw` the float32 log weight of
-    each candidate, −inf for those not drawn and for pins. `rules` are those of the arm's slate in
-    words, `place_before` the uint16 place from 0 of each candidate before rules and pins, left out
-    where they changed nothing, and `pinned` the places that the request chose. Rules do not apply
-    to a drawn order, nor boosts where nothing is scored. `numeric` (float32) and `category`
-    (uint64) are the feature matrix of a sampled share of exposures, rows as shown; `surface` then
-    names the declaration of the features (`Surface.fingerprint`, its first 12 digits). `one_in` is
-    above 1 while Ingest did not keep up: each exposure was then kept with a probability of
-    1 / `one_in`, by the hash of its request id, and this one stands for `one_in` of them.
+    Attributes:
+        candidates: The candidates in the order shown, up to the limit.
+        scores: Their utilities, float32; NaN where the model did not score.
+        predictions: The amounts of all outcomes of the first candidate, then of the next one,
+            float32. Left out if there is only one outcome.
+        weights: The outcomes in order, each with the weight that was applied. Without them the
+            score is a probability.
+        experiment: The viewer's experiment, or None. `share` is the arm's share in it.
+        seen_seq: Number of the last record that the features include.
+        stated: The fields that the request stated, by candidate.
+        latency_ms: Time from the request's arrival in the replica to its answer.
+        degraded: The reasons why the answer is degraded.
+        propensity: In an order that was drawn at random, the probability of each pick given the
+            picks before it.
+        draw: The log weight of each candidate in such an order, float32; −inf for candidates that
+            were not drawn and for pins.
+        rules: The rules of the arm's slate, in words. They do not apply to a drawn order, and
+            boosts do not apply where nothing is scored.
+        place_before: The place of each candidate, from 0, before rules and pins, uint16. Left out
+            if they changed nothing.
+        pinned: The places that the request chose.
+        numeric: With `category`, the feature matrix of a sampled share of exposures, float32 and
+            uint64, with the rows in the order shown.
+        surface: The first 12 digits of `Surface.fingerprint`, for an exposure with features.
+        one_in: How many exposures this one stands for. It is above 1 if Ingest did not keep up:
+            each exposure was then kept with a probability of 1 / `one_in`, by the hash of its
+            request id.
     """
 
     request_id: str
@@ -119,8 +130,8 @@ class JournalEntry(Struct, array_like=True):
 class IngestResult(Struct):
     """Result of a call of Ingest, once its records are durable.
 
-    `duplicates` counts the records dropped because they were seen before. `rejected` maps the index
-    of a rejected record to the reason.
+    `duplicates` counts the records that were dropped because they had come before. `rejected` maps
+    the index of a rejected record to the reason.
     """
 
     duplicates: int = 0
@@ -142,7 +153,7 @@ KINDS: dict[str, type[Struct]] = {"event": Event, "viewer": Viewer, "candidate":
 def decode_batch(
     body: bytes, surface: Surface, *, event_clock: bool
 ) -> tuple[dict[int, ClientRecord], list[Rejected]]:
-    """Return the valid records of a request body by index, and the others by JSON Pointer.
+    """Return a request body's valid records, by index, and its rejected ones, by JSON Pointer.
 
     Raises:
         RequestError: 400 if the body is not JSON, 422 if it is not a batch.
@@ -150,7 +161,7 @@ def decode_batch(
     raws = decoded(_batch, body, {"": ("records",)}).records
     good: dict[int, ClientRecord] = {}
     rejected: list[Rejected] = []
-    # JSON has no other way to begin a string with NUL.
+    # In JSON, a string that begins with NUL can be written in this way only.
     may_begin_with_nul = b'"\\u0000' in body
     for i, raw in enumerate(raws):
         try:
@@ -187,7 +198,7 @@ def _decode(raw: msgspec.Raw, surface: Surface, *, event_clock: bool) -> ClientR
         owner: Entity = "viewer" if isinstance(record, Viewer) else "candidate"
         for name, value in record.fields.items():
             record.fields[name] = value = bounded(surface.fields[owner], name, value, below("/fields", name))
-            # No reader of the log takes one.
+            # The log's readers refuse empty strings.
             if value == "" or (isinstance(value, list) and "" in value):
                 detail = f"{name!r} holds an empty string; send null, or leave that member of the set out"
                 raise RequestError(422, "invalid record", detail, below("/fields", name))
@@ -209,7 +220,7 @@ def _kind(raw: msgspec.Raw) -> str:
 
 
 def pack(content: Sequence[Record | msgspec.Raw] | JournalEntry) -> bytes:
-    """Pack records for Ingest, or an entry for the journal; those of `pack_raw` are copied."""
+    """Pack records for Ingest, or an entry for the journal; output of `pack_raw` is copied."""
     return _encoder.encode(content)
 
 
@@ -224,7 +235,7 @@ def unpack(payload: bytes) -> list[Record]:
 
 
 def entries(store: Store, after: int = 0) -> Iterator[tuple[int, JournalEntry]]:
-    """Yield (number of the last record, entry) of a store's journal for entries above `after`.
+    """Yield the entries of a store's journal above `after`, each after its last record's number.
 
     These commits are durable but not yet in the log. Few of them are in memory at once.
     """
@@ -236,9 +247,9 @@ def entries(store: Store, after: int = 0) -> Iterator[tuple[int, JournalEntry]]:
 
 
 def remembered_key(record: Record) -> bytes | None:
-    """Return the key that deduplicates an event or exposure, or identifies a removal.
+    """Return the key that deduplicates an event or exposure, or that identifies a removal.
 
-    Attributes have none.
+    Records of attributes have no such key.
     """
     if isinstance(record, Event):
         return key(EVENT_IDS, record.id)
@@ -263,8 +274,8 @@ def viewer_of(record: Record) -> str | None:
 
 
 def key(window: bytes, id_: str) -> bytes:
-    """Return a key of 9 bytes for an id of any length: the kind's letter and a 64-bit hash.
+    """Return a key of 9 bytes for an id of any length: the letter of its kind and a 64-bit hash.
 
-    A new id collides with one of a million others with a probability of 5e-14.
+    A new id collides with any of a million others with a probability of 5e-14.
     """
     return window + hashlib.blake2b(id_.encode("utf-8", "surrogatepass"), digest_size=8).digest()

@@ -1,4 +1,4 @@
-"""Join coverage of a log: the share of its references that name a row, and its duplicates."""
+"""Join coverage of a log: which share of its references name a row, and what it holds twice."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from serve.contract.messages import quoted
 from serve.features.rows import NEVER_MS
 from serve.features.slots import I64
 
-# Limit the memory for shown candidates: 3.6 million at once where an exposure has 55.
+# Limits the memory for shown candidates: 3.6 million at once if an exposure has 55.
 EXPOSURES_AT_ONCE = 65_536
 JOINS = {
     "viewers": "exposures with a viewer find it in viewers",
@@ -30,15 +30,17 @@ SAME_EXPOSURE = (
 )
 
 
-# Warn where a smaller share of references names a row: ids are then spelt in two ways.
+# A warning follows if a smaller share of the references names a row. Most often, ids are then
+# written in two ways.
 MIN_JOIN = 0.95
-# Show so many examples. Compare each with so many ids for a common cause, and for likeness.
+# How many examples are shown, and with how many ids each is compared for a common mistake, and for
+# likeness.
 EXAMPLES, MOST_COMPARED, MOST_SIMILAR = 3, 1_000_000, 5_000
-# What common mistakes add to an id, tried one after the other, and without regard to case: spaces,
-# zeros in front or ".0" behind; a prefix that ends in a mark, as in "user-7"; letters around a
-# number.
+# What common mistakes add to an id. They are tried one after the other, and case is ignored:
+# spaces, zeros in front, or ".0" behind; a prefix that ends in a mark, as in "user-7"; letters
+# around a number.
 SAME_BUT_FOR = (r"^\s*0*|(\.0)?\s*$", r"^.*[-_:/#\s]0*|(\.0)?\s*$", r"^\D*0*|(\.0)?\D*$")
-# Of a join: which references name a row, the references, and the rows.
+# A join that was counted: which references name a row, the references, and the rows.
 Counted = tuple[NDArray[np.bool_], pa.Table, pa.Table]
 
 
@@ -47,7 +49,7 @@ def join_coverage(tables: Mapping[str, pa.Table]) -> dict[str, Counted]:
 
     An event joins as in training: by its `request_id` and candidate, or else by its viewer and a
     candidate that an earlier exposure showed to that viewer. An event with neither does not count.
-    One that names another viewer than its exposure joins nothing: it counts for a stranger.
+    An event that names another viewer than its exposure does joins nothing.
     """
     exposures, events = tables["exposures"], tables["events"]
     events = events.filter(pc.or_(pc.is_valid(events["request_id"]), pc.is_valid(events["viewer"])))
@@ -96,7 +98,7 @@ def _doubt(is_found: NDArray[np.bool_], given: pa.Table, known: pa.Table) -> str
 
 
 def _nearest(name: str, known: pa.Array) -> str | None:
-    """Return the known id that is the same but for a common cause, or else the most similar one."""
+    """Return the known id that differs only by a common mistake, or else the most similar one."""
     known = known.slice(0, MOST_COMPARED)
     for cause in SAME_BUT_FOR:
         plain, wanted = (
@@ -109,9 +111,10 @@ def _nearest(name: str, known: pa.Array) -> str | None:
 
 
 def _joined(exposures: pa.Table, events: pa.Table, owner: str) -> Any:
-    """Return for each event whether an exposure of its `owner` showed its candidate in time."""
+    """Return for each event whether an exposure of its `owner` showed its candidate before."""
     owners, candidates = (pc.unique(events[name].cast("string")) for name in (owner, "candidate"))
-    # One more than the candidates: an unknown one, −1, meets no pair of the owner before.
+    # The base is one more than the number of candidates, so that an unknown candidate, −1, does not
+    # equal a pair of the owner before.
     base = len(candidates) + 1
     keys = places_in(events[owner], owners) * base + places_in(events["candidate"], candidates)
     pairs, pair = np.unique(keys, return_inverse=True)
@@ -125,13 +128,13 @@ def _joined(exposures: pa.Table, events: pa.Table, owner: str) -> Any:
         at = np.minimum(np.searchsorted(pairs, keys), len(pairs) - 1)
         is_hit = pairs[at] == keys
         np.minimum.at(first_ms, at[is_hit], part["ts_ms"].to_numpy()[row[is_hit]])
-    # An event counts no earlier than the exposure that it names.
+    # An event that names an exposure counts as coming after it, whatever its time is.
     until_ms = NEVER_MS - 1 if owner == "request_id" else events["ts_ms"].to_numpy()
     return first_ms[pair] <= until_ms
 
 
 def places_in(values: Any, known: Any) -> I64:
-    """Return the place of each string among the known ones, or −1."""
+    """Return the place of each string among the known ones; −1 for an unknown string."""
     return np.asarray(pc.fill_null(pc.index_in(values.cast("string"), known), -1).to_numpy(), np.int64)
 
 
@@ -145,16 +148,18 @@ def check_joins(
 ) -> dict[str, float]:
     """Report the joins of a log's tables in one line, and duplicates and lone events in another.
 
-    A warning follows for each join of less than MIN_JOIN, with examples.
+    A warning with examples follows for each join whose share is below MIN_JOIN.
 
-    Returns the share of each join that matters and has references. `fields` are those that a
-    surface reads: a viewer or candidate without fields needs no row. Where exposures stand for
-    others that were not kept, the share of the events counts as joined as many as kept exposures
-    alone can join.
+    `fields` are those that a surface reads. A viewer or candidate without fields needs no row, so
+    its join does not matter. If exposures stand for others that were not kept, an event cannot
+    always join; the share of events is then one of those that could.
+
+    Returns:
+        The share of each join that matters and has references.
 
     Raises:
-        TabrankError: nothing joins, with ids of both sides; or no event could join, and the log
-            `is_trained_on`.
+        TabrankError: nothing joins; the message shows ids of both sides. Or no event can join, and
+            the log `is_trained_on`.
     """
     coverage, shares = {}, []
     joins, num_events = join_coverage(tables), len(tables["events"])
@@ -164,7 +169,7 @@ def check_joins(
             f"{log}: none of {num_events:,} events has a request_id or a viewer; {SAME_EXPOSURE}"
         )
     exposures = tables["exposures"]
-    # How many each stands for; a log that is being imported has no such column.
+    # How many exposures each one stands for. A log that is being imported has no such column.
     one_in = exposures["one_in"].to_numpy() if "one_in" in exposures.column_names else np.ones(1)
     times = float(one_in.mean()) if len(one_in) else 1.0
     doubts = []
@@ -192,7 +197,7 @@ def check_joins(
 
 
 def _oddities(tables: Mapping[str, pa.Table], num_unowned: int) -> Iterator[str]:
-    """Return what a log's tables hold twice, and its lone events, with the number of rows."""
+    """Return a line for each kind of repeated rows and of lone events, with their number."""
     events, event = tables["events"], ("viewer", "candidate", "kind", "ts_ms")
     known = events.filter(pc.is_valid(events["viewer"]))
     counts = {

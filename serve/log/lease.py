@@ -1,8 +1,10 @@
 """Lease of a served log: which store holds the newest records, so that one writer numbers them.
 
 The invariant: a number of the log belongs to one record for ever, and every acknowledged record is
-in a segment of the log or in the journal of the store that the lease names. A new writer therefore
-fences that store, writes its journal to the log, and only then changes the lease and numbers on.
+in a segment of the log or in the journal of the store that the lease names. For example, a second
+service starts with a store of its own. It fences the store of the first service, which can then
+commit nothing more, writes that store's journal to the log, changes the lease, and only then gives
+out the next number.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from pathlib import Path
 from serve.contract.errors import TabrankError, WriterFenced
 from serve.features.slots import OWNERS
 from serve.features.surface import FieldType
-from serve.storage.atomic_files import compare_and_set, file_lock
+from serve.storage.atomic_files import compare_and_set, content_of, file_lock
 from serve.storage.bucket import BucketError, BucketPath, is_bucket
 from serve.stores.protocol import shown
 
@@ -32,13 +34,19 @@ Types = Mapping[str, Mapping[str, FieldType]]
 class Lease:
     """Lease of a log.
 
-    `epoch` counts the leases. `store` is the address of the store whose journal holds what the log
-    lacks, for example the last minute of records, without credentials. `name` is the store's name
-    there, `origin` tells it from another one that took its place, and `beside` is the path of an
-    embedded store from the log's folder. `surface` is the text of the surface that its records
-    follow. `log` is where the log was. The journal is empty if the lease was `released`. Numbers up
-    to `end` were used when the lease was taken or released. `erasures` counts the times that
-    viewers were erased from the log: a store that was filled before knows them still.
+    Attributes:
+        epoch: Number of the lease; each new lease has the next one.
+        store: Address, without credentials, of the store whose journal holds what the log lacks,
+            for example the last minute of records.
+        name: The store's name at this address.
+        origin: Identifies the store, and tells it from another one that took its place.
+        beside: Path of an embedded store, relative to the log's folder.
+        surface: Text of the surface that the store's records follow.
+        log: Where the log was when the lease was taken.
+        released: True if the journal is empty, so that nobody needs the store.
+        end: Last number that was used when the lease was taken or released.
+        erasures: How many times viewers were erased from the log. A store that was filled before
+            the last time still knows them.
     """
 
     epoch: int
@@ -54,7 +62,7 @@ class Lease:
 
     @classmethod
     def of(cls, log: Path, store: str, name: str, surface: str, base: Path) -> Lease:
-        """Return a lease that nobody took yet: of the store `name` at an address, from `base`."""
+        """Return a lease that nobody took yet: for the store `name` at an address, from `base`."""
         kind, _, where = store.partition(":")
         beside, at = None, str(log.resolve())
         if kind == "lmdb":
@@ -63,18 +71,19 @@ class Lease:
         return cls(0, shown(store), name, surface, at, 0, beside)
 
     def names(self, other: Lease, log: Path) -> bool:
-        """Return whether two leases of a log name the same store."""
+        """Return True if two leases of a log name the same store."""
         return self.name == other.name and other.store == self.address(log)
 
     def address(self, log: Path) -> str | None:
         """Return the address at which the store of the lease can be, or None.
 
-        A log that was moved or copied together with its store finds it beside itself. Any other
-        store belongs to the log at the place where it was: this one may be a copy.
+        A log that was moved or copied together with its store finds the store beside itself. A log
+        that was moved without its store gets None: it may be a copy, and the store belongs to the
+        log at the old place.
         """
         if self.log == str(log.resolve()):
             return self.store
-        # A log that was copied into a bucket has left its store behind.
+        # A log that was copied into a bucket has left its embedded store behind.
         if not self.beside or is_bucket(str(log)):
             return None
         beside = f"lmdb:{os.path.normpath(log.resolve() / self.beside)}"
@@ -82,7 +91,7 @@ class Lease:
 
 
 def types_of(surface: str) -> Types:
-    """Return the types of the fields in the text of a surface, which this release may not read."""
+    """Return the types of the fields in a surface's text, even if this release refuses the text."""
     declared = tomllib.loads(surface)
     return {
         owner: {
@@ -122,8 +131,9 @@ def swap_lease(log: Path, held: Lease | None, new: Lease) -> bool:
             no conditional writes.
     """
     with file_lock(log / FILE):
-        # The text of an equal lease may differ: another release may have written it.
-        text = None if held is None else (log / FILE).read_bytes()
+        # Another release may have written an equal lease as another text, so compare the text as
+        # read.
+        text = content_of(log / FILE)
         if read_lease(log) != held:
             return False
         if text is not None and isinstance(log, BucketPath):
@@ -142,7 +152,7 @@ def swap_lease(log: Path, held: Lease | None, new: Lease) -> bool:
 def under_lease(log: Path, epoch: int) -> Iterator[None]:
     """Publish a file of the log within the `with` block, under the lease with this epoch.
 
-    In a bucket nothing can lock the lease: it is read before and after the block.
+    In a bucket nothing can lock the lease, so it is read before and after the block.
 
     Raises:
         WriterFenced: the lease has another epoch by now.

@@ -1,6 +1,6 @@
 """Predictions of a logged ranking, in the units of the outcomes.
 
-C candidates shown, O outcomes that the version predicts.
+Letters: C candidates that were shown, O outcomes that the version predicts.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from serve.features.slots import F32, F64
 
 
 def predictions(scores: bytes | F32, given: bytes | F32 | None, weights: Mapping[str, float]) -> F64:
-    """Return the predictions `[C, O]`, NaN where nobody knows them.
+    """Return the predictions `[C, O]`, NaN where they are not known.
 
-    `scores` are the utilities `[C]`, `given` the predictions row by row, and `weights` those
-    applied, of each outcome. One outcome has no predictions of its own in the log: they are the
-    scores by its weight, which is 1 unless it is stated.
+    `scores` are the utilities `[C]`, `given` the logged predictions row by row, and `weights` the
+    weights that were applied to the outcomes. For a single outcome, the log holds no predictions:
+    they are the scores divided by its weight, which is 1 unless it is stated.
     """
     num_outcomes = len(weights) or 1
     if given is not None:

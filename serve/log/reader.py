@@ -24,7 +24,8 @@ from serve.storage.conversion import IDS, converted
 from serve.storage.parquet import Unreadable, data_files, open_parquet, readable, sized_batches
 
 T = TypeVar("T")
-# Attempts to read a table whose segments are merged meanwhile, before it counts as unreadable.
+# How often a table is read again because its segments are being merged, before it counts as
+# unreadable.
 READS = 10
 # Tables that may be missing in a log written by a service.
 MAY_BE_EMPTY = ("viewers", "events")
@@ -40,15 +41,19 @@ ARROW: Mapping[FieldType, pa.DataType] = {
 
 @dataclass(frozen=True)
 class Log:
-    """Four tables with all columns of `canonical`, in its types; a log's own gaps are null.
+    """Four tables with all columns of `canonical`, in its types; columns that a log lacks are null.
 
-    `exposures.context` and the fields of viewers and candidates are those of the surface. A log of
-    a service also has numbers: `seq` of each record, and `seen_seq` of the last record that a
-    ranking had seen. A row of `viewers` or `candidates` then sets the fields that it has `stated`,
-    or marks its id as `removed`. Exposures and events of viewers whom `training forget` erased are
-    marked as `erased`: they still change the state of candidates, and count for nothing else. An
-    exposure stands for `one_in`, 1 if the log does not say so: the others were not kept. If the
-    first records were deleted, the log can be replayed from `snapshots`, oldest first.
+    `exposures.context` and the fields of viewers and candidates are those of the surface.
+
+    A log of a service also has numbers: `seq` is the number of a record, and `seen_seq` that of the
+    last record that a ranking had seen. A row of `viewers` or `candidates` then sets the fields
+    that it has `stated`, or marks its id as `removed`.
+
+    Exposures and events of viewers whom `training forget` erased are marked as `erased`. They still
+    change the state of candidates, and count for nothing else. An exposure stands for `one_in`
+    exposures, of which the others were not kept; it is 1 if the log does not state it.
+
+    If the first records were deleted, the log can be replayed from `snapshots`, oldest first.
     """
 
     viewers: pa.Table
@@ -69,7 +74,7 @@ class Log:
 
 
 def read_log(folder: Path, surface: Surface, *, test_traffic: bool = False) -> Log:
-    """Read and validate a log; exposures with `traffic = "test"` are included with `test_traffic`.
+    """Read and validate a log; `test_traffic` keeps the exposures with `traffic = "test"` too.
 
     Raises:
         TabrankError: the log is invalid; the message names file, column, row (from 0) and remedy.
@@ -78,13 +83,13 @@ def read_log(folder: Path, surface: Surface, *, test_traffic: bool = False) -> L
 
 
 def read_joined(folder: Path, surface: Surface, report: Callable[[str], None]) -> Log:
-    """Read a log to train on; report what it joins and repeats.
+    """Read a log to train on; report what joins in it, and what it holds twice.
 
     Raises:
         TabrankError: the log is invalid, or nothing in it joins.
     """
     log = _read_log(folder, surface)
-    # Most viewers and candidates of a truncated log are in its snapshots alone.
+    # Most viewers and candidates of a truncated log are only in its snapshots.
     fields = dict.fromkeys(ENTITIES) if log.snapshots else surface.fields
     tables = {name: unerased(getattr(log, name)) for name in TABLES}
     check_joins(folder, tables, fields, report)
@@ -100,8 +105,8 @@ def _read_log(folder: Path, surface: Surface) -> Log:
 def canonical(name: str, reader: TableReader, surface: Surface, *, is_served: bool = False) -> pa.Table:
     """Return the validated columns of the table `name` of a log of this surface.
 
-    If a service went on with it (`is_served`), the surface may have gained a field since: fields
-    without a column are null then.
+    If a service wrote to it (`is_served`), the surface may have gained a field since. A field
+    without a column is then null.
 
     Raises:
         TabrankError: the table is invalid; the message names file, column, row and remedy.
@@ -115,7 +120,7 @@ def canonical(name: str, reader: TableReader, surface: Surface, *, is_served: bo
     elif name == "events":
         reader.optional("seq", pa.int64()).flag("erased").one_of("kind", (*surface.events, IMPRESSION))
     else:
-        # A service took the rows, and judged each value.
+        # A service that accepted the rows has already judged the unit of each time.
         judged = "received_ms" in reader.raw.column_names
         for field, declared in surface.fields[ENTITIES[TABLES.index(name)]].items():
             may_lack = declared.request_time or is_served or judged
@@ -129,7 +134,7 @@ def canonical(name: str, reader: TableReader, surface: Surface, *, is_served: bo
 
 
 def read_columns(folder: Path) -> dict[str, pa.Table]:
-    """Return the four tables with all their columns, those of every log validated."""
+    """Return the four tables with all their columns; validate those that every log has."""
     readers = _readers(folder)
     for name, reader in readers.items():
         own_columns(name, reader)
@@ -141,7 +146,7 @@ def _readers(folder: Path) -> dict[str, TableReader]:
 
 
 def own_columns(name: str, reader: TableReader) -> TableReader:
-    """Read the columns that a table has whatever the surface of its log."""
+    """Read the columns that a table has whatever the surface of its log is."""
     if name in ("viewers", "candidates"):
         reader.required("id", pa.string()).optional("ts_ms", pa.int64())
         return reader.optional("ends_ms", pa.int64()) if name == "candidates" else reader
@@ -156,7 +161,7 @@ def own_columns(name: str, reader: TableReader) -> TableReader:
 
 def unerased(table: pa.Table) -> pa.Table:
     """Return the rows of a table that are not erased."""
-    # In viewers and candidates, the name is a field's, and booleans are read as numbers.
+    # In viewers and candidates, a field may have this name. Its booleans are read as numbers.
     if "erased" not in table.column_names or table["erased"].type != pa.bool_():
         return table
     return table.filter(pc.invert(pc.fill_null(table["erased"], False)))
@@ -172,19 +177,19 @@ def _clean(log: Log, test_traffic: bool) -> Log:
         log,
         viewers=_unrepeated(log.viewers),
         candidates=_unrepeated(log.candidates),
-        # Of an erased row that is there twice, the ids differ.
+        # An erased row that is there twice has two different ids, so drop repeated numbers too.
         exposures=once(_unrepeated(exposures), "request_id"),
         events=once(_unrepeated(log.events), "id"),
     )
 
 
 def is_live(exposures: pa.Table) -> pa.ChunkedArray:
-    """Return for each exposure whether its traffic is not `test`."""
+    """Return for each exposure True if its traffic is not `test`."""
     return pc.fill_null(pc.not_equal(exposures["traffic"], "test"), True)
 
 
 def _unrepeated(table: pa.Table) -> pa.Table:
-    """Drop rows with a repeated number: segments being merged hold some records twice."""
+    """Drop rows with a repeated number, because segments that are being merged hold some twice."""
     numbers = filled(table, "seq")
     rows = numbers == 0
     rows[np.unique(numbers, return_index=True)[1]] = True
@@ -213,9 +218,9 @@ def concat_logs(logs: Sequence[Log]) -> Log:
 def read_table(folder: Path, name: str, columns: Sequence[str] | None = None) -> tuple[Path, pa.Table]:
     """Return the path of a table and its rows: a file, a folder of segments, or both concatenated.
 
-    `columns` selects columns; those that do not exist are left out. Whole numbers as ids, datetimes
-    and booleans are converted, which the column's metadata states (`serve.storage.conversion`). The
-    table of viewers may be missing if no exposure names one.
+    `columns` selects columns; those that do not exist are left out. Ids that are whole numbers,
+    datetimes and booleans are converted, and the column's metadata says so
+    (`serve.storage.conversion`). The table of viewers may be missing if no exposure names a viewer.
 
     Raises:
         TabrankError: the table is missing, not readable, or has no rows.
@@ -234,7 +239,7 @@ def read_table(folder: Path, name: str, columns: Sequence[str] | None = None) ->
 
 
 def table_paths(folder: Path, name: str) -> list[Path]:
-    """Return the file and the folder of a table, as far as they exist; a table may be missing.
+    """Return the file and the folder of a table, as far as they exist; some tables may be missing.
 
     Raises:
         TabrankError: the log or the table is missing.
@@ -243,9 +248,10 @@ def table_paths(folder: Path, name: str) -> list[Path]:
         raise TabrankError(f"{folder}: no such log; a log is a folder of Parquet with {', '.join(TABLES)}")
     paths = [path for path in (folder / f"{name}.parquet", folder / name) if path.exists()]
     if name == "viewers":
-        # Its folder is empty once all of them were erased.
+        # The folder of viewers is empty once all viewers were erased.
         paths = [path for path in paths if path.is_file() or any(path.glob("[!.]*"))]
-    # The service that wrote the log received no record of this kind, or nobody is known.
+    # The service that wrote the log may have received no such record, or no exposure names a
+    # viewer.
     may_be_empty = name in MAY_BE_EMPTY and (folder / "exposures").is_dir()
     if not (paths or may_be_empty or _is_anonymous(folder, name)):
         raise TabrankError(f"{folder}: {name}.parquet is missing; a log needs {', '.join(TABLES)}")
@@ -268,8 +274,8 @@ def unmerged(read: Callable[[], T]) -> T:
 def _read(path: Path, ids: Container[str], columns: Sequence[str] | None) -> pa.Table:
     tables = []
     for name in data_files(path):
-        # Read the segments one by one: a dataset uses the columns of the first segment for all, but
-        # the surface may have gained a field since.
+        # Read the segments one by one. A dataset would use the columns of the first segment for
+        # all, but the surface may have gained a field since.
         with readable(name), open_parquet(name) as file:
             schema = file.schema_arrow
             if columns is not None:

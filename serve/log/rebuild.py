@@ -1,4 +1,4 @@
-"""Rebuild: the state that a log gives, from its newest snapshot or from its first record."""
+"""Rebuild the state from a log, beginning with its newest snapshot or with its first record."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from serve.log.segments import MAX_SEQ, log_end
 from serve.log.snapshots import Snapshot, replay_snapshots, snapshots
 from serve.log.stream import LogStream, join_sample
 
-# Report the progress of a replay this often.
+# The progress of a replay is reported this often.
 REPORT_EVERY_S = 5.0
 Report = Callable[[str], None]
 
 
 @dataclass
 class Rebuilt:
-    """State that a log's records give.
+    """State that was rebuilt from a log's records.
 
     `seq` is the number of the last record, 0 without one. `ends_ms` is the time of the last
     exposure or event. `coverage` holds the shares that `check_joins` returned; it is empty if the
-    replay began with a snapshot of this state, because what follows is too little to judge.
-    `since_ms` maps each feature to the time since which the state has its records. None means all
-    of them, or those that the snapshot of this state had.
+    replay began with a snapshot of this state, because too few records follow to judge.
+    `since_ms` maps each feature to the time from which on the state has its records. None means all
+    of them, or all that the snapshot of this state had.
     """
 
     state: State
@@ -48,11 +48,11 @@ class Rebuilt:
 def rebuild(schema: Schema, folder: Path, report: Report, through: int = MAX_SEQ) -> Rebuilt:
     """Replay a log in bounded memory.
 
-    Of a log that is being written, the tables hold all records up to the number `through`.
+    If the log is being written, its tables must hold all records up to the number `through`.
 
     The replay begins with the newest snapshot of this state, or else with the first record. If
-    older records were deleted and there is no such snapshot, the newest one of another state gives
-    what both states have in common. All else has only the records that are left.
+    older records were deleted and there is no such snapshot, the newest snapshot of another state
+    gives what both states have in common. Everything else has only the records that are left.
 
     Raises:
         TabrankError: the log is invalid, nothing in it joins, or it has no beginning.
@@ -65,7 +65,7 @@ def rebuild(schema: Schema, folder: Path, report: Report, through: int = MAX_SEQ
         report(f"{folder}: begins with the snapshot of {_iso(own.ts_ms)}, of record {own.seq:,}")
         _restore(built, own, schema)
     else:
-        # Most viewers and candidates of a truncated log are in its snapshots alone.
+        # Most viewers and candidates of a truncated log are only in its snapshots.
         fields = dict.fromkeys(ENTITIES) if begins else schema.surface.fields
         built.coverage = _checked_joins(folder, fields, report)
     if begins and not own:
@@ -79,13 +79,13 @@ def _checked_joins(folder: Path, fields: Mapping[Any, Any], report: Report) -> d
     what = folder if share == 1 else f"{folder}, of a sample of {share:.1%}"
     coverage = check_joins(what, tables, fields, report, is_trained_on=False)
     del tables
-    # Some 50 MB, that Arrow would keep.
+    # Arrow would otherwise keep some 50 MB.
     pa.default_memory_pool().release_unused()
     return coverage
 
 
 def _replay_with(built: Rebuilt, folder: Path, other: Snapshot, since_ms: int, report: Report) -> None:
-    """Replay what is left of a log up to the snapshot of another state; take from it what fits."""
+    """Replay what is left of a log up to another state's snapshot, and take from that what fits."""
     schema, old = built.state.schema, other.schema()
     _replay(built, folder, LogStream(folder, schema.surface, through=other.seq), report)
     _restore(built, other, old)
@@ -120,7 +120,7 @@ def _restore(built: Rebuilt, snapshot: Snapshot, old: Schema) -> None:
     for entity, packed in chain.from_iterable(map(snapshot.rows, ENTITIES)):
         held.get(entity, set()).update(packed)
         cells = list(common_cells(state.schema, old, entity))
-        # The values of a field may be none of this state.
+        # This state may not count for the values of a field.
         if cells:
             rows, given = state.rows(entity), np.frombuffer(b"".join(packed.values()), old.layout(entity))
             at = [rows.add(name) for name in packed]

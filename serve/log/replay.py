@@ -25,8 +25,8 @@ from serve.log.snapshots import Snapshot, start
 UPSERT, EXPOSURE, EVENT = 0, 1, 2
 _decoder = msgspec.json.Decoder(dict[str, dict[str, Any]])
 
-# A record that changes the state: its place in its table, and of an exposure or event, its viewer,
-# its range in `Replay._candidates`, and how many records it stands for.
+# A record that changes the state. `place` is its row in its table. Exposures and events also have
+# their viewer, their range in `Replay._candidates`, and how many records they stand for.
 NAMES = ("seq", "ts_ms", "which", "place", "event", "viewer", "begin", "end", "weight")
 RECORD = np.dtype([(name, np.int64) for name in NAMES])
 
@@ -43,12 +43,13 @@ class Codes:
 
 
 def event_times(exposures: pa.Table, events: pa.Table) -> I64:
-    """Return the time of each event `[E]`, but no earlier than the exposure that it names.
+    """Return the time of each event `[E]`, moved to the exposure that it names if that is later.
 
-    A client's clock may be behind.
+    An event may seem to come before its exposure because a client's clock may be behind.
     """
     exposure = places_in(events["request_id"], exposures["request_id"].cast("string").combine_chunks())
-    # The last one is before all: of an event that names no exposure of the log, the place is −1.
+    # An event that names no exposure of the log has the place −1, so the last time is before all
+    # others.
     exposure_ms = np.append(exposures["ts_ms"].to_numpy(), EVER_MS)
     times_ms: I64 = np.maximum(events["ts_ms"].to_numpy(), exposure_ms[exposure])
     return times_ms
@@ -59,7 +60,7 @@ def decode_stated(
 ) -> dict[str, dict[str, Any]]:
     """Return the fields that an exposure's request stated, by candidate.
 
-    If fields are `declared`, the others are left out, and the values are those of their types.
+    If `declared` is given, other fields are left out, and values get the types of their fields.
     """
     try:
         stated = _decoder.decode(text)
@@ -96,8 +97,8 @@ def _records(which: int, seq: I64, ts_ms: I64 | list[int]) -> NDArray[np.void]:
 def apply(log: Log, state: State) -> None:
     """Apply a log's records to a state.
 
-    A log can so be replayed in parts (`serve.log.stream`). The result equals that of the whole log,
-    except for rounding of sums.
+    A log can be replayed in parts with it (`serve.log.stream`). The result is that of the whole
+    log, except for the rounding of sums.
     """
     replay = Replay(state.schema, log, state)
     replay.finish()
@@ -107,19 +108,20 @@ def apply(log: Log, state: State) -> None:
 class Replay:
     """State with a cursor in the log's records: `advance(t)` applies every record before `t`.
 
-    Records with a number of the service are ordered by number, after all records without one, which
-    are ordered by time. `sees` `[exposures]` is the number of records that each exposure was ranked
-    on: those up to its logged `seen_seq`, or else those strictly before its time.
+    Records without a number come first, ordered by time. Records that a service numbered follow,
+    ordered by number. `sees` `[exposures]` is the number of records on which each exposure was
+    ranked: those up to its logged `seen_seq`, or else those strictly before its time.
 
     If the first records were deleted, the state starts from a snapshot, and only later records are
-    applied. Exposures ranked on an earlier state are marked in `before_snapshot` `[exposures]`;
-    they cannot be recomputed.
+    applied. Exposures that were ranked on an earlier state are marked in `before_snapshot`
+    `[exposures]`; their features cannot be recomputed.
 
     Row numbers of viewers and candidates are fixed from the start (`exposure_viewer`, `shown`). An
     id is known once its first record was applied; until then it has row 0. `event_ms` are the times
     that `event_times` returns.
 
-    With a `state`, the log's records are applied to it, and its ids are known.
+    If a `state` is given, the log's records are applied to it, and its ids are known from the
+    start.
     """
 
     def __init__(self, schema: Schema, log: Log, state: State | None = None) -> None:
@@ -141,7 +143,7 @@ class Replay:
             self.known[rows.entity] = np.ones(len(rows.ids), bool)
             self.known[rows.entity][row_of] = np.append(False, ~is_new)
             if state:
-                # In a blank state the number of a row is the code of its id.
+                # In a blank state, the number of a row is the code of its id.
                 codes.columns = [row_of[column] for column in codes.columns]
         _, self.exposure_viewer, self.event_viewer, *_ = viewers.columns
         _, shown, event_candidate, *_ = candidates.columns
@@ -169,7 +171,7 @@ class Replay:
         self._records = self._ordered(log)
         # A late record became visible no earlier than the records before it.
         self._seen_ms = np.maximum.accumulate(self._records["ts_ms"])
-        # Places of the upserts, and the end.
+        # The places of the upserts in the records, and the end of the records.
         is_upsert = self._records["which"] == UPSERT
         self._upsert_at = np.append(np.flatnonzero(is_upsert), len(self._records))
         self._at = 0
@@ -181,7 +183,7 @@ class Replay:
         self.sees[self.before_snapshot] = 0
 
     def _restore(self, snapshot: Snapshot) -> None:
-        """Restore the rows of a snapshot in small parts: packed, they are as large as the state."""
+        """Restore a snapshot's rows in small parts: packed, they are as large as the state."""
         for entity, packed in chain.from_iterable(map(snapshot.rows, ENTITIES)):
             rows = self.state.rows(entity)
             rows.apply(packed)
@@ -202,21 +204,22 @@ class Replay:
         return upserts
 
     def _ordered(self, log: Log) -> NDArray[np.void]:
-        """Return the records that change the state, in the order of the service."""
+        """Return the records that change the state, in the order in which a service does."""
         seq = [filled(table, "seq") for table in (log.viewers, log.candidates, log.exposures, log.events)]
         upserts = _records(UPSERT, np.concatenate(seq[:2]), [upsert.ts_ms for upsert in self._upserts])
         exposures = _records(EXPOSURE, seq[2], self.exposure_ms)
         exposures["event"] = self.state.schema.number[IMPRESSION]
         exposures["viewer"], exposures["weight"] = self.exposure_viewer, log.exposures["one_in"]
         exposures["begin"], exposures["end"] = self.first[:-1], self.first[1:]
-        # A service applied its numbered events at their logged times, without the correction.
+        # A service applied the events that it numbered at their logged times, without the
+        # correction.
         event_ms = np.where(seq[3] > 0, log.events["ts_ms"].to_numpy(), self.event_ms)
         events = _records(EVENT, seq[3], event_ms)
         events["event"], events["viewer"] = self._event_number, self.event_viewer
         events["begin"] = np.arange(len(self.shown), len(self._candidates))
         events["end"] = events["begin"] + 1
         if self.state.schema.surface.impression_events:
-            # Only impression events count as seen, not answered rankings.
+            # Clients report impressions, so answered rankings do not count as seen.
             exposures = exposures[:0]
         else:
             # Test traffic of a service changes no state.
@@ -227,11 +230,11 @@ class Replay:
             # The snapshot contains the earlier records.
             records = records[records["seq"] > self._snapshot.seq]
         by_time = np.where(records["seq"] > 0, 0, records["ts_ms"])
-        # Equal keys keep their order: upserts, exposures, events.
+        # Records with equal keys keep their order: upserts, exposures, events.
         return records[np.lexsort((by_time, records["seq"]))]
 
     def position(self, before_ms: I64) -> I64:
-        """Return the number of records strictly before each time; ties do not count."""
+        """Return the number of records strictly before each time; equal times do not count."""
         return np.searchsorted(self._seen_ms, before_ms, "left")
 
     def advance(self, before_ms: int) -> None:
@@ -263,7 +266,7 @@ class Replay:
         return self.state
 
     def candidate_rows(self, shown: I64) -> I64:
-        """Return the row numbers of positions in `shown`; 0 for candidates not known yet."""
+        """Return the row numbers of positions in `shown`; 0 for candidates not yet known."""
         return self._known_rows(self.shown[shown])
 
     def candidates(self, shown: I64) -> PackedRows:
@@ -273,7 +276,8 @@ class Replay:
             return rows
         declared = self.state.schema.surface.fields["candidate"]
         exposures = np.searchsorted(self.first, shown, "right") - 1
-        # Read the text of an exposure when its features are computed: all would take gigabytes.
+        # Decode the text of an exposure only when its features are computed: all would take
+        # gigabytes.
         for exposure, places in groupby(range(len(shown)), exposures.__getitem__):
             text = self._stated_texts[int(exposure)].as_py()
             stated = decode_stated(text, f"row {exposure}", declared) if text else {}
@@ -284,7 +288,7 @@ class Replay:
         return rows
 
     def unknown(self) -> NDArray[np.bool_]:
-        """Return `[P]` which shown candidates had neither a row nor a stated value when shown.
+        """Return which shown candidates, `[P]`, had neither a row nor a stated value when shown.
 
         Call it before any record is applied.
         """
@@ -315,7 +319,7 @@ class Replay:
         if fields is None and entity == "viewer":
             self.state.forget(name)
         elif fields is None:
-            # One that comes again begins anew, in the row that was freed last.
+            # A candidate that comes again begins anew, in the row that was freed last.
             self.state.candidates.drop(name)
             self.state.candidates.add(name)
         else:

@@ -1,4 +1,4 @@
-"""Retention: write the journal to the served log; merge, snapshot and delete the log's files."""
+"""Retention: write the journal to the served log, and merge, snapshot and delete its files."""
 
 from __future__ import annotations
 
@@ -31,22 +31,23 @@ from serve.storage.atomic_files import exclusive, remove_folder
 from serve.storage.parquet import readable
 from serve.stores.protocol import Store
 
-# Snapshots within the retention time: the log keeps at most a quarter more than configured.
+# How many snapshots the retention time has. With four, the log keeps at most a quarter more than
+# configured.
 SNAPSHOTS = 4
-# A snapshot is due after this time or this many records, whichever comes first: a rebuild of the
-# same state replays no more than that.
+# A snapshot is due after this time or this many records, whichever comes first. A rebuild of the
+# same state then replays no more than that.
 EVERY_MS = 3_600_000
 EVERY_RECORDS = 1_000_000
-# Most entries of one segment: a minute of commits.
+# Limits the entries of one segment to a minute of commits.
 SEGMENT_ENTRIES = 600
-# Most bytes of a segment's entries, packed as in the journal.
+# Limits the bytes of a segment's entries, packed as in the journal.
 SEGMENT_BYTES = 256 << 20
 
 
 def flush_journal(store: Store, served: Segments, logged: I64, step: OnStep, end: int = MAX_SEQ) -> None:
-    """Write the journal's entries as segments, trim them, and add number and bytes to `logged`.
+    """Write the journal's entries as segments, trim them, and add records and bytes to `logged`.
 
-    It stops at the number `end`: new entries would otherwise keep the loop running.
+    It stops at the record number `end`. Otherwise, new entries could keep the loop running.
     """
     cuts = numbers(served.folder)
     waiting = takewhile(lambda entry: entry[0] <= end, entries(store))
@@ -59,9 +60,10 @@ def flush_journal(store: Store, served: Segments, logged: I64, step: OnStep, end
 def _placed(
     entries: Iterable[tuple[int, JournalEntry]], cuts: Sequence[int]
 ) -> Iterator[tuple[object, tuple[int, JournalEntry]]]:
-    """Yield each entry with the key of its segment; a segment spans neither snapshot nor gap.
+    """Yield each entry with a key that is equal for entries of the same segment.
 
-    The journal of a store that came back from a backup has a gap: those records are in the log.
+    No segment spans a snapshot or a gap. The journal of a store that came back from a backup has a
+    gap, because the log has the records in between already.
     """
     num_bytes = num_gaps = before = 0
     for place, (last, entry) in enumerate(entries):
@@ -92,12 +94,12 @@ def enforce_retention(
     clock: Callable[[], int],
     step: OnStep = lambda: True,
 ) -> None:
-    """Merge segments of a log, write a snapshot if one is due, and delete records after `keep_ms`.
+    """Merge a log's segments, write a snapshot if one is due, and delete records after `keep_ms`.
 
-    Only the writer with the current fencing epoch may call it. 0 keeps all records. The newest two
-    snapshots of the running state are kept for a rebuild, and those from which a log of `keep_ms`
-    can be replayed. `clock` is the service's clock in ms. `step` is called after each part of the
-    work and may end it.
+    Only the writer with the current fencing epoch may call it. If `keep_ms` is 0, all records are
+    kept. Two kinds of snapshots are kept: the newest two of the running state, for a rebuild, and
+    those from which the log of the last `keep_ms` can be replayed. `clock` is the service's clock
+    in ms. `step` is called after each part of the work and may end it.
 
     Raises:
         OSError, pa.ArrowException, StoreUnavailable, TabrankError: the work failed; the log can
@@ -105,7 +107,8 @@ def enforce_retention(
     """
     folder = served.folder
     taken = snapshots(folder)
-    # A cut at every snapshot of a rebuild would keep segments small.
+    # Cut only at snapshots that are needed for the retention. With a cut at every snapshot,
+    # segments would stay small.
     compact(served, [snapshot.seq for snapshot in _needed(folder, taken, keep_ms)], step)
     if _is_due(folder, taken, schema.fingerprint, clock(), store.seq()):
         write(folder, store, schema, clock, step)
@@ -120,7 +123,10 @@ def enforce_retention(
 
 
 def _needed(folder: Path, taken: Sequence[Snapshot], keep_ms: int) -> list[Snapshot]:
-    """Return the snapshots that replace deleted records, now or later: some, and one a state."""
+    """Return the snapshots that replace deleted records, now or later.
+
+    They are the first one of each state, and some within the retention time.
+    """
     needed: list[Snapshot] = []
     for snapshot in taken if keep_ms or truncation_point(folder) else ():
         is_new = snapshot.fingerprint not in {one.fingerprint for one in needed}
@@ -130,10 +136,10 @@ def _needed(folder: Path, taken: Sequence[Snapshot], keep_ms: int) -> list[Snaps
 
 
 def _is_due(folder: Path, taken: Sequence[Snapshot], fingerprint: str, now_ms: int, seq: int) -> bool:
-    """Return whether the state needs a snapshot at the number `seq`."""
+    """Return True if the state needs a snapshot at the record number `seq`."""
     newest = next((one for one in reversed(taken) if one.fingerprint == fingerprint), None)
     if taken and not newest:
-        # The state has changed: the sooner it has a snapshot, the more can be replayed.
+        # The state is new. The sooner it has a snapshot, the more of the log can be replayed.
         return True
     since_ms, since = (newest.ts_ms, newest.seq) if newest else (_first_ms(folder), 0)
     if since_ms is None or seq <= since:
@@ -146,7 +152,7 @@ def _first_ms(folder: Path) -> int | None:
     times = []
     for name in TABLES:
         for segment in segments(folder, name):
-            # Of a damaged segment, the next one tells the time well enough.
+            # If a segment is damaged, the next one tells the time well enough.
             with suppress(TabrankError, FileNotFoundError), readable(segment.path):
                 times.append(pq.read_table(segment.path, columns=["ts_ms"])["ts_ms"][0].as_py())
                 break
@@ -169,7 +175,7 @@ def _delete(folder: Path, old: list[Snapshot]) -> None:
 def replaced(folder: Path, seq: int) -> Iterator[Path]:
     """Yield the segments whose records a snapshot at the number `seq` contains."""
     for name in TABLES:
-        # Keep the last segment: each table of a log needs rows.
+        # Keep the last segment, because each table of a log needs rows.
         for segment in segments(folder, name)[:-1]:
             if segment.last <= seq:
                 yield segment.path

@@ -34,21 +34,22 @@ from serve.log.reader import ARROW, TABLES, unmerged
 from serve.log.snapshots import numbers
 from serve.log.throttle import OnStep
 from serve.storage.atomic_files import draft_path, put_once, sync
-from serve.storage.parquet import Damaged, footer, readable
+from serve.storage.bucket import BucketPath
+from serve.storage.parquet import Damaged, footer_source, readable
 
 log = logging.getLogger("tabrank")
 # Number of a record, time of its arrival in ms, and the record.
 Numbered = tuple[int, int, Any]
 Columns = dict[str, pa.Array]
-# The name of a segment: numbers of its first and last record, and the epoch of the lease under
-# which it was written. In a log of an earlier commit it is the first number alone.
+# The name of a segment has the numbers of its first and last record, and the epoch of the lease
+# under which it was written. Earlier releases wrote only the first number.
 NAME = re.compile(r"([0-9]{20})(?:-([0-9]{20})-([0-9]{10}))?")
-# Write a row group once memory holds this many records plus their candidates, or this many bytes of
-# the journal. Unpacked and as Arrow columns they take six times as much.
+# A row group is written once memory holds this many records plus their candidates, or this many
+# bytes of the journal. Unpacked and as Arrow columns, they take six times as much.
 AT_ONCE = 1 << 18
 AT_ONCE_BYTES = 16 << 20
 STRINGS = pa.list_(pa.string())
-# Columns that hold an attribute of an event, or of an exposure, as it is.
+# Columns that hold an attribute of an event, or of an exposure, without conversion.
 EVENT = {
     **dict.fromkeys(("id", "viewer", "candidate", "kind", "request_id"), pa.string()),
     "ts_ms": pa.int64(),
@@ -70,7 +71,7 @@ MAX_SEQ = 1 << 62
 class Segment(NamedTuple):
     """Segment of one table: the numbers of its first and last record, its epoch, and its file.
 
-    `last` is `MAX_SEQ` if neither the name nor the footer tells it.
+    `last` is `MAX_SEQ` if neither the name nor the footer states it.
     """
 
     first: int
@@ -83,11 +84,11 @@ class Segments:
     """Folder of one served log.
 
     A segment is written atomically and once: no other writer, and no later call, writes the same
-    name. If a process dies between writing a segment and trimming the journal, the next one writes
-    a segment with the same and further records. Readers drop repeated numbers.
+    name. If a process dies after writing a segment and before trimming the journal, the next
+    process writes a segment with the same records and further ones. Readers drop repeated numbers.
 
-    `types` are those of the fields of the surface whose records are written, `epoch` is that of the
-    writer's lease.
+    `types` are the types of the fields of the surface whose records are written. `epoch` is the
+    epoch of the writer's lease.
     """
 
     def __init__(self, folder: Path, types: Types, epoch: int = 0) -> None:
@@ -102,9 +103,11 @@ class Segments:
     ) -> tuple[int, int, int]:
         """Write journal entries (at least one) as one segment of each table that has records.
 
-        The entries are streamed in row groups; `step` is called after each group. Returns the
-        number of the last record, the count of records, and their bytes in the journal. All tables'
-        segments have the same name, whether or not a table has the first or last record.
+        The entries are streamed in row groups; `step` is called after each group. The segments of
+        all tables have the same name, whether or not a table has the first or last record.
+
+        Returns:
+            The number of the last record, the count of records, and their bytes in the journal.
 
         Raises:
             OSError: the disk is full or the folder cannot be written; existing files do not change.
@@ -119,7 +122,7 @@ class Segments:
             for records, size in _parts(entries, step):
                 first, last = first or records[0][0], records[-1][0]
                 num, num_bytes = num + len(records), num_bytes + size
-                # The stack completes drafts in the opposite order: of one part, events last.
+                # The stack completes the drafts in the opposite order, so that events come last.
                 for table, kinds, columns in reversed(self._tables()):
                     rows = [row for row in records if isinstance(row[2], kinds)]
                     if rows:
@@ -134,8 +137,8 @@ class Segments:
     def recent_keys(self, num: int, after: int = 0) -> list[bytes]:
         """Return the keys that deduplicate the newest events and exposures, newest last.
 
-        The result covers at least `num` of each, or all records above the number `after`, and may
-        include older ones.
+        The result covers at least `num` of each kind, or all records above the number `after`, and
+        may include older ones.
         """
         keys: list[bytes] = []
         for name, column, window in (("events", "id", EVENT_IDS), ("exposures", "request_id", EXPOSURE_IDS)):
@@ -157,7 +160,7 @@ class Segments:
             parts: list[pa.Table] = []
             for _, table in self._newest(name, ["id", "ts_ms", "removed", "received_ms"]):
                 parts.append(table.filter(table["removed"]))
-                # A segment of which `training forget` left no row.
+                # `training forget` may have left a segment without rows.
                 if len(table) and table["received_ms"][0].as_py() < since_ms:
                     break
             for part in reversed(parts):
@@ -166,7 +169,7 @@ class Segments:
         return removed
 
     def _newest(self, name: str, columns: list[str]) -> Iterator[tuple[int, pa.Table]]:
-        """Yield first number and columns of each segment of a table, newest first.
+        """Yield the first number and some columns of each segment of a table, newest first.
 
         A damaged segment is skipped and added to `damaged`.
         """
@@ -178,7 +181,7 @@ class Segments:
 
     @contextmanager
     def unless_damaged(self, path: Path) -> Iterator[None]:
-        """Log the damage of a segment once, and add its path to `damaged`, instead of raising."""
+        """Instead of raising, log the damage of a segment once and add its path to `damaged`."""
         try:
             yield
         except Damaged as error:
@@ -252,18 +255,21 @@ def draft_segment(
         folder.mkdir(parents=True)
         sync(folder.parent)
     draft, is_new = draft_path(folder / f"{first:020d}-{epoch:010d}"), False
-    if draft.parent == folder:
-        # Drafts that a killed or fenced writer left of these records.
+    # On a disk, drafts are in the table's folder. Delete those of these records that a killed or
+    # fenced writer left behind.
+    if not isinstance(folder, BucketPath):
         for stale in folder.glob(f".{first:020d}-*.partial"):
             stale.unlink(missing_ok=True)
     try:
-        # Numbers seldom repeat: a dictionary of them takes most of the time, and more bytes.
+        # Numbers seldom repeat, so a dictionary of them would take most of the time, and more
+        # bytes.
         with pq.ParquetWriter(draft, schema, compression="zstd", use_dictionary=_repeating(schema)) as writer:
             yield writer
         with under_lease(folder.parent, epoch):
             is_new = put_once(draft, folder / name())
     except WriterFenced:
-        # The other writer may have erased viewers meanwhile, and writes these records itself.
+        # Another writer that took the lease may have erased viewers, and writes these records
+        # itself.
         if is_new:
             (folder / name()).unlink(missing_ok=True)
         raise
@@ -284,7 +290,7 @@ def segments(log: Path, table: str) -> list[Segment]:
     Raises:
         Unreadable, FileNotFoundError: a file whose name has one number cannot be read now.
     """
-    # They may be merged meanwhile.
+    # Segments may be merged while they are listed.
     return unmerged(partial(_segments, log, table))
 
 
@@ -304,7 +310,7 @@ def _segments(log: Path, table: str) -> list[Segment]:
             except Damaged:
                 last = MAX_SEQ
             found.append(Segment(int(match[1]), last, int(match[3] or 0), path))
-    # Of two with the same first record, the one that holds more comes first.
+    # If two begin with the same record, the one that holds more comes first.
     return sorted(found, key=lambda segment: (segment.first, -segment.last, -segment.epoch))
 
 
@@ -315,7 +321,7 @@ def last_record(path: Path) -> tuple[int, int]:
         Damaged: the file is damaged, or was not written by a service.
     """
     with readable(path):
-        metadata = pq.read_metadata(footer(path))
+        metadata = pq.read_metadata(footer_source(path))
     num_groups = metadata.num_row_groups
     columns = metadata.row_group(num_groups - 1).to_dict()["columns"] if num_groups else []
     last = {each["path_in_schema"]: each["statistics"] or {} for each in columns}
@@ -331,7 +337,7 @@ def last_record(path: Path) -> tuple[int, int]:
 def log_end(log: Path) -> int:
     """Return the number of a log's last record or snapshot; 0 without any.
 
-    A segment whose last number is not known counts with its first. Raises as `segments` does.
+    A segment whose last number is not known counts by its first. Raises what `segments` raises.
     """
     found = (segment for table in TABLES for segment in segments(log, table))
     ends = (segment.first if segment.last == MAX_SEQ else segment.last for segment in found)
@@ -339,7 +345,7 @@ def log_end(log: Path) -> int:
 
 
 def last_arrival_ms(log: Path) -> int:
-    """Return the arrival of a log's last record; 0 without any. Raises as `last_record` does."""
+    """Return the arrival of a log's last record, or 0. Raises what `last_record` raises."""
     newest = (segment.path for table in TABLES for segment in segments(log, table)[-1:])
     return max((last_record(path)[1] for path in newest), default=0)
 
@@ -380,7 +386,7 @@ def _numbers(rows: list[Numbered]) -> Columns:
 
 
 def _objects(parts: Sequence[Mapping[str, Any]]) -> pa.Array:
-    """Return objects as JSON, null for an empty one."""
+    """Return objects as JSON, and an empty object as null."""
     return pa.array([json.dumps(part) if part else None for part in parts], pa.string())
 
 

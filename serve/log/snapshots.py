@@ -1,8 +1,8 @@
 """Snapshots: all rows of a state at one record number, to replay a log without its first records.
 
-A snapshot is a folder `<log>/snapshots/<number, 20 digits>/` with the rows in the store's form, in
-files whose names have their checksums, and `meta.json`, which names these files: with it, which is
-written last, the snapshot begins to exist or has other rows.
+A snapshot is a folder `<log>/snapshots/<number, 20 digits>/`. It has the rows, as a store keeps
+them, in files whose names contain their checksums, and `meta.json`, which names these files. The
+metadata is written last: only then does the snapshot exist, or have new rows.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ FORMAT = 3
 FOLDER = "snapshots"
 NAME = re.compile(r"[0-9]{20}")
 META = "meta.json"
-# File beside the snapshots with the truncation point: records up to this number may be deleted.
+# File beside the snapshots with the truncation point. Records up to this number may be deleted.
 TRUNCATION_FILE = "BEGIN"
 STEMS: dict[Entity, str] = {"viewer": "viewers", "candidate": "candidates"}
 ROWS = re.compile(r"(viewers|candidates)-[0-9a-f]{12}\.parquet")
 WITHOUT = f"copy the log without its folder {FOLDER!r}: features then use only its remaining records"
 SCHEMA = pa.schema([("id", pa.string()), ("row", pa.binary())])
-# Limit the rows, and their bytes, in memory and in a row group: a row has up to some 100 KiB.
+# Limits the rows, and their bytes, in memory and in a row group. A row has up to some 100 KiB.
 AT_ONCE = 4_096
 AT_ONCE_BYTES = 16 << 20
 
@@ -54,8 +54,8 @@ AT_ONCE_BYTES = 16 << 20
 class Snapshot:
     """Snapshot that is complete on disk.
 
-    No record in it is later than `ts_ms`. `fingerprint` is that of the state's schema. `sha256` has
-    the checksum of each file.
+    `ts_ms` is no earlier than any record in it. `fingerprint` is that of the state's schema.
+    `sha256` has the checksum of each file.
     """
 
     path: Path
@@ -69,7 +69,7 @@ class Snapshot:
         """Return the schema of the state.
 
         Raises:
-            TabrankError: another release keeps another state for the snapshot's surface.
+            TabrankError: this release keeps another state for the snapshot's surface.
         """
         with suppress(TabrankError):
             schema = Schema(read_surface(self.surface))
@@ -100,10 +100,10 @@ class Snapshot:
         return ids.filter(pc.invert(pc.starts_with(ids, VALUE)))
 
     def rows(self, among: Entity) -> Iterator[tuple[Entity, dict[str, bytes]]]:
-        """Yield (entity, packed rows by id), some thousand rows at a time.
+        """Yield an entity and its packed rows by id, some thousand rows at a time.
 
-        They are those among the viewers, or among the candidates, with the values that a store has
-        there.
+        `among` selects the rows that a store keeps among viewers, or among candidates. Rows of
+        fields' values are included.
         """
         with pq.ParquetFile(self.file(among)) as file:
             for batch in file.iter_batches(AT_ONCE):
@@ -114,7 +114,7 @@ class Snapshot:
 
 
 def numbers(log: Path) -> list[int]:
-    """Return the numbers of a log's snapshots in order; a folder of another name is ignored."""
+    """Return the numbers of a log's snapshots in order; folders with other names are ignored."""
     found = [path.parent for path in (log / FOLDER).glob(f"[0-9]*/{META}")]
     for path in found:
         if not NAME.fullmatch(path.name):
@@ -128,7 +128,7 @@ def _report(what: str) -> None:
 
 
 def snapshots(log: Path) -> list[Snapshot]:
-    """Return a log's snapshots, oldest first; one whose metadata is damaged is reported once."""
+    """Return a log's snapshots, oldest first; report once if the metadata of one is damaged."""
     found = []
     for number in numbers(log):
         try:
@@ -172,7 +172,7 @@ def replay_snapshots(log: Path) -> tuple[Snapshot, ...]:
 
 
 def start(found: Sequence[Snapshot], fingerprint: str) -> Snapshot | None:
-    """Return the first, verified snapshot with this state fingerprint; None if `found` is empty.
+    """Return the first snapshot with this state fingerprint, verified; None if `found` is empty.
 
     Raises:
         TabrankError: all snapshots are of other states, or the snapshot is damaged.
@@ -223,7 +223,7 @@ def write(log: Path, store: Store, schema: Schema, clock: Callable[[], int], ste
 
 
 def rewrite(snapshot: Snapshot, rows: Iterator[tuple[Entity, str, bytes]]) -> None:
-    """Replace the rows of a snapshot; a reader finds the old or the new ones, each of them whole.
+    """Replace the rows of a snapshot; a reader finds either all of the old or all of the new rows.
 
     Raises:
         OSError: the disk is full or the folder cannot be written; the snapshot is unchanged.
@@ -249,7 +249,7 @@ def _write(path: Path, rows: Iterator[tuple[Entity, str, bytes]], meta: dict[str
             sync(path.parent)
             write_whole(path / META, (json.dumps(meta, indent=2) + "\n").encode())
             for name, draft in files.items():
-                # Another process may have held this one for dead, and have cleaned up.
+                # Another process may have taken this one for dead, and have cleaned up its files.
                 if not (path / name).exists():
                     put(draft, path / name)
     finally:
@@ -258,18 +258,18 @@ def _write(path: Path, rows: Iterator[tuple[Entity, str, bytes]], meta: dict[str
 
 
 def leftovers(log: Path) -> Iterator[Path]:
-    """Yield the files of rows that no snapshot has: it was begun, or its rows were replaced."""
+    """Yield files of rows that no snapshot has, because it was not finished or got new rows."""
     yield from (log / FOLDER).glob(".*.partial")
     found = [path for path in (log / FOLDER).glob("*/*") if ROWS.fullmatch(path.name)]
     for folder in {path.parent for path in found}:
-        # Of a snapshot that is not readable, nobody knows which files it has.
+        # Nobody knows which files belong to a snapshot that cannot be read, so keep them all.
         with suppress(TabrankError):
             named = _read(folder).sha256 if (folder / META).exists() else ()
             yield from (path for path in found if path.parent == folder and path.name not in named)
 
 
 def clean_up(log: Path) -> None:
-    """End or undo what a killed process had begun; only with the log's lock."""
+    """Finish or undo what a killed process began; the caller holds the log's lock."""
     for path in leftovers(log):
         path.unlink()
 

@@ -1,9 +1,9 @@
 """Stream of a log in parts of bounded size, in the order in which a replay applies its records.
 
-A part ends at a *key*: the time of a record without a number, or the number of a record with one.
-Each table is read batch by batch, and a part takes from all four what lies below the least key that
-any of them may still bring. A file's rows may have any order; one in order of time takes the least
-memory.
+Records are ordered by a *key*: the time of a record without a number, or the number of a record
+that has one. Each of the four tables is read batch by batch. A part then takes from all tables the
+rows whose key is below the least key that any table may still bring. A file's rows may have any
+order; a file that is ordered by time takes the least memory.
 """
 
 from __future__ import annotations
@@ -39,34 +39,38 @@ from serve.log.snapshots import truncation_point
 from serve.log.table_reader import TableReader
 from serve.storage.conversion import IDS, converted
 from serve.storage.memory import available_bytes
-from serve.storage.parquet import data_files, footer, readable
+from serve.storage.parquet import data_files, footer_source, readable
 
-# Values of a column read at once, each id of a list counted, and their bytes: some 2,000 rankings
-# of 55 candidates. A replay takes some 100 bytes for each.
+# Limits the values of a column that are read at once, where each id of a list counts, and their
+# bytes. This is some 2,000 rankings of 55 candidates. A replay takes some 100 bytes for each value.
 VALUES_AT_ONCE = 1 << 17
 BYTES_AT_ONCE = 16 << 20
-# Bytes of a column read from the disk at once. Otherwise pyarrow reads whole row groups.
+# How many bytes of a column are read from the disk at once. Otherwise pyarrow reads whole row
+# groups.
 BUFFER_BYTES = 1 << 20
-# Shown candidates of a sample of the joins: 10,000 rankings of 55. Counting takes some 100 MB.
+# How many shown candidates a sample of the joins has: 10,000 rankings of 55. Counting them takes
+# some 100 MB.
 SAMPLE_VALUES = 1 << 19
-# Every key is below it.
+# A number above every key.
 END = np.iinfo(np.int64).max
 
 
 class LogStream:
     """Iterator over a log as successive parts, each a `Log` with all records of its range of keys.
 
-    First come the records without a number (flat tables), by time, unless `after` is given; then
-    those with a number above `after` and up to `through`, by number. A service writes no table of
-    which it has no record, so with `after` tables may be missing. Test traffic is left out, and
-    so are repeated records: those of segments that are being merged by number, those of flat tables
-    by their id. An event without a number has the time that `event_times` gives it in the whole
-    log.
+    First come the records without a number (flat tables), by time, unless `after` is given. Then
+    come the records whose number is above `after` and up to `through`, by number. A service writes
+    no table for which it has no record, so tables may be missing if `after` is given.
 
-    Of flat tables, 16 bytes a ranking and a byte a row are kept. `num_flat` counts their rows.
+    Test traffic is left out, and so are repeated records: segments that are being merged repeat
+    numbers, and flat tables may repeat ids. An event without a number gets the time that
+    `event_times` gives it in the whole log.
+
+    16 bytes per ranking and one byte per row of flat tables stay in memory. `num_flat` counts their
+    rows.
 
     Raises:
-        TabrankError: the log is invalid, as of `read_log`.
+        TabrankError: the log is invalid, as for `read_log`.
     """
 
     def __init__(
@@ -92,7 +96,7 @@ class LogStream:
 
 
 class _Table:
-    """One table: the rows that were read but not taken yet, and the least key of those to read."""
+    """One table: the rows that were read but not taken yet, and the least key of the other rows."""
 
     def __init__(self, folder: Path, name: str, surface: Surface, after: int | None, through: int) -> None:
         self._folder, self._name, self._surface = folder, name, surface
@@ -102,10 +106,10 @@ class _Table:
         empty = canonical(name, TableReader(folder, pa.table({}), IDS[name]), surface)
         self._columns = empty.column_names
         self._held, self._keys = empty, np.zeros(0, np.int64)
-        # Eight times as much is needed for a moment: four tables, and a copy of each.
+        # For a moment, eight times as much memory is needed: four tables, and a copy of each.
         self._most_bytes = available_bytes() // 8
         if self._is_rest:
-            # A log that was exported from a service has numbers.
+            # Flat tables that were exported from a service have numbers, and are read by them.
             self._flat = [path for path in self._flat if "seq" in _footer(path).schema.names]
         # Hashes of the request ids of live exposures, in order, and their times.
         self.exposures = self.shown = np.zeros(0, np.int64), np.zeros(0, np.int64)
@@ -138,7 +142,7 @@ class _Table:
         return taken
 
     def _look(self) -> None:
-        """Read the keys and ids of the flat files: least keys, repeated rows, exposures' times."""
+        """Read keys and ids of flat files, to find least keys, repeats, and exposures' times."""
         id_ = {"exposures": "request_id", "events": "id"}.get(self._name, "seq")
         parts, lives, times, least, num = [], [], [], [], 0
         for path, first_row, raw in self._raw({"ts_ms", "seq", "traffic", id_}):
@@ -154,12 +158,12 @@ class _Table:
             least.append(_key(rows, num).min())
             num += len(rows)
         self.dropped = np.zeros(num, bool)
-        # The least key of each batch and those that follow it.
+        # For each batch, the least key of it and of all batches that follow.
         self._least = np.minimum.accumulate([END, *reversed(least)])[::-1]
         if num:
             ids = np.concatenate(parts)
             del parts
-            # Test traffic and records without a number do not repeat others.
+            # Test traffic and records without an id do not repeat others.
             counts = np.concatenate(lives) if lives else ids != 0
             ordered = ids[counts]
             ordered.sort()
@@ -190,7 +194,7 @@ class _Table:
         last, paths = self._after, self._segments
         begins = truncation_point(self._folder)
         while paths and paths[0].first <= self._through:
-            # In their order, a segment comes before those whose records it holds too.
+            # Segments are ordered so that one comes before others whose records it holds too.
             segment, *rest = paths
             try:
                 if segment.last > last:
@@ -208,13 +212,13 @@ class _Table:
                         f"{segment.path}: deleted while the log was read, because it is older than keep_log_days; "
                         "run the command again"
                     ) from None
-                # It was merged with others.
+                # The segment was merged with others: list them again.
                 paths = segments(self._folder, self._name)
                 if segment in paths:
                     raise TabrankError(f"{segment.path}: leads to no file; delete the link") from None
 
     def _raw(self, columns: Collection[str]) -> Iterator[tuple[Path, int, pa.Table]]:
-        """Yield (path, first row, rows) of the flat files, in the same batches for any columns."""
+        """Yield (path, first row, rows) of flat files; the batches do not depend on the columns."""
         for path in self._flat:
             for first_row, raw in _batches(path, self._name, columns, self._columns):
                 yield path, first_row, raw
@@ -231,7 +235,7 @@ class _Table:
         return rows.filter(live), keys[live.to_numpy()]
 
     def _corrected(self, rows: pa.Table, keys: I64) -> tuple[pa.Table, I64]:
-        """Give events without a number the time of their exposure, if it is later."""
+        """Give events without a number the time of their exposure if that is later."""
         hashed, shown_ms = self.exposures
         if not len(hashed):
             return rows, keys
@@ -247,8 +251,8 @@ class _Table:
 def join_sample(folder: Path) -> tuple[dict[str, pa.Table], float]:
     """Return tables whose joins `check_joins` can count, and the share of the log in them.
 
-    Of a log with many rankings it is a share of the viewers and of the requests, by their hashes,
-    with the events of these. The ids of viewers and candidates are all there.
+    If a log has many rankings, the tables have only a share of the viewers and requests, chosen by
+    hash, and their events. They have all ids of viewers and candidates.
     """
     return unmerged(partial(_join_sample, folder))
 
@@ -287,25 +291,25 @@ def _files(
     is_there = not may_lack or (folder / name).exists() or (folder / f"{name}.parquet").exists()
     paths, served = table_paths(folder, name) if is_there else [], segments(folder, name)
     files = (file for path in paths for file in data_files(path))
-    # Segments may have been merged meanwhile: the names tell them from flat files.
+    # Segments may have been merged meanwhile. Their names tell them from flat files.
     return paths, [file for file in files if not (file.parent == folder / name and numbers_of(file))], served
 
 
 def _key(rows: pa.Table, first_row: int) -> I64:
-    """Return each key: a number above 0, or a time below 0; rows without both come first."""
+    """Return each row's key: a number is above 0, a time below 0. Rows without both come first."""
     seq, ts_ms = filled(rows, "seq"), filled(rows, "ts_ms") - MAX_SEQ
     never = EVER_MS + first_row + np.arange(len(rows))
     return np.where(seq > 0, seq, np.where(rows["ts_ms"].is_valid().to_numpy(), ts_ms, never))
 
 
 def _hashes(strings: pa.ChunkedArray) -> I64:
-    """Return Python's 64-bit hash of each: of a million, two are equal with probability 3e-8."""
+    """Return Python's 64-bit hash of each. Two of a million are equal with probability 3e-8."""
     return np.fromiter(map(hash, strings.to_pylist()), np.int64, len(strings))
 
 
 def _footer(path: Path) -> pq.FileMetaData:
     with readable(path):
-        return pq.read_metadata(footer(path))
+        return pq.read_metadata(footer_source(path))
 
 
 def _batches(
@@ -313,9 +317,10 @@ def _batches(
 ) -> Iterator[tuple[int, pa.Table]]:
     """Yield the first row and the rows of each batch of a file, as `converted`.
 
-    `sized_by` names the columns by which the batches have their sizes, these by default.
+    `sized_by` names the columns that decide the size of a batch. By default these are the columns
+    that are read.
     """
-    # Read as dictionaries, strings would take a sixth more memory here.
+    # Strings are not read as dictionaries, which would take a sixth more memory here.
     with readable(path), pq.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER_BYTES) as file:
         names = file.schema_arrow.names
         names = [column for column in names if column in columns] or names
@@ -329,7 +334,7 @@ def _batches(
 
 
 def _rows_at_once(metadata: pq.FileMetaData, names: Collection[str]) -> int:
-    """Return how many rows of these columns are within the limits."""
+    """Return how many rows of these columns fit within the limits."""
     rows = VALUES_AT_ONCE
     for num_rows, num_values, num_bytes in _sizes(metadata, names):
         share = max(num_values / VALUES_AT_ONCE, num_bytes / BYTES_AT_ONCE)
@@ -338,7 +343,7 @@ def _rows_at_once(metadata: pq.FileMetaData, names: Collection[str]) -> int:
 
 
 def _sizes(metadata: pq.FileMetaData, names: Collection[str]) -> Iterator[tuple[int, int, int]]:
-    """Yield the rows of each row group, the most values in one of these columns, and the bytes."""
+    """Yield each row group's rows, the values in the longest of these columns, and their bytes."""
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
         columns = [group.column(i) for i in range(group.num_columns)]

@@ -15,10 +15,10 @@ from serve.contract.rankings import MAX_ID_CHARACTERS, MAX_MS
 from serve.contract.validation import OTHER_UNITS
 from serve.storage.conversion import GIVEN_TYPE
 
-# Refuse a time field if a larger share of its times looks like another unit. A smaller one may be
-# true times of early 1970, as birth dates are.
+# A time field is refused if a larger share of its times looks like another unit. A smaller share
+# may be true times of early 1970, such as birth dates.
 MAX_OLD_SHARE = 0.5
-# Types that are read as each type, besides null.
+# For each type, the other types that are read as it; null is always one.
 CASTABLE = {
     pa.string(): (pa.types.is_string,),
     pa.int64(): (pa.types.is_integer,),
@@ -38,7 +38,7 @@ WANTED = {
 class TableReader:
     """Reader of one table, as `converted`, that validates and casts one column at a time.
 
-    `ids` names the columns of ids. `first_row` is the row of the file with which `raw` begins.
+    `ids` names the columns of ids. `first_row` is the row of the file at which `raw` begins.
     """
 
     def __init__(self, path: Path, raw: pa.Table, ids: Container[str], first_row: int = 0) -> None:
@@ -56,7 +56,7 @@ class TableReader:
             self.columns[column] = pa.chunked_array([], wanted)
             return self
         if column not in self.raw.column_names:
-            remedy = "; add it, of nulls where nothing is known" * nullable
+            remedy = "; add it, with nulls where nothing is known" * nullable
             raise TabrankError(
                 f"{self.path}: the column {column!r} is missing; it holds {WANTED.get(wanted, wanted)}{remedy}"
             )
@@ -114,7 +114,8 @@ class TableReader:
     def refuse_units(self, column: str, times: Any, tolerated: float = 0.0) -> None:
         """Refuse times if more than the share `tolerated` looks like another unit."""
         if tolerated and self.first_row:
-            # A share is judged in the first part of a file: the last part may have a single row.
+            # A share is judged only in the first part of a file, because the last part may have a
+            # single row.
             return
         for first, why in OTHER_UNITS:
             bad = pc.and_(pc.greater_equal(times, first), pc.less(times, 10 * first))
@@ -135,7 +136,7 @@ class TableReader:
             )
 
     def _cast(self, given: pa.Field, column: str, values: Any, wanted: pa.DataType) -> Any:
-        """Return the values of the column `given`, called `column` in messages, as `wanted`."""
+        """Return the values of the column `given` as `wanted`; messages call it `column`."""
         if pa.types.is_struct(wanted):
             return self._context(column, values.combine_chunks(), wanted)
         if not _fits(values.type, wanted):
@@ -155,7 +156,7 @@ class TableReader:
             ) from None
 
     def _context(self, column: str, values: Any, wanted: pa.StructType) -> pa.ChunkedArray:
-        """Return structs of all declared fields, null where the column has no such field."""
+        """Return structs of all declared fields; a field that the column lacks is null."""
         is_null = pa.types.is_null(values.type)
         if not (is_null or pa.types.is_struct(values.type)):
             raise TabrankError(f"{self.path}: column {column!r} holds {values.type}; it must hold a struct")

@@ -1,4 +1,4 @@
-"""CPU throttle for background work."""
+"""Throttle that limits the CPU time of background work."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ class CpuThrottle:
     """Callback that sleeps so that its thread uses `share()` of a core while `wanted()` is true.
 
     Once `wanted()` is false it does not sleep any more. A nice value would not be enough: the
-    thread that commits would wait for the GIL held by a thread that is not scheduled.
+    thread that commits would wait for Python's global lock while the thread that holds it is not
+    scheduled.
     """
 
     def __init__(self, share: Callable[[], float], wanted: Callable[[], bool]) -> None:

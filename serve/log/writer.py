@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from serve.log.snapshots import Snapshot, copy
 from serve.storage.atomic_files import draft_of
 
-# In a bucket, this file is written last: without it, no log is there.
+# In a bucket, this file is written last, so that there is no log without it.
 MARK = "exposures.parquet"
 
 
@@ -26,15 +26,15 @@ def write_log(out: Path, tables: Mapping[str, pa.Table], snapshots: Sequence[Sna
         for name, table in tables.items():
             path = draft / f"{name}.parquet"
             path.touch(mode=0o600)
-            # Leave out pandas' description of its types, which keeps pandas from reading the file.
+            # Leave out pandas' own description of types, with which pandas could not read the file.
             pq.write_table(table.cast(pa.schema(map(_stored, table.schema))), path, compression="zstd")
         copy(snapshots, draft)
 
 
 def _stored(field: pa.Field) -> pa.Field:
-    """Drop how the reader converted a column: what is written has the new type.
+    """Drop the note of how the reader converted a column, because the new type is written.
 
-    Keep it of datetimes, because it alone tells those before 1985 from other whole numbers.
+    Keep the note of datetimes: only it tells datetimes before 1985 from other whole numbers.
     """
     if pa.types.is_struct(field.type):
         return field.with_type(pa.struct([_stored(part) for part in field.type]))

@@ -46,13 +46,13 @@ FILES = (
     "MODEL_CARD.md",
 )
 """The files of an artifact besides its manifest."""
-# Do not read larger files; this is enough for a network of 60 million weights.
+# Larger files are not read. This is enough for a network of 60 million weights.
 MAX_FILE_BYTES = 256 << 20
 MAX_POINTER_BYTES = 256
-# Parsed JSON takes some thirty times as much memory.
+# Limits JSON files. Parsed JSON takes some thirty times as much memory.
 MAX_JSON_BYTES = 32 << 20
 
-# Name of a version.
+# The name of a version: its time of creation and four random digits.
 VERSION = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{4}")
 
 
@@ -74,7 +74,7 @@ class Artifact:
     def outcomes(self) -> dict[str, float]:
         """The predicted outcomes, in the order of a score's columns.
 
-        The value is the amount that a score of 1 stands for: one event, or the cap of an amount.
+        The value is the amount that a score of 1 stands for: one event, or the outcome's cap.
         """
         return {name: float(about["scale"]) for name, about in self.manifest["outcomes"].items()}
 
@@ -139,7 +139,7 @@ def load(folder: Path) -> Artifact:
 
 
 def peek(folder: Path) -> Artifact | None:
-    """Return the artifact in `folder` by its manifest alone, or None without a valid one."""
+    """Return the artifact in `folder` after reading only its manifest; None if that is invalid."""
     with suppress(ArtifactRefused):
         return Artifact(folder, _checked(folder, _read(folder, MANIFEST)))
     return None
@@ -151,7 +151,7 @@ def publish(folder: Path, models: Path) -> str:
     Publishing a published version again does nothing; published artifacts never change.
 
     Raises:
-        ArtifactRefused: the artifact is not whole, or its version is published with other content.
+        ArtifactRefused: the artifact is incomplete, or its version is published with other content.
     """
     artifact = load(folder)
     target = models / artifact.version
@@ -168,7 +168,7 @@ def publish(folder: Path, models: Path) -> str:
 
 
 def versions(models: Path) -> list[str]:
-    """Return the published versions, oldest first; without its manifest, one is not whole."""
+    """Return the published versions, oldest first; a version without its manifest is incomplete."""
     found = (path.parent.name for path in models.glob(f"*/{MANIFEST}"))
     return sorted(name for name in found if VERSION.fullmatch(name))
 
@@ -183,15 +183,17 @@ def require(models: Path, version: str) -> None:
         raise TabrankError(f"version {version!r} is not published in {models}; {hint}")
 
 
-def point(models: Path, pointer: str, version: str) -> None:
+def point(models: Path, pointer: str, version: str, held: bytes | None = None) -> None:
     """Make a pointer, CURRENT or CANARY, name a published version; durable on return.
 
+    `held` is what the pointer contained when the change began; None if there was no pointer.
+
     Raises:
-        TabrankError: the version is not published; the message has the nearest one.
+        TabrankError: the version is not published, and the message names the nearest one; or the
+            pointer was changed meanwhile, or cannot be written.
     """
     require(models, version)
     try:
-        held = (models / pointer).read_bytes() if (models / pointer).exists() else None
         if compare_and_set(models / pointer, held, f"{version}\n".encode()):
             return
     except OSError as error:
@@ -209,7 +211,7 @@ def unpoint(models: Path, pointer: str) -> None:
 
 
 def current(models: Path) -> str | None:
-    """Return the current version, None before the first; raises like `pointed`."""
+    """Return the current version, None before the first promotion; raises what `pointed` raises."""
     return pointed(models, CURRENT)
 
 
@@ -315,7 +317,7 @@ def with_checksum(manifest: Mapping[str, Any]) -> bytes:
 
 
 def _has_valid_checksum(content: bytes) -> bool:
-    """Return True if `content` is, to the byte, an output of `with_checksum`."""
+    """Return True if `content` is exactly what `with_checksum` would write."""
     body = content[: -len(_end(b""))]
     return content == body + _end(body)
 

@@ -14,7 +14,7 @@ from serve.features.slots import field_refs
 from serve.features.surface import Surface, read_surface
 from serve.model.artifact import Artifact, load, require
 
-# A context field that more of the training rows lacked is one that requests need not have.
+# If a larger share of the training rows lacked a context field, requests need not have it either.
 MAX_MISSING = 0.01
 
 
@@ -22,9 +22,9 @@ def load_for(folder: Path, features: Features, *, may_lack_outcomes: bool = Fals
     """Load an artifact that is to rank with these features.
 
     Raises:
-        StateMismatch: it was trained on another state.
-        TabrankError: it was trained on other columns, or without an outcome that the surface
-            weighs, unless it may lack some, or as `load`.
+        StateMismatch: the artifact was trained on another state.
+        TabrankError: it was trained on other columns, or does not predict an outcome that the
+            surface weighs (unless `may_lack_outcomes`), or `load` refuses it.
     """
     artifact, surface = load(folder), features.schema.surface
     _check_state(artifact, features.schema)
@@ -34,13 +34,14 @@ def load_for(folder: Path, features: Features, *, may_lack_outcomes: bool = Fals
             f"{', '.join(artifact.outcomes)}; fit a model with this surface and publish it"
         )
     artifact = replace(artifact, context=trained_context(artifact, surface))
-    # Reads the encoder, which the artifact then has: a copy of it would read the file again.
+    # This reads the encoder, which the artifact then keeps. A copy of the artifact would read it
+    # again.
     artifact.encoder.check(features.columns)
     return artifact
 
 
 def check_own_state(folder: Path) -> None:
-    """Raise StateMismatch if this release keeps another state for the artifact's own surface."""
+    """Raise StateMismatch if this release keeps another state for the artifact's surface."""
     artifact = load(folder)
     if "state_fingerprint" in artifact.manifest:
         text = artifact.read("surface.toml").decode()
@@ -48,15 +49,15 @@ def check_own_state(folder: Path) -> None:
 
 
 def require_promotable(models: Path, version: str) -> None:
-    """Raise TabrankError unless a version is published and of the state of this release."""
+    """Raise TabrankError unless a version is published and was trained on this release's state."""
     require(models, version)
-    # Replicas refuse a broken artifact, and go on with the one before.
+    # A broken artifact is not refused here: replicas refuse it, and go on with the one before.
     with suppress(ArtifactRefused):
         check_own_state(models / version)
 
 
 def trained_context(artifact: Artifact, surface: Surface) -> tuple[str, ...]:
-    """Return the context fields that the model's features read and its training rows had."""
+    """Return the context fields that the model's features read and that its training rows had."""
     try:
         made_from = json_value(artifact.read("evaluation.json"), "evaluation.json")["statistics"]
     except (TabrankError, KeyError):

@@ -24,14 +24,14 @@ from serve.contract.validation import json_value
 from serve.features.matrix import Columns
 
 Item = TypeVar("Item")
-# A damaged file may have any number of wrong entries: report the first of a list.
+# A damaged file may have any number of wrong entries, so only the first one of a list is reported.
 Many = Annotated[tuple[Item, ...], FailFast()]
 MAX_PROBLEMS = 3
-# Characters of a message: a wrong name or value may be as long as the file.
+# Limits the characters of a message, because a wrong name or value may be as long as the file.
 MAX_MESSAGE = 1_000
 
 CLIP = 8.0
-"""Clip standardised numbers to ±CLIP, so that one extreme value cannot dominate the network."""
+"""Standardised numbers are clipped to ±CLIP, so that one extreme value cannot dominate."""
 
 MISSING, UNSEEN, FIRST_SEEN = 0, 1, 2
 """Indices of a single category column; vocabulary entry i has index FIRST_SEEN + i."""
@@ -41,8 +41,8 @@ MAX_WIDTH = 256
 MAX_EMBEDDING = 10_000
 """Most dimensions of an embedding; training chooses at most 8."""
 MAX_STEPS = 64
-"""Most steps from a hash's place in the table to its key. Five are rare; crafted collisions take
-thousands."""
+"""Limits the steps from a hash's place in the table to its key. More than five are rare, but a
+crafted vocabulary could need thousands."""
 
 _SPARE_BITS = 4
 """Places in the hash table for each key: at least 2 to this power."""
@@ -92,7 +92,10 @@ class NumericColumn:
 
 @dataclass(frozen=True)
 class SingleColumn:
-    """One category per row: index in `vocabulary` (most frequent first), `embedding` dimensions."""
+    """One category per row, as its index in `vocabulary` (most frequent first).
+
+    `embedding` is the number of dimensions of its embedding.
+    """
 
     __pydantic_config__ = STRICT
     name: str
@@ -173,7 +176,7 @@ class Encoder:
     def encode(
         self, numeric: NDArray[np.float32], category: NDArray[np.uint64]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
-        """Look up the categories: ([R, F], [R, K]) → (same numeric, hot [R, V], index [R, K1]).
+        """Look up the categories: ([R, F], [R, K]) → (numeric as given, hot [R, V], index [R, K1]).
 
         Raises:
             TabrankError: the matrices do not have this encoder's columns.
@@ -205,7 +208,7 @@ class Encoder:
                 )
 
     def to_json(self) -> str:
-        """Return the encoder as JSON, equal for equal encoders."""
+        """Return the encoder as JSON; equal encoders give equal JSON."""
         return json.dumps(asdict(self), ensure_ascii=False, indent=1)
 
     @classmethod
@@ -235,7 +238,7 @@ class _HashTable(NamedTuple):
 
 
 def _hash_table(vocabulary: Sequence[str]) -> _HashTable:
-    # Missing is a key like any other.
+    # A missing value has the hash 0, which is a key like any other.
     hashes = np.array([0, *map(entry_hash, vocabulary)], np.uint64)
     order = np.argsort(hashes)
     shift = 64 - len(hashes).bit_length() - _SPARE_BITS
@@ -279,7 +282,7 @@ class _Lookup:
 
 
 def _entry_by_hash(name: str, vocabulary: Iterable[str]) -> dict[int, str]:
-    """Return the entries by their hashes; raise TabrankError unless each has a hash of its own."""
+    """Return the entries by their hashes; raise TabrankError if two entries have the same hash."""
     seen: dict[int, str] = {}
     for entry in vocabulary:
         hashed = entry_hash(entry)

@@ -45,8 +45,9 @@ class _Weights:
 class _Places(NamedTuple):
     """Order of the graph's columns, as positions in the trained network.
 
-    Dense columns come first, of these the numbers that are logged; single categories follow by
-    embedding size. `widths` is the number of columns that each of the G becomes.
+    Dense columns come first, and among these the numbers that get a logarithm. Single categories
+    follow, ordered by embedding size. `widths` is the number of columns that each of the G columns
+    becomes in the embedding.
     """
 
     numbers: list[int]  # [F]
@@ -68,7 +69,7 @@ def _places(encoder: Encoder) -> _Places:
     chosen = np.array([*dense, *(num_dense + single)], np.int64)
     widths = np.array([*[1] * num_dense, *sizes[single]], np.int64)
     first = np.array([*dense, *(num_dense + np.cumsum(sizes) - sizes)[single]], np.int64)
-    # Position of each column in the embedding that it belongs to.
+    # The position of each column within the embedding that it belongs to.
     within = np.arange(widths.sum()) - np.repeat(np.cumsum(widths) - widths, widths)
     return _Places(numbers, dense, same_size, chosen, np.repeat(first, widths) + within, widths)
 
@@ -81,15 +82,16 @@ def fold(
 ) -> Folded:
     """Fold a TabNet's state dict, in float64.
 
-    Batch norms are folded into the adjacent linear layers and the embedding tables; TabNet's
-    residual scale into the following layers; the two halves of the hidden units and the halved
-    logits of entmax into padded and scaled matrices; the calibration into the output.
+    Batch norms are folded into the adjacent linear layers and the embedding tables. TabNet's
+    residual scale is folded into the layers that follow. Padded and scaled matrices stand for the
+    two halves of the hidden units, and for the halved logits of entmax. The calibration is folded
+    into the output.
 
     Args:
         state: the state dict of `training.network.network.Network.tabnet`.
         encoder: the columns that the network was trained on.
         config: the fields of `training.network.network.NetworkConfig`.
-        calibrations: of each outcome, fitted on the network's logits.
+        calibrations: the calibration of each outcome, fitted on the network's logits.
 
     Raises:
         TabrankError: a weight is missing or not finite.
@@ -151,7 +153,7 @@ def _decision_step(weights: _Weights, config: Mapping[str, Any], at: _Places, st
 
 
 def _residual_scale(config: Mapping[str, Any]) -> float:
-    """Return the scale of a feature transformer's output, which `_layers` leaves to its readers."""
+    """Return the scale of a feature transformer's output, which `_layers` leaves to others."""
     return _HALVING ** (int(config["n_shared"]) + int(config["n_independent"]) - 1)
 
 

@@ -5,11 +5,12 @@ written once, over an `Ops` namespace: `serve.model.torch_ops` computes with it,
 `training.network.export` builds ONNX nodes with it.
 
 Letters: R rows, F numeric columns, I missing indicators, V multi-hot columns, K1 single category
-columns, G = F + I + V + K1 columns that the masks choose from, D of them after the embedding, H
-hidden units, O outcomes. Arrays are laid out as [columns, R]: sums over columns and thresholds per
-row then run along whole rows of memory, two to four times as fast in ONNX Runtime as [R, columns].
-The cost of a small batch is per node (0.7 µs), that of a large batch per pass over [G, R]; the
-graph minimises both.
+columns, G = F + I + V + K1 columns that the masks choose from, D columns after the embedding, H
+hidden units, O outcomes.
+
+Arrays are laid out as [columns, R]. Sums over columns and thresholds per row then run along whole
+rows of memory, which is two to four times as fast in ONNX Runtime as [R, columns]. A small batch
+costs 0.7 µs for each node, and a large one costs its passes over [G, R]; the graph minimises both.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class GatedLayer:
 
 @dataclass(frozen=True)
 class DecisionStep:
-    """One decision step: attention [G, H] that selects columns, and the layers that read them."""
+    """One decision step: the attention [G, H] selects columns, and the layers read them."""
 
     attention: F32
     attention_bias: F32
@@ -64,7 +65,7 @@ class DecisionStep:
 
 @dataclass(frozen=True)
 class Embedding:
-    """Single category columns of one embedding size e: positions, first table rows, table [N, e].
+    """Single category columns with the same embedding size e, and their common table [N, e].
 
     A mask value is divided among the e columns of a category, so the tables are divided by e.
     """
@@ -76,7 +77,7 @@ class Embedding:
 
 @dataclass(frozen=True)
 class Folded:
-    """The constants of `forward`. Numeric columns are reordered: first `logged`, then `plain`."""
+    """The constants of `forward`. Numeric columns are reordered: `logged` first, then `plain`."""
 
     logged: I64
     plain: I64
@@ -100,7 +101,8 @@ class Folded:
 def forward(ops: Ops[T], folded: Folded, numeric: T, hot: T, index: T, *, exact: bool) -> tuple[T, T]:
     """Score numeric f32 [R, F], hot f32 [R, V], index i64 [R, K1] → shares [R, O], residual [R].
 
-    A share is the expected amount of an outcome by its cap: of an event, its probability.
+    A share is the expected amount of an outcome divided by its cap. For an event it is the
+    probability.
 
     The residual is the largest deviation of a mask's sum from 1 in the row (NaN counts as 1). Above
     1e-6 the passes of `serve.model.masks` did not suffice, and the row must be scored with `exact`,
@@ -129,7 +131,7 @@ def forward(ops: Ops[T], folded: Folded, numeric: T, hot: T, index: T, *, exact:
 
 
 def _inputs(ops: Ops[T], folded: Folded, numeric: T, hot: T, index: T) -> T:
-    """Compute `training.network.network.Network.inputs`, embedded and batch normed: → [D, R]."""
+    """Return the network's inputs [D, R], embedded and batch normed, as `Network.inputs` does."""
     parts: list[T] = []
     if len(folded.mean):
         value = _transformed(ops, folded, ops.transpose(numeric))
@@ -156,7 +158,7 @@ def _transformed(ops: Ops[T], folded: Folded, numeric: T) -> T:
     if not len(folded.logged):
         return numeric
     logged = ops.take(numeric, folded.logged)
-    # ONNX Runtime computes the operator Sign slowly.
+    # This is the sign of each number; ONNX Runtime's operator Sign is slow.
     sign = ops.clip(ops.mul(logged, ops.scalar(LARGE)), -1.0, 1.0)
     value = ops.mul(ops.log(ops.add(ops.abs(logged), ops.scalar(1.0))), sign)
     return ops.concat([value, ops.take(numeric, folded.plain)]) if len(folded.plain) else value
@@ -178,5 +180,5 @@ def _transform(ops: Ops[T], layers: Sequence[GatedLayer], x: T) -> T:
 def _residual(ops: Ops[T], sums: Sequence[T]) -> T:
     one = ops.scalar(1.0)
     gap = ops.abs(ops.sub(ops.concat(sums), one))
-    # Backends treat NaN in a maximum differently.
+    # Backends treat NaN in a maximum differently, so replace it before.
     return ops.flatten(ops.max(ops.where(ops.is_nan(gap), one, gap)))

@@ -50,14 +50,15 @@ def num_passes(mask_type: MaskType, num_columns: int) -> int:
 
 
 def mask(ops: Ops[T], mask_type: MaskType, logits: T, num_columns: int, *, exact: bool) -> tuple[T, T]:
-    """Return (mask [G, R], its sum [1, R]) of logits [G, R]; logits for entmax are already halved.
+    """Return the mask [G, R] of logits [G, R] and its sum [1, R]; entmax logits come halved.
 
     `exact` finds the threshold by a sort, and one pass removes its rounding. Otherwise the sum is
     1, up to rounding, in each row where the passes sufficed.
     """
     ones = ops.constant(_ones(num_columns))
     if exact:
-        # Logits that are 1 below the largest are 0 in the mask.
+        # A logit that is more than 1 below the largest is 0 in the mask, so clipping changes
+        # nothing.
         logits = ops.clip(ops.sub(logits, ops.max(logits)), -2.0, 0.0)
         threshold = _SORTED[mask_type](ops, logits, num_columns, ones)
         chosen = _NEWTON[mask_type](ops, logits, threshold, 1, ones)

@@ -1,4 +1,4 @@
-"""Mirror: a local copy of a models folder in a bucket, which follows it.
+"""Mirror: a local copy of a models folder in a bucket, kept up to date.
 
 A replica looks at pointers and versions five times a second, and must not wait for a bucket.
 """
@@ -9,35 +9,35 @@ import hashlib
 import logging
 import shutil
 import threading
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 from serve.contract.errors import TabrankError
 from serve.model.artifact import CANARY, CURRENT, HISTORY, MANIFEST, VERSION, versions
-from serve.storage.atomic_files import draft_of, exclusive, remove_folder, sync, write_whole
+from serve.storage.atomic_files import content_of, draft_of, exclusive, remove_folder, sync, write_whole
 from serve.storage.bucket import BucketPath, cache_folder
 
 log = logging.getLogger("tabrank")
-# Look for changes this often: a promotion takes effect so much later.
+# How often to look for changes. A promotion takes effect this much later.
 PULL_S = 1.0
-# Another process of this machine, with the same mirror, may be copying a version.
+# How long to wait for another process of this machine that has the same mirror and copies a
+# version.
 LOCK_S = 60.0
 
 
 class Mirror:
-    """Local folder with the models of a folder, which is that folder itself if it is local.
+    """Local copy of a models folder in a bucket; for a local folder, that folder itself.
 
-    A version is copied once it is whole, and before a pointer names it. While the bucket cannot be
-    read, the copy stays as it is, also for processes that start then.
+    A version is copied once it is complete, and before a pointer in the copy names it. While the
+    bucket cannot be read, the copy stays as it is, even for processes that start then.
     """
 
     def __init__(self, models: Path) -> None:
         self.folder = models
         self._models = models
-        # The files of the bucket, and their versions, that the copy has.
+        # The files of the bucket that the copy has, with their versions.
         self._listed: set[tuple[BucketPath, int]] | None = None
-        # Why the copy may be out of date.
+        # Why the copy may be out of date; None if the last pull succeeded.
         self.error: Exception | None = None
         if isinstance(models, BucketPath):
             name = hashlib.sha256(str(models).encode()).hexdigest()[:16]
@@ -47,7 +47,7 @@ class Mirror:
             threading.Thread(target=self._run, daemon=True).start()
 
     def pull(self) -> None:
-        """Bring the copy up to date, if it is one.
+        """Bring the copy up to date; a local folder needs nothing.
 
         Raises:
             OSError, TabrankError: the bucket cannot be read, or the disk cannot be written to.
@@ -58,12 +58,12 @@ class Mirror:
         if listed == self._listed and self.folder.exists():
             return
         with exclusive(self.folder / ".lock", f"{self.folder}: another process is copying models", LOCK_S):
-            # Read before the list: what they name is then in it.
-            pointers = {name: _content(self._models / name) for name in (HISTORY, CURRENT, CANARY)}
+            # Read the pointers before the list, which then contains the versions that they name.
+            pointers = {name: content_of(self._models / name) for name in (HISTORY, CURRENT, CANARY)}
             published = versions(self._models)
             for version in published:
                 if not (self.folder / version / MANIFEST).exists():
-                    # A killed process may have left half of a copy that it deleted.
+                    # A process that was killed while it deleted a copy may have left half of it.
                     shutil.rmtree(self.folder / version, ignore_errors=True)
                     with draft_of(self.folder / version) as draft:
                         for file in (self._models / version).iterdir():
@@ -72,7 +72,7 @@ class Mirror:
             for name, content in pointers.items():
                 if content is None:
                     (self.folder / name).unlink(missing_ok=True)
-                elif content != _content(self.folder / name):
+                elif content != content_of(self.folder / name):
                     write_whole(self.folder / name, content)
             for path in self.folder.iterdir():
                 if VERSION.fullmatch(path.name) and path.name not in published:
@@ -95,11 +95,5 @@ class Mirror:
 
 @cache
 def mirror_of(models: Path) -> Mirror:
-    """Return the mirror of a models folder: one a process."""
+    """Return the mirror of a models folder; a process has one for each folder."""
     return Mirror(models)
-
-
-def _content(path: Path) -> bytes | None:
-    with suppress(FileNotFoundError):
-        return path.read_bytes()
-    return None

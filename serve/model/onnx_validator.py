@@ -1,9 +1,9 @@
 """ONNX validator: accept only files that our export writes, before ONNX Runtime reads them.
 
-ONNX Runtime does what a file says: it reads other files, runs loops, and calls registered custom
-operators. Our graphs are flat, of some two dozen operators, and contain all their numbers. The
-validator parses the encoding (protocol buffers: fields of a number and a wire type) and allows a
-fixed set of fields for each message.
+ONNX Runtime does what a file tells it to: it reads other files, runs loops, and calls registered
+custom operators. Our graphs are flat, use some two dozen operators, and contain all their numbers.
+The validator parses the encoding (protocol buffers, whose fields have a number and a wire type) and
+allows a fixed set of fields for each message.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 MAX_NODES = 50_000
-# Limit the fields: each takes memory a hundred times its two bytes. Our nodes have up to 20.
+# Limits the fields, because a field of two bytes takes a hundred times as much memory. Our nodes
+# have up to 20 fields.
 MAX_FIELDS = 1_000_000
 MAX_DIMS = 8
 OPERATORS = {
@@ -33,7 +34,7 @@ Found = dict[str, list[Value]]
 
 
 class _Message(NamedTuple):
-    """The allowed fields of a message by number, and of these the ones that are messages."""
+    """The fields that a message may have, by number, and which of them are messages."""
 
     name: str
     fields: Mapping[int, str]
@@ -81,7 +82,7 @@ def validate(content: bytes) -> None:
 def _messages(
     content: memoryview, message: _Message, left: Iterator[int]
 ) -> Iterator[tuple[_Message, Found]]:
-    """Yield all in a message, and it last; `left` counts the fields that are still allowed."""
+    """Yield all messages within one, and itself last; `left` counts the fields still allowed."""
     found: Found = {name: [] for name in message.fields.values()}
     for number, value in _fields(content):
         if next(left, None) is None:
@@ -101,7 +102,7 @@ def _messages(
 
 def _check_tensor(found: Found) -> None:
     """Check that a tensor contains all its numbers: a few bytes must not request gigabytes."""
-    # Our export writes each dimension as a number of its own, and never several as bytes.
+    # Our export writes each dimension as a number of its own, never several packed into bytes.
     shape = [dim for dim in found["dims"] if isinstance(dim, int)]
     if not len(shape) == len(found["dims"]) <= MAX_DIMS:
         raise ValueError(f"has a tensor of more than {MAX_DIMS} dimensions, or of packed ones")
@@ -142,7 +143,7 @@ def _fields(content: memoryview) -> Iterator[tuple[int, Value]]:
 
 
 def _varint(content: memoryview, at: int) -> tuple[int, int]:
-    """Read a number of up to ten bytes, the last without an eighth bit; return it and its end."""
+    """Read a number of up to ten bytes, whose last one has no eighth bit; return it and its end."""
     value = shift = 0
     while at < len(content) and shift < 70:
         byte = content[at]

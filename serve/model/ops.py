@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 T = TypeVar("T")
 
 LARGE = 1e30
-"""Slope of a ramp that acts as a step: min(a · LARGE, 1) is 1 for a positive `a`."""
+"""Slope of a ramp that acts as a step: for a positive `a`, min(a · LARGE, 1) is 1."""
 
 
 class Ops(Protocol[T]):

@@ -1,4 +1,4 @@
-"""Cache of one replica's scorers by version, loaded and verified before they score. Without Ray."""
+"""Cache of one replica's scorers by version. They are loaded and verified before they score."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from serve.model.artifact import CANARY, CURRENT, pointed
 from serve.model.mirror import mirror_of
 from serve.model.scorers import Backend, Scorer, load_scorer
 
-# Errors that are the version's fault; other errors are an outage.
+# Errors that are the fault of a version. Other errors mean that the scorer cannot be reached.
 ITS_OWN = (ArtifactRefused, ScoringFailed)
 # Scoring time in ms, appended to the scores.
 TAIL = struct.Struct("<f")
-# Most versions that arms may name.
+# Limits the versions that arms may name.
 MAX_VERSIONS = 3
-# Besides those: the promoted version, the one before it, the canary, the shadow, and a successor.
+# Limits the loaded models: besides those of arms, the promoted version, the one before it, the
+# canary, the shadow, and a successor.
 MAX_MODELS = MAX_VERSIONS + 5
 
 
@@ -34,7 +35,7 @@ def timed(scores: bytes, took_ms: float) -> bytes:
 
 
 def untimed(answer: bytes, num_rows: int) -> tuple[NDArray[np.float32], float]:
-    """Split an answer for `num_rows` rows into scores `[R, O]` and time.
+    """Split an answer for `num_rows` rows into scores `[R, O]` and the scoring time in ms.
 
     Raises:
         struct.error: the answer is for other rows.
@@ -62,7 +63,7 @@ class ModelHolder:
             self._hold(version, self._loaded(version))
 
     def holds(self, version: str) -> bool:
-        """Return True if a version is loaded, and keep it longest."""
+        """Return True if a version is loaded; it then counts as the most recently used one."""
         if version not in self._held:
             return False
         self._held.move_to_end(version)
@@ -83,7 +84,7 @@ class ModelHolder:
             self.load(version)
 
     def score_packed(self, version: str, payload: bytes) -> bytes:
-        """Return float32 shares `[R, O]` of the matrix in `payload`, with the time, as `timed`.
+        """Return the float32 shares `[R, O]` for the matrix in `payload`, as `timed` packs them.
 
         Raises:
             ArtifactRefused: the version cannot be loaded.
@@ -94,7 +95,7 @@ class ModelHolder:
         matrix = Matrix.from_bytes(payload)
         try:
             scores = self._held[version].score(matrix.numeric, matrix.category)
-        # Any exception is the version's fault, not an outage.
+        # Any exception here is the version's fault, not an outage.
         except Exception as error:
             raise ScoringFailed(f"version {version}: {type(error).__name__}: {error}") from error
         packed = np.ascontiguousarray(scores, np.float32).tobytes()
@@ -103,7 +104,7 @@ class ModelHolder:
     def _loaded(self, version: str) -> Scorer:
         folder = self._mirror.folder / version
         if not folder.exists():
-            # Another replica may have seen it published before this one.
+            # Another replica may have seen the version earlier than this one's mirror.
             self._mirror.pull()
         return load_scorer(folder, self._backend)
 

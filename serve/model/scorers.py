@@ -1,7 +1,8 @@
-"""Scorers: from feature matrix to predictions with one artifact, on ONNX Runtime or torch.
+"""Scorers: turn a feature matrix into predictions of one artifact, on ONNX Runtime or torch.
 
-A prediction is the expected amount of an outcome as a share of its cap: of an event, its
+A prediction is the expected amount of an outcome as a share of its cap. For an event it is the
 probability.
+
 Letters: R rows, F numeric columns, K category columns, O outcomes.
 """
 
@@ -27,23 +28,23 @@ Backend = Literal["onnx", "torch"]
 Encoded = tuple[F32, F32, I64]
 
 TOLERANCE = 1e-5
-"""Largest difference of a golden score from the trained network's."""
+"""Largest allowed difference of a golden score from the trained network's."""
 
 MAX_RESIDUAL = 1e-6
 """Largest deviation of a row's mask sums from 1; above it, the row is scored with a sort."""
 
 MAX_GOLDEN = 10_000
-"""Limit of golden rows; an artifact has 64."""
+"""Limits the golden rows; an artifact has 64."""
 
 
 class Scorer:
     """Scores rows; the content of a row never changes a bit of another row's score.
 
-    The fixed passes of `serve.model.masks` settle nearly all rows; the others are scored again with
-    a sort. `num_reruns` counts the batches with such rows.
+    For nearly all rows, the fixed passes of `serve.model.masks` suffice. The others are scored
+    again with a sort. `num_reruns` counts the batches with such rows.
     """
 
-    # A GPU always sorts: one launch, where a pass takes several.
+    # A GPU always sorts, because a sort is one launch, and a pass takes several.
     always_sorts = False
 
     def __init__(self, artifact: Artifact) -> None:
@@ -52,7 +53,10 @@ class Scorer:
         self.num_reruns = 0
 
     def score(self, numeric: F32, category: U64) -> F32:
-        """Return shares [R, O] of numeric f32 [R, F] (NaN missing), category u64 [R, K] (0)."""
+        """Return shares [R, O] for numeric f32 [R, F] and category u64 [R, K].
+
+        A missing number is NaN, and a missing category is 0.
+        """
         parts = self._encoder.encode(numeric, category)
         if not len(numeric):
             return np.empty((0, len(self.outcomes)), np.float32)
@@ -64,7 +68,7 @@ class Scorer:
         return shares
 
     def score_sorting(self, numeric: F32, category: U64) -> F32:
-        """Return shares [R, O], all with a sort."""
+        """Return shares [R, O]; every row is scored with a sort."""
         return self._run(self._encoder.encode(numeric, category), exact=True)[0]
 
     def _run(self, parts: Encoded, *, exact: bool) -> tuple[F32, F32]:
@@ -73,7 +77,7 @@ class Scorer:
 
 
 class OnnxScorer(Scorer):
-    """ONNX Runtime on one CPU thread; it scales by replicas."""
+    """ONNX Runtime on one CPU thread; more replicas give more speed."""
 
     def __init__(self, artifact: Artifact) -> None:
         super().__init__(artifact)
@@ -89,7 +93,7 @@ class OnnxScorer(Scorer):
 
 
 class TorchScorer(Scorer):
-    """Torch on a GPU, or on the CPU without one."""
+    """Torch on a GPU, or on the CPU if there is no GPU."""
 
     def __init__(self, artifact: Artifact, device: str | None = None) -> None:
         import torch
@@ -110,7 +114,8 @@ class TorchScorer(Scorer):
 
     def _run(self, parts: Encoded, *, exact: bool) -> tuple[F32, F32]:
         with self._torch.inference_mode():
-            # Copy: torch warns about read-only arrays, such as those received over a connection.
+            # Copy the arrays: torch warns about read-only ones, such as those received over a
+            # connection.
             inputs = [self._torch.tensor(part, device=self._device) for part in parts]
             shares, residual = forward(self._ops, self._folded, *inputs, exact=exact)
             scores: F32 = shares.cpu().numpy()
@@ -128,8 +133,8 @@ def load_scorer(folder: Path, backend: Literal["onnx", "torch"], device: str | N
         scorer = OnnxScorer(artifact) if backend == "onnx" else TorchScorer(artifact, device)
     except ArtifactRefused:
         raise
-    # Reading weights, or allocating memory for them, can fail in any way; the artifact must not
-    # serve.
+    # Reading weights, or allocating memory for them, can fail in any way. The artifact must not
+    # serve then.
     except Exception as error:
         raise ArtifactRefused(f"artifact {folder}: cannot be scored with: {error}; fit again") from error
     _check_golden(artifact, scorer)
@@ -146,7 +151,7 @@ def one_thread_session(model: bytes) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    # A fallback would print.
+    # A fallback would print a message.
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=0)
 
 
@@ -188,7 +193,7 @@ def _check_golden(artifact: Artifact, scorer: Scorer) -> None:
             found = score(numeric, category)
             if found.shape != want.shape:
                 raise ValueError(f"{list(found.shape)} scores for {len(want)} rows")
-        # Whatever the exception is, the artifact must not serve.
+        # The artifact must not serve, whatever the exception is.
         except Exception as error:
             raise ArtifactRefused(f"{where}: cannot be scored: {type(error).__name__}: {error}") from error
         off = np.argwhere(~(np.abs(found - want) <= TOLERANCE))

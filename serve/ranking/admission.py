@@ -1,7 +1,7 @@
-"""Admission control of one replica: score, answer by popularity or refuse a request; by when.
+"""Admission control of one replica: score a request, answer it by popularity, or refuse it.
 
-A request's age decides by when it must have its scores. HAProxy stamps each request when it comes,
-because the kernel does not tell a process how long a request waited in its sockets.
+A request's age decides by when it must have its scores. HAProxy stamps each request with the time
+at which it came, because the kernel does not tell a process how long a request waited in a socket.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from contextlib import contextmanager
 
 from serve.ranking.load_shedding import REMEMBER_S, TARGET_LATENCY, TICK_S, LoadShedder
 
-# The share of each deadline by which the scores must have come, less an iteration of the event
-# loop: so late may the timer be. The rest is for computing and sending the popular order.
+# Scores must have come by this share of the deadline, less an iteration of the event loop, by which
+# the timer may be late. The rest of the time is for computing and sending the popular order.
 SCORES_DUE = 0.9
 
-# The header with the name of HAProxy's host, and the microseconds of its clock when a request came.
+# The header in which HAProxy states its host, and its clock in microseconds when a request came.
 STAMP = b"x-arrived"
-# Clocks of other hosts may differ by more than a deadline.
+# Only stamps of this host count: clocks of other hosts may differ by more than a deadline.
 HERE = socket.gethostname().encode() + b" "
 
 
@@ -31,6 +31,7 @@ class LoopLag:
     An iteration of the event loop reads all sockets that are ready and then runs their handlers.
     The current request therefore arrived after the sockets were read in the previous iteration. The
     time since then is the bound for a request without a stamp.
+
     Iterations are timed while requests arrive; an idle loop sleeps and is not measured.
     """
 
@@ -56,9 +57,9 @@ class LoopLag:
 
     @property
     def last_s(self) -> float:
-        """Duration of an iteration: the expected delay of the next callback.
+        """Duration of an iteration, which is the expected delay of the next callback.
 
-        It is the shorter one of the last two, because a pause of the process lengthens one only.
+        The shorter one of the last two counts, because a pause of the process lengthens only one.
         """
         return min(self._lasted_s)
 
@@ -76,22 +77,22 @@ class LoopLag:
 
 
 class Admission:
-    """Follow the load of one replica and its callers; `load_shedder` adapts the limits."""
+    """Decide about requests by the load of one replica and its callers; `load_shedder` adapts."""
 
     def __init__(self) -> None:
         self.load_shedder = LoadShedder()
         self._lag = LoopLag()
         self._deadline_s = 0.1
-        # Candidates of the last request, as the estimate for the next, which is unread.
+        # Candidates of the last request. They are the estimate for the next one, which is unread.
         self._last_size = 1
-        # Candidates that wait for their answers, by caller; when each was last seen.
+        # Candidates that wait for their answers, by caller, and when each caller was last seen.
         self._waiting: defaultdict[str, int] = defaultdict(int)
         self._seen_s: dict[str, float] = {}
 
     def configure(self, *, enabled: bool, deadline_ms: int, most: int) -> None:
         """Apply new live settings; `deadline_ms` applies to requests without a deadline.
 
-        `most` is the most candidates that may wait for their scores when the limit is whole.
+        `most` is how many candidates may wait for their scores while the limit is not lowered.
         """
         self.load_shedder.enabled = enabled
         self.load_shedder.most = most
@@ -100,8 +101,8 @@ class Admission:
     def arrived_s(self, stamp: bytes = b"") -> float:
         """Return when the current request came, on the event loop's clock.
 
-        `stamp` is the value of its header. Without a stamp of this host it came as early as it can
-        have come.
+        `stamp` is the value of its header. Without a stamp of this host, the earliest possible time
+        counts.
         """
         waited_s = self._lag.waited_s()
         came_us = stamp[len(HERE) :]
@@ -111,12 +112,13 @@ class Admission:
         return asyncio.get_running_loop().time() - waited_s
 
     def refuses(self, caller: str, arrived_s: float) -> bool:
-        """Return True to refuse the current ranking unread, which only a standing queue does."""
+        """Return True if the current ranking is to be refused unread, because a queue stands."""
         now_s = asyncio.get_running_loop().time()
         self._seen_s[caller] = now_s
         if not self.load_shedder.stands:
             return False
-        # The older part of the queue: to rank it would keep what comes after it as late.
+        # This request is of the older part of the queue. To rank it would make those after it as
+        # late.
         if now_s - arrived_s > TARGET_LATENCY * self._deadline_s:
             return True
         return self.load_shedder.credit < 1 and not self._has_room(caller, self._last_size)
@@ -124,7 +126,7 @@ class Admission:
     def _has_room(self, caller: str, num_candidates: int) -> bool:
         """Return True if a caller's candidates fit the limit, or the caller's part of it.
 
-        All callers have equal parts, and one request of each fits, however large it is.
+        All callers have equal parts. One request of each caller fits, however large it is.
         """
         limit, waiting = self.load_shedder.limit, self._waiting[caller]
         free = max(limit / max(len(self._seen_s), 1) - waiting, limit - sum(self._waiting.values()))
@@ -132,7 +134,7 @@ class Admission:
 
     @contextmanager
     def room(self, caller: str, num_candidates: int) -> Iterator[bool]:
-        """Hold a caller's room while its candidates wait; False if there is none."""
+        """Hold room for a caller's candidates while they wait; yield False if there is none."""
         self._last_size = num_candidates
         if not self._has_room(caller, num_candidates):
             self.load_shedder.exceeded()
@@ -155,7 +157,8 @@ class Admission:
     def answered(self, arrived_s: float, *, is_scored: bool, is_late: bool) -> None:
         """Record a request within the limit; `arrived_s` is on the event loop's clock.
 
-        `is_late`: it had no scores in time. One whose own deadline was very short says nothing.
+        `is_late` means that it had no scores in time. A request whose own deadline was very short
+        says nothing about the load.
         """
         latency_s = asyncio.get_running_loop().time() - arrived_s
         if not is_late or latency_s >= TARGET_LATENCY * self._deadline_s:

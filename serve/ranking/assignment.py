@@ -15,7 +15,7 @@ from serve.contract.messages import quoted
 
 
 class Assignment(NamedTuple):
-    """The arm that ranks, and the experiment that the viewer counts in (None: in none)."""
+    """The arm that ranks, and the experiment in which the viewer counts (None: in none)."""
 
     arm: Arm
     experiment: str | None

@@ -9,13 +9,15 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-# A queued item waits at most 30 ms for the batch before it. Below the knee a batch takes less.
+# A queued item waits at most this long for the batch before it. A batch takes less, as long as the
+# load is below the capacity.
 PATIENCE_S = 0.03
-# Give every batch at least 50 ms, whatever the deadlines of its requests. If very short deadlines
-# ended batches, more would be scored at once than `max_in_flight`, and a healthy scorer would look
-# as if it hung.
+# Every batch has at least this time, whatever the deadlines of its requests are. If very short
+# deadlines ended batches, more than `max_in_flight` would be scored at once, and a healthy scorer
+# would look as if it hung.
 MIN_WORK_S = 0.05
-# End a batch after 3 s, so that one long deadline cannot hold a place behind a scorer that hangs.
+# A batch ends after this time, so that a request with a long deadline cannot occupy one of
+# `max_in_flight` places while a scorer hangs.
 MAX_WORK_S = 3.0
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -36,11 +38,12 @@ class Batcher(Generic[Item, Answer]):
     """Run `work` on batches of items, at most `max_in_flight` at once, each of a size up to `cap`.
 
     A batch starts at once if none is in progress, so an idle service adds no wait. Otherwise the
-    next batch starts when the current one ends, or in parallel as soon as half of `cap` waits. Each
+    next batch starts when the current one ends, or in parallel as soon as half of `cap` waits. A
     batch has a fixed cost of 3 ms of CPU over both deployments, and this rule pays it seldom. Under
     full load, the features of one batch are computed while another batch is scored.
-    While a batch may start, items wait at most PATIENCE_S behind a batch that hangs.
-    An item larger than `cap` forms a batch of its own. Use from one event loop.
+
+    As long as fewer than `max_in_flight` batches run, items wait at most PATIENCE_S behind a batch
+    that hangs. An item larger than `cap` forms a batch of its own. Use it from one event loop.
     """
 
     def __init__(
@@ -82,7 +85,8 @@ class Batcher(Generic[Item, Answer]):
         if self._tasks:
             self._start_batches()
         elif not self._is_starting:
-            # Start with all requests that this iteration reads, not with the first of them alone.
+            # Start with all requests that this iteration reads, and not only with the first of
+            # them.
             self._is_starting = True
             loop.call_soon(self._start)
         try:
@@ -134,7 +138,7 @@ class Batcher(Generic[Item, Answer]):
             self._waiting_size -= waiting.size
 
     def _next_batch(self) -> list[_Waiting[Item, Answer]]:
-        """Take the next batch; expire items that cannot finish in time, to save their work."""
+        """Take the next batch; expire items that could not finish in time, to save their work."""
         batch: list[_Waiting[Item, Answer]] = []
         size = 0
         # With no batch in progress, always start one: a single slow batch must not block for good.

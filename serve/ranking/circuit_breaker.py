@@ -7,21 +7,22 @@ from collections.abc import Awaitable, Callable
 
 from serve.contract.errors import ScorerUnavailable
 
-# Open after three failures in a row: a single batch can fail by chance.
+# The circuit opens after this many failures in a row, because a single batch can fail by chance.
 FAILURES = 3
 RETRY_S = 0.25
-# Let a call run for 10 s even if its batch has given up. Ray then sees that the replica is busy and
-# sends the next calls to another one. If the call were cancelled, a replica that hangs would look
-# idle and would receive every other batch.
+# A call runs for this long even if its batch has given up. Ray then sees that the replica is busy
+# and sends the next calls to another one. If the call were cancelled, a replica that hangs would
+# look idle and would receive every other batch.
 CALL_TIMEOUT_S = 10.0
-# Stop probing a version that no request has needed for 30 s: it may have been removed.
+# A version that no request has needed for this long is not probed any more: it may have been
+# removed.
 MAX_UNUSED_S = 30.0
 
 Call = Callable[[str, bytes], Awaitable[bytes]]
 
 
 class CircuitBreaker:
-    """Circuit breaker around one Scorer version.
+    """Circuit breaker around the calls of Scorer for one version.
 
     It opens after `FAILURES` failed or abandoned calls in a row, and closes when a probe succeeds.
     """

@@ -2,6 +2,7 @@
 
 The draw is Plackett–Luce (Plackett 1975, "The analysis of permutations"): candidates are picked one
 after the other, each with a probability proportional to its weight among those that are left.
+
 Shapes: C candidates.
 """
 
@@ -16,16 +17,16 @@ from serve.ranking.query import Slate
 from serve.ranking.slate.pins import pinned
 
 NEAREST = 1e-6
-"""Clip probabilities to [1e-6, 1 − 1e-6] in a draw, so that no candidate is surely first or last."""
+"""In a draw, probabilities are clipped to [1e-6, 1 − 1e-6], so that none is surely first or last."""
 
 FLAT = 1e-12
-"""Relative deviation of a slate whose utilities are equal but for rounding in float64."""
+"""Utilities of a slate that deviate relatively by less than this are equal, up to rounding."""
 
 
 def explored(slate: Slate) -> Slate:
     """Return the slate with its scored candidates in a drawn order, and each pin at its place.
 
-    Pins are left out of the draw, and rules do not apply: the order would not be what was drawn.
+    Pins are left out of the draw. Rules do not apply, because they would change what was drawn.
     """
     query, places = slate.query, slate.order
     at_places = list(query.pins.values())
@@ -39,17 +40,17 @@ def explored(slate: Slate) -> Slate:
         where = np.argsort(order)[shown]
         order, propensity, weight = shown, propensity[where], weight[where]
         place_before = np.argsort(places)[order]
-    slate = msgspec.structs.replace(slate, order=order, place_before=place_before)
-    return msgspec.structs.replace(slate, propensity=propensity, draw=weight.astype(np.float32))
+    drawn_with = {"propensity": propensity, "draw": weight.astype(np.float32)}
+    return msgspec.structs.replace(slate, order=order, place_before=place_before, **drawn_with)
 
 
 def draw(score: F32, rng: Generator, *, is_probability: bool = True) -> tuple[I64, F64, F64]:
-    """Draw an order from score `[C]`, NaN where unscored: (order, propensity, log weight), `[C]`.
+    """Draw an order from scores `[C]`, NaN where unscored; return order, propensity, log weight.
 
-    `order` holds indices into `score`, first pick first. `propensity[k]` is the probability of the
-    k-th pick given the picks before it; their product is the probability of the order. The log
-    weights are in this order too. Unscored candidates are not drawn: they follow in their given
-    order with propensity 1 and log weight −inf.
+    The three have the shape `[C]`. `order` holds indices into `score`, first pick first.
+    `propensity[k]` is the probability of the k-th pick given the picks before it; their product is
+    the probability of the order. The log weights are in this order too. Unscored candidates are not
+    drawn: they follow in their given order with propensity 1 and log weight −inf.
     """
     scored = np.flatnonzero(~np.isnan(score))
     weight = log_weight(score[scored], is_probability=is_probability)
@@ -64,11 +65,11 @@ def draw(score: F32, rng: Generator, *, is_probability: bool = True) -> tuple[I6
 
 
 def log_weight(score: F32 | F64, *, is_probability: bool = True) -> F64:
-    """Return the log weight of each score, NaN where it is.
+    """Return the log weight of each score; NaN stays NaN.
 
-    Of a probability these are its log-odds. Of another utility it is the distance from the mean of
-    its slate, the last axis, in standard deviations of the slate: utilities have neither a zero nor
-    a unit of their own. It is 0 where all are equal.
+    For a probability it is the log-odds. Other utilities have neither a zero nor a unit of their
+    own: their log weight is the distance from the mean of the slate, in standard deviations of the
+    slate, and 0 if all are equal. The slate is the last axis.
     """
     if not is_probability:
         return _standardized(score.astype(np.float64))
@@ -82,7 +83,7 @@ def _standardized(score: F64) -> F64:
     distance = score - np.where(known, score, 0.0).sum(axis=-1, keepdims=True) / num
     square = np.where(known, distance, 0.0) ** 2
     deviation = np.sqrt(square.sum(axis=-1, keepdims=True) / num)
-    # What is left of equal scores is rounding.
+    # Equal scores differ only by rounding.
     least = FLAT * np.max(np.abs(score), axis=-1, keepdims=True, initial=0.0, where=known)
     is_flat = deviation <= least
     return np.where(is_flat & known, 0.0, distance / np.where(is_flat, 1.0, deviation))
@@ -90,6 +91,6 @@ def _standardized(score: F64) -> F64:
 
 def pick_probability(weight: F64) -> F64:
     """Return the probability of each pick given the picks before it; `weight` is in pick order."""
-    # Log of the sum of the weights that are left at each pick.
+    # At each pick, the logarithm of the sum of the weights that are left.
     left = np.logaddexp.accumulate(weight[::-1])[::-1]
     return np.asarray(np.exp(weight - left), np.float64)

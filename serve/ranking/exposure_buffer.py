@@ -18,35 +18,38 @@ from serve.log.events import EXPOSURE_IDS, MAX_CALL_BYTES, MAX_ONE_IN, Exposure,
 log = logging.getLogger("tabrank")
 
 SEND_EVERY_S = 0.05
-# With the event clock, rankings flush older exposures. Send the rest after 2 s without a ranking.
+# With the event clock, each ranking flushes older exposures. The rest is sent after this time
+# without a ranking.
 IDLE_S = 2.0
 RETRY_S = 0.5
-# Reason of the warnings while calls of Ingest fail.
+# The reason in warnings while calls of Ingest fail.
 WAITING = "exposures wait for Ingest"
-# Reason of the warnings while exposures are thinned.
+# The reason in warnings while only a sample of exposures is kept.
 THINNED = "Ingest does not keep up"
-# Give a call up after 5 s, because Ingest may hang: the next one goes to the Ingest that Serve has
-# started instead. To send again is harmless, because Ingest drops what it has already. Not less: a
-# commit on a busy machine may take seconds.
+# A call is given up after this time, because Ingest may hang. The next call goes to the Ingest that
+# Serve has started instead. To send again is harmless, because Ingest drops what it has already.
+# The time may not be shorter, because a commit on a busy machine may take seconds.
 SEND_TIMEOUT_S = 5.0
-# Limit one call by its exposures, too: one commit takes them all.
+# Limits the exposures of a call, because one commit takes them all.
 MAX_SENT = 1_000
-# Limit the memory of the buffer; beyond either limit, new exposures are dropped and counted. Ingest
-# takes 32 MiB in a few seconds, so features are not stale for long once Ingest is back.
+# Limits on the buffer. Beyond either, new exposures are dropped and counted. Ingest takes 32 MiB in
+# a few seconds, so features are not stale for long once Ingest is back.
 MAX_HELD = 5_000
 MAX_HELD_BYTES = 32 * 1024 * 1024
-# Keep all exposures while less than this share of a limit is used: bursts and pauses are over
-# within it. Above it keep one in 2, one in 3 and so on, and one in MAX_ONE_IN a call below it.
+# All exposures are kept while less than this share of a limit is used, which is enough for bursts
+# and pauses. Above it, one in 2 is kept, then one in 3, and so on. One call below the limit, it is
+# one in MAX_ONE_IN.
 CALM = 0.4
-# While Ingest answers, hold what it takes of this replica in so many seconds, so that features are
-# not stale by the default of `stale_after_ms`, 5 s, however many replicas share Ingest. A replica
-# of which it takes few may hold so many.
+# While Ingest answers, the buffer holds at most what Ingest takes from this replica in MAX_WAIT_S.
+# Features are then not older than 5 s, the default of `stale_after_ms`, however many replicas share
+# Ingest. A replica from which it takes few may hold MIN_HELD.
 MAX_WAIT_S, MIN_HELD = 3.0, 500
-# A call that takes fewer than the ones before may have waited for something else. So what Ingest
-# takes in a second is the most of the last calls, less this share for each call since.
+# A call that takes fewer exposures than earlier ones may have waited for something else. What
+# Ingest takes in a second is therefore the most of the last calls, less this share for each call
+# since then.
 FADES = 0.3
-# Share of the buffer that a call takes. What is held falls by it when the call ends, and grows
-# again until the next one ends: this alone must not change how many are kept.
+# The share of the buffer that a call takes. What is held falls by it when a call ends, and grows
+# again until the next one ends. This alone must not change how many exposures are kept.
 CALL = MAX_SENT / MAX_HELD
 
 Send = Callable[[bytes], Awaitable[object]]
@@ -64,9 +67,10 @@ class ExposureBuffer:
     """Hold packed exposures until Ingest has made them durable: at-least-once delivery.
 
     If Ingest does not keep up, an even sample is held: one exposure in `one_in`, chosen by the hash
-    of its request id, and marked with that number. `one_in` follows what the buffer holds at the
-    end of each call of Ingest. As all replicas wait for the same commits, each finds its own number
-    for its part of what Ingest can do. If calls do not end, it follows what is held at once.
+    of its request id, and marked with that number. `one_in` depends on how much the buffer holds at
+    the end of each call of Ingest. All replicas wait for the same commits, so each finds the number
+    that fits its part of what Ingest can do. If a call does not end, `one_in` depends on how much
+    is held now.
 
     `send` raises TooLarge if a call is refused for its size.
     """
@@ -91,7 +95,7 @@ class ExposureBuffer:
     def put(self, exposure: Exposure) -> None:
         """Add one exposure without waiting, if it is in the sample.
 
-        Drop and count it if the buffer is full.
+        If the buffer is full, the exposure is dropped and counted.
         """
         exposure.one_in = max(self.one_in, self._wanted(MAX_HELD, CALL))
         if exposure.one_in > 1 and not _is_in_sample(exposure):
@@ -145,12 +149,12 @@ class ExposureBuffer:
                 self._limit = min(max(taken, (1.0 - FADES) * self._limit, MIN_HELD), MAX_HELD)
                 self.one_in = self._wanted(self._limit)
                 if self.one_in > 1:
-                    self._warn(THINNED, Busy(f"one exposure in {self.one_in} is logged, and stands for all"))
+                    self._warn(THINNED, Busy(f"only one exposure in {self.one_in} is logged, for all"))
                 num = min(2 * num, int(CALL * self._limit), MAX_SENT)
             return True
 
     def _wanted(self, limit: float, spare: float = 0.0) -> int:
-        """Return of how many exposures to keep one, at what is held less a `spare` share."""
+        """Return `one_in` for what is held, of which a `spare` share does not count."""
         fill = max(len(self._held) / limit, self._num_bytes / MAX_HELD_BYTES)
         depth = (fill - spare - CALM) / (1.0 - CALM - CALL)
         return round(math.pow(MAX_ONE_IN, min(max(depth, 0.0), 1.0)))
@@ -180,6 +184,6 @@ class ExposureBuffer:
 
 
 def _is_in_sample(exposure: Exposure) -> bool:
-    """Return whether the hash of the request id is in the first of `one_in` equal parts."""
+    """Return True if the hash of the request id is in the first of `one_in` equal parts."""
     hashed = int.from_bytes(key(EXPOSURE_IDS, exposure.request_id)[1:], "big")
     return hashed * exposure.one_in < 1 << 64

@@ -15,7 +15,7 @@ from serve.ranking.order import UNKNOWN, WORTHS, Standings
 from serve.ranking.query import Query
 from serve.stores.candidate_table import CandidateTable
 
-# Told why answers are degraded: the reason, the error and a request of the batch.
+# Is called with why answers are degraded: the reason, the error, and a request of the batch.
 OnDegraded = Callable[[str, Exception, str | None], None]
 
 
@@ -27,14 +27,14 @@ class HydratedBatch(NamedTuple):
     parts: list[slice]
     viewers: PackedRows
     unknown_viewer: list[bool]
-    # Why a query gets the popular order instead of its arm's; None if it does not.
+    # Why a query gets the popular order instead of its arm's order; None if it does not.
     failed: list[str | None]
     # Row numbers in the candidate table, 0 for candidates without a row.
     numbers: I64
     # Candidates without a row and without a stated value.
     unknown: Bools
     candidates: PackedRows
-    # Of the live candidates' own tables, which the next read of the store changes.
+    # These belong to the live candidates' own tables, which the next read of the store changes.
     values: Values
     standing: Standings
     context: PackedRows
@@ -67,7 +67,7 @@ class Hydrator:
         return self._look_up(queries, packed, [None] * len(queries))
 
     def without_viewers(self, queries: Sequence[Query], reasons: Sequence[str]) -> HydratedBatch:
-        """Look up the candidates alone, for a popular order; `reasons` say why it is one."""
+        """Look up only the candidates, for a popular order; `reasons` say why it is one."""
         return self._look_up(queries, {}, reasons)
 
     def _look_up(
@@ -92,7 +92,7 @@ class Hydrator:
             unknown=numbers == 0,
             candidates=candidates,
             values=self._live.rows.values_of(numbers),
-            # True is `ENDED`.
+            # As an integer, True is the standing `ENDED`.
             standing=(candidates["ends_ms"] <= now_ms[request_of_row]).view(np.int8),
             context=schema.context_rows([query.context for query in queries]),
             request_of_row=request_of_row,

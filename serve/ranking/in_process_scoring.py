@@ -1,10 +1,12 @@
-"""Score a small batch in this process: the call to Scorer would take longer than the scores do.
+"""Score a small batch in this process, because a call to Scorer would take longer than scoring it.
 
-A call costs both processes the same CPU time however small its batch is, and more than a batch of
-one. Larger batches go to Scorer, so that this process computes the features of the next one.
+A call to Scorer costs both processes a fixed CPU time, which is more than it takes to score a batch
+with one request. Larger batches go to Scorer, so that this process can compute the features of the
+next batch meanwhile.
 
-The rows of reasons, for which no batch waits, are scored in this process whatever they cost: at
-idle 300 rows take 0.4 ms, and a call of them 3.2.
+To explain a ranking, more rows are scored. No batch waits for these, so they are scored in this
+process whatever they cost. On an idle machine, scoring 300 rows takes 0.4 ms, and a call to Scorer
+for them 3.2 ms.
 """
 
 from __future__ import annotations
@@ -18,23 +20,27 @@ from serve.contract.logs import SeldomWarning
 from serve.model.scorer_cache import ITS_OWN, ModelHolder, untimed
 
 Call = Callable[[str, bytes], Awaitable[bytes]]
-# About half of a call's time without the scoring is spent in this process. A batch that is scored
-# here in that time costs this process no more than the call, and Scorer nothing.
+# The overhead of a call is its time without the scoring. About half of it is spent in this process.
+# A batch that can be scored here in that time costs this process no more than the call would, and
+# Scorer nothing.
 SHARE_HERE = 0.5
-# Take the least of the last times: the others contain queues, and work of other processes. Under a
-# high load nearly all calls do, so remember many of them.
+# How many times are remembered, of which the least counts. The others include waiting in queues and
+# work of other processes. Under a high load, this is true for nearly all calls, so many of them are
+# remembered.
 LAST_SCORED, LAST_CALLS = 16, 512
-# So many rows hold the event loop for 0.6 ms, of a deep model for 1.5. In a thread they hold it as
-# long, for the interpreter's lock, and take 0.3 ms more; 4,000 rows hold it less there.
+# Rows of reasons are scored on the event loop up to this number, otherwise in a thread. Scoring
+# 1,000 rows blocks the event loop for 0.6 ms, or 1.5 ms with a deep model. A thread would block it
+# as long, because of the interpreter's lock, and take 0.3 ms more. With 4,000 rows a thread blocks
+# it less.
 FEW_ROWS = 1_000
-# Versions times sizes that are remembered.
+# Limits the pairs of version and size whose times are remembered.
 MOST_TIMED = 128
 
 
 class InProcessScoring:
-    """Score a batch here if that is cheaper than the call, or if the call fails.
+    """Score a batch in this process if that is cheaper than the call to Scorer, or if that fails.
 
-    `may(version)` tells whether this process may score a version at all.
+    `may(version)` returns True if this process may score a version at all.
     """
 
     def __init__(
@@ -52,7 +58,8 @@ class InProcessScoring:
         self._warn = warn
         self._overheads_ms: deque[float] = deque(maxlen=LAST_CALLS)
         self._least_overhead_ms = 0.0
-        # Times per row, by version and the binary logarithm of the rows: a batch has a fixed cost.
+        # Times per row, by version and the binary logarithm of the number of rows. Small batches
+        # take more time per row, because every batch has a fixed cost.
         self._ms_per_row: defaultdict[tuple[str, int], deque[float]] = defaultdict(
             lambda: deque(maxlen=LAST_SCORED)
         )
@@ -61,10 +68,10 @@ class InProcessScoring:
         """Return the scores of a packed matrix and the time they took, as Scorer does.
 
         Raises:
-            Exception: the exception of the call, where the version may not be scored here.
+            Exception: the exception of the call, if the version may not be scored here.
         """
         num_rows = int.from_bytes(payload[:8], "little")
-        # Versions come and go.
+        # Versions come and go, so forget all of them from time to time.
         if len(self._ms_per_row) > MOST_TIMED:
             self._ms_per_row.clear()
         times = self._ms_per_row[version, num_rows.bit_length()]
@@ -80,7 +87,7 @@ class InProcessScoring:
             if not self._is_here(version):
                 raise
             self._warn("scored without Scorer", error)
-            # Not timed, so that batches keep trying the call.
+            # This is not timed, so that the next batches try the call again.
             return self._models.score_packed(version, payload)
         _, took_ms = untimed(answer, num_rows)
         self._overheads_ms.append((self._clock() - begun) * 1e3 - took_ms)
@@ -88,7 +95,7 @@ class InProcessScoring:
         return answer
 
     async def aside(self, version: str, payload: bytes) -> bytes:
-        """Score what no batch waits for: here, many rows in a thread, or else by the call.
+        """Score rows for which no batch waits: in this process, or else by the call to Scorer.
 
         Raises:
             Exception: the exception of the model, or of the call.

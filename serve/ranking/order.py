@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 from serve.config.settings import NOOP, SHUFFLE
 from serve.features.slots import F32, F64, I64
 
-# Standing of a candidate: those of a higher one come later, without a score, whatever their worth.
+# Standing of a candidate. Candidates of a higher standing come later and have no score, whatever
+# they are worth.
 LIVE, ENDED, UNKNOWN = range(3)
 Standings = NDArray[np.int8]
-# Sort key that no score reaches: it is above every float32.
+# A sort key that is above every float32, so that no score reaches it.
 BEHIND = 1e39
 
-# Arms that order by neither model nor popularity: the worth of one request's candidates, given
-# their popularity. They need no state, so they rank even while the store is down.
+# How arms that order by neither a model nor popularity get the worth of one request's candidates,
+# given their popularity. They need no state, so they rank even while the store is down.
 WORTHS: Mapping[str, Callable[[F32], F32]] = {
     NOOP: np.zeros_like,
     SHUFFLE: lambda popularity: np.random.default_rng().random(len(popularity), np.float32),
@@ -30,7 +31,7 @@ WORTHS: Mapping[str, Callable[[F32], F32]] = {
 def ordered(request_of_row: I64, score: F32, worth: F64, standing: Standings) -> I64:
     """Sort the rows of each request, all at once: scored, unscored by worth, ended, unknown.
 
-    Ties keep the given order. Returns row numbers `[R]`, those of a request together.
+    Ties keep the given order. Return row numbers `[R]`, those of a request together.
     """
     # A score may be any number, such as a utility of -3.
     key = np.where(np.isnan(score), BEHIND * (1.0 + standing), -score.astype(np.float64))
@@ -38,12 +39,12 @@ def ordered(request_of_row: I64, score: F32, worth: F64, standing: Standings) ->
 
 
 def most_popular(request_of_row: I64, popularity: F32, standing: Standings, num_wanted: I64) -> I64:
-    """Return the rows, ascending, of each request's most popular candidates: live ones first.
+    """Return the rows, ascending, of each request's most popular candidates; live ones come first.
 
     `num_wanted` `[B]` is how many each request wants.
     """
     order = np.lexsort((-popularity, standing, request_of_row))
-    # Index within the request; `order` keeps each request's rows together.
+    # The index within the request, since `order` keeps each request's rows together.
     place = np.arange(len(request_of_row)) - np.searchsorted(request_of_row, request_of_row)
     return np.sort(order[place < num_wanted[request_of_row]])
 

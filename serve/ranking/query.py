@@ -34,11 +34,12 @@ class Query(msgspec.Struct, frozen=True):
     keep_matrix: bool
     # Draw the order at random from the scores.
     explore: bool
-    # Most candidates that the model scores: the most popular ones, if a call takes fewer.
+    # How many candidates the model scores. If a call takes fewer than all, they are the most
+    # popular.
     num_scored: int
-    # Whether the context lacks a field that the model's training rows had.
+    # True if the context lacks a field that the model's training rows had.
     lacks_context: bool = False
-    # What the arm makes of the outcomes that the model predicts.
+    # How the arm weighs the outcomes that the model predicts.
     weighing: Weighing = PROBABILITY
     # Candidates by the place, from 0, to which the request pins them.
     pins: Mapping[int, int] = {}
@@ -47,8 +48,8 @@ class Query(msgspec.Struct, frozen=True):
 class Slate(msgspec.Struct, frozen=True):
     """One ranked query.
 
-    `order` `[C]` holds indices into `candidates`, best first; `score` `[C]`, the utility, is NaN
-    where unscored. `predictions` `[C, O]` are the amounts of the outcomes if there are several.
+    `order` `[C]` holds indices into `candidates`, best first. `score` `[C]` is the utility, NaN
+    where unscored. `predictions` `[C, O]` are the amounts of the outcomes, if there are several.
     """
 
     query: Query
@@ -65,15 +66,15 @@ class Slate(msgspec.Struct, frozen=True):
     # Features of the rows, if the query keeps them.
     matrix: Matrix | None
     stage_ms: Mapping[str, float]
-    # `[C]` probability of each pick given the picks before it, and log weight of each, in the order
-    # shown, if the order was drawn.
+    # If the order was drawn, `[C]` in the order shown: the probability of each pick given the picks
+    # before it, and the log weight of each candidate.
     propensity: F64 | None = None
     draw: F32 | None = None
     # Candidates that are last because they are unknown.
     num_unknown: int = 0
-    # `[C]` in the order shown, the place of each before rules and pins, if there are any.
+    # If there are rules or pins, `[C]` in the order shown: the place of each candidate before them.
     place_before: I64 | None = None
-    # The numbers of the arm's rules that moved a candidate.
+    # By candidate, the numbers of the arm's rules that moved it.
     why: Mapping[int, Sequence[int]] = {}
-    # Places shown at which each candidate that was left broke a rule.
+    # At how many shown places every candidate that was left broke a rule.
     num_unmet: int = 0

@@ -61,7 +61,7 @@ class Ranker:
         return self._slates(batch, amounts, score, worth, rows, matrix, stage_ms)
 
     def popular(self, queries: Sequence[Query], reasons: Sequence[str]) -> list[Slate]:
-        """Return the popular order from the candidate table; `reasons` say why it is not scored."""
+        """Return the popular order from the candidate table; `reasons` say why none is scored."""
         batch = self._hydrator.without_viewers(queries, reasons)
         unscored = np.full((len(batch.numbers), 1), np.nan, np.float32)
         worth = self._popularity(batch).astype(np.float64)
@@ -95,7 +95,7 @@ class Ranker:
         )
 
     def _worth(self, batch: HydratedBatch, rows: slice | I64, matrix: Matrix, popularity: F32) -> F64:
-        """Return `[R]` the worth that orders unscored rows: by their arm's heuristic or popularity.
+        """Return the worth `[R]` that orders unscored rows: by their arm's heuristic or popularity.
 
         `matrix` holds the features of `rows`, which contain all rows of queries without a model.
         """
@@ -131,7 +131,7 @@ class Ranker:
         score = np.where(is_scored, score, np.float32(np.nan))
         amounts = np.where(is_scored[:, None], amounts, np.float32(np.nan))
         order = ordered(batch.request_of_row, score, worth, batch.standing)
-        # Without the features of all rows, none are kept.
+        # Features are kept only if those of all rows were computed.
         whole = matrix if matrix is not None and len(matrix.numeric) == len(score) else None
         any_unknown = batch.unknown.any()
         slates = []
@@ -146,7 +146,7 @@ class Ranker:
                 query=query,
                 order=places,
                 score=score[part],
-                # The score tells the prediction of one outcome.
+                # With one outcome, the score already states the prediction.
                 predictions=amounts[part, :num_outcomes] if by_model and num_outcomes > 1 else None,
                 rung="fallback" if batch.failed[b] else "partial" if degraded else "full",
                 degraded=degraded,
@@ -181,9 +181,9 @@ class Ranker:
 
 
 def _degraded(query: Query, failed: str | None, finite: Bools, num_unknown: int) -> tuple[str, ...]:
-    """Return why an answer is not `full`; `finite` `[C]` tells which scores are.
+    """Return why an answer is not `full`; `finite` `[C]` tells which scores are finite.
 
-    Unknown candidates are never scored, so that they degrade no answer.
+    Unknown candidates are not meant to be scored, so they do not degrade an answer.
     """
     if failed is not None:
         return (failed,)

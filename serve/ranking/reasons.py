@@ -1,11 +1,14 @@
 """Reasons of a ranking: what each feature adds, compared with the slate's typical candidate.
 
-Occlusion (Zeiler and Fergus 2014) from both ends: the mean of what a candidate loses in worth if a
-feature takes the typical value, and of what the typical candidate gains from the candidate's
-value. These are the last and the first step of the orders that a Shapley value averages (1953);
-they give it exactly if features interact in pairs only. What they leave of the difference between
-the two candidates is divided among the features in proportion to their steps. The worth is the
-log-odds of a probability, and any other utility itself, which may be negative.
+The method is occlusion (Zeiler and Fergus 2014) from both ends. A feature adds the mean of two
+steps: what the candidate loses in worth if the feature takes the typical value, and what the
+typical candidate gains if the feature takes the candidate's value. These are the last and the first
+step of the orders that a Shapley value averages (Shapley 1953), and they give it exactly if
+features interact only in pairs. The steps may not add up to the difference between the two
+candidates. What is left is divided among the features in proportion to their steps.
+
+The worth is the log-odds if the utility is a probability, and otherwise the utility itself, which
+may be negative.
 
 Shapes: C scored candidates, of which E are explained; N features; P pairs of a candidate and a
 feature in which it is not typical; F numeric and K category columns.
@@ -25,24 +28,25 @@ from serve.model.scorer_cache import untimed
 from serve.ranking.query import Slate
 from serve.ranking.utility import Weighing
 
-# Candidates explained, and rows of their batch: a thread, or a Scorer, which scores nothing else
-# meanwhile, takes 2 to 6 ms for so many.
+# Limits the candidates that are explained, and the rows of their batch. A thread takes 2 to 6 ms
+# for so many rows, and so does a Scorer, which scores nothing else meanwhile.
 MAX_EXPLAINED = 100
 MAX_ROWS = 4_000
-# The event loop builds the rows; for 3 MiB, of wide sets, it took 18 ms.
+# Limits the bytes of the rows, because the event loop builds them. For 3 MiB, with wide sets, it
+# took 18 ms.
 MAX_BYTES = 512 * 1024
-# Keep the logarithm finite where a float32 score is 0 or 1.
+# Keeps the logarithm finite if a float32 score is 0 or 1.
 SMALLEST = 1e-7
-# Digits of a contribution in log-odds; beyond them scores differ by rounding. A utility may have
-# any unit, so its largest contribution has so many.
+# Digits after the point of a contribution in log-odds; further ones would be rounding. A utility
+# may have any unit, so its largest contribution has this many digits.
 DIGITS = 4
 
 
 class Explained(NamedTuple):
     """Contributions `[E, N]` of an answer's first candidates, in log-odds or units of the utility.
 
-    Those of a candidate sum to its difference from the typical one, whose row is `typical`; they
-    are NaN where a score is.
+    The contributions of a candidate sum to its difference from the typical candidate, whose row is
+    `typical`. They are NaN for a candidate without a score.
     """
 
     typical: Matrix
@@ -52,7 +56,7 @@ class Explained(NamedTuple):
 async def explain(
     slate: Slate, columns: Columns, call: Callable[[str, bytes], Awaitable[bytes]], num_shown: int
 ) -> Explained | None:
-    """Explain the candidates shown, with one call of the scorer; None if no model scored them.
+    """Explain the shown candidates with one call of the scorer; None if no model scored them.
 
     Raises:
         Exception: the exception of the call.
@@ -61,7 +65,7 @@ async def explain(
     if slate.model is None or slate.matrix is None or not len(scored):
         return None
     typical = typical_row(columns, slate.matrix.rows(scored))
-    # Without a score are the last, and some pins.
+    # The last candidates, and some pins, have no score.
     last = np.flatnonzero(np.isfinite(slate.score[slate.order]))[-1]
     shown = slate.order[: min(num_shown, MAX_EXPLAINED, last + 1)]
     given = slate.matrix.rows(shown)
@@ -84,9 +88,9 @@ async def explain(
 
 
 def typical_row(columns: Columns, matrix: Matrix) -> Matrix:
-    """Return one row: the median of each number, the most frequent category or set.
+    """Return one row: the median of each number, and the most frequent category or set.
 
-    The median is of the values that are not missing; of two middle ones, it is the smaller.
+    Missing values do not count for the median. If there are two middle values, it is the smaller.
     """
     # Sorting puts NaN last.
     ordered = np.sort(matrix.numeric, axis=0)
@@ -99,7 +103,7 @@ def typical_row(columns: Columns, matrix: Matrix) -> Matrix:
 
 
 def _differences(columns: Columns, given: Matrix, typical: Matrix) -> Bools:
-    """Return `[E, N]` where the given candidates are not typical.
+    """Return in which features the given candidates are not typical, `[E, N]`.
 
     The last candidates are left out if their rows exceed `MAX_ROWS` or `MAX_BYTES`.
     """
@@ -107,17 +111,17 @@ def _differences(columns: Columns, given: Matrix, typical: Matrix) -> Bools:
     starts = np.array([part.start for _, part in columns.category_parts()], np.intp)
     is_other = np.logical_or.reduceat(given.category != typical.category, starts, axis=1)
     differs = np.concatenate([differs, is_other], axis=1)
-    # The typical row, and two for each pair.
+    # There is the typical row, and two rows for each pair.
     num_rows = 1 + 2 * differs.sum(axis=1).cumsum()
     fitting: Bools = differs[num_rows <= min(MAX_ROWS, MAX_BYTES // columns.row_bytes)]
     return fitting
 
 
 def _rows(columns: Columns, given: Matrix, feature: I64, typical: Matrix) -> tuple[Matrix, I64]:
-    """Return distinct rows, and the place among them of the row of each purpose `[1 + 2 P]`.
+    """Return the distinct rows to score, and the place among them of each row that is needed.
 
-    These are the typical row, the candidate of each pair with the typical value of its feature, and
-    the typical row with the candidate's value.
+    The needed rows `[1 + 2 P]` are the typical row, then for each pair the candidate with the
+    typical value of the feature, and then for each pair the typical row with the candidate's value.
     """
     starts = [part.start for _, part in columns.category_parts()]
     owners = np.searchsorted(starts, np.arange(columns.num_category), "right") - 1
@@ -145,6 +149,6 @@ def _worth(weighing: Weighing, score: F32) -> F64:
 
 
 def _digits(contributions: F64) -> int:
-    # Of a pin without a score they are NaN.
+    # Contributions of a pin without a score are NaN.
     largest = float(np.fmax.reduce(np.abs(contributions), axis=None, initial=0.0))
     return DIGITS - math.ceil(math.log10(largest)) if math.isfinite(largest) and largest else DIGITS

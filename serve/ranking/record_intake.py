@@ -12,12 +12,13 @@ from serve.contract.records import MAX_RECORDS, ClientRecord, Event, EventsAnswe
 from serve.log.events import IngestResult, pack
 from serve.ranking.service import NOT_TAKEN, RankingService
 
-# Wait this long for Ingest to make records durable; after a rollout it opens the store first.
+# How long to wait until Ingest has made records durable. After a rollout it opens the store first.
 TAKE_S = 3.0
-# After an answer of a writer whose log another one has taken over, try again this much later.
+# If a writer answers whose log another one has taken over, the call is repeated after this time.
 FENCED_S = 0.1
-# Records of one key that a replica may have at Ingest: one full batch. Ingest commits in order, so
-# the records of every other key wait for these. A batch of new viewers takes it 0.05 s.
+# Limits the records of one key that a replica may have at Ingest to one full batch. Ingest commits
+# in order, so the records of every other key wait for these. A batch of new viewers takes it 0.05
+# s.
 MAX_UNDER_WAY = MAX_RECORDS
 
 
@@ -26,7 +27,7 @@ class RecordsUnderWay:
 
     def __init__(self) -> None:
         self._num: Counter[str] = Counter()
-        # Records of each key's last batch, as the estimate for the next, which is unread.
+        # Records of each key's last batch. They are the estimate for the next one, which is unread.
         self._last_size: Counter[str] = Counter()
 
     def require_room(self, key: str) -> None:
@@ -60,7 +61,8 @@ async def take(
         RequestError: 429 or 503 if records may not be stored.
     """
     service.metrics.rejected(len(rejected))
-    # Records with equal times apply in the order attributes, rankings, events, as in a replay.
+    # Records with equal times are applied in the order attributes, rankings, events, as in a
+    # replay.
     if service.event_clock:
         has_events = any(isinstance(record, Event) for record in good.values())
         first_ms = min((record.ts_ms or 0 for record in good.values()), default=0)
@@ -78,7 +80,7 @@ async def _ingested(service: RankingService, payload: bytes) -> IngestResult:
             while True:
                 try:
                     return await service.ingest(payload)
-                # A rollout: of two writers, the call went to the one before.
+                # During a rollout there are two writers, and the call went to the old one.
                 except WriterFenced:
                     await asyncio.sleep(FENCED_S)
     except Busy:

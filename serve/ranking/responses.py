@@ -1,6 +1,6 @@
 """Build the answer for the client and the exposure for the log from a ranked slate.
 
-`shown`: candidate ids in the order shown.
+`shown` is everywhere the list of candidate ids in the order shown.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ MAX_REASONS = 5
 def explain(
     columns: Columns, encoder: Encoder | None, matrix: Matrix, row: int, among: Container[str] | None = None
 ) -> dict[str, Any]:
-    """Return the raw value of each feature: a number, a string or list of strings, None if missing.
+    """Return each feature's raw value: a number, a string, a list of strings, or None if missing.
 
-    With `among`, only of these features. Categories are hashes in the service. The model's
-    vocabularies name the hashes that they contain; other hashes are written `#<hash>`.
+    `among` restricts the result to some features. Categories are hashes in the service. The model's
+    vocabularies name the hashes that they contain; other hashes are written as `#<hash>`.
     """
     known = encoder.entry_by_hash if encoder else {}
 
     def word(name: str, hashed: int) -> str | None:
         return None if hashed == 0 else known.get(name, {}).get(hashed, f"#{hashed:016x}")
 
-    # The shortest number that is the same float32.
+    # Write the shortest number that is the same float32.
     values: dict[str, Any] = {
         name: float(str(value)) if value == value else None
         for name, value in zip(columns.numeric, matrix.numeric[row], strict=True)
@@ -62,11 +62,11 @@ def add_reasons(
     kinds: Mapping[str, Kind],
     values_of: Callable[..., Mapping[str, Any]],
 ) -> None:
-    """Add the reasons of the explained candidates, which are the first.
+    """Add the reasons of the explained candidates, which are the first ones.
 
-    `order` has the row of each. `contributions` `[E, N]` are of the features in the order of
-    `typical`, their typical values. `values_of` returns the values of some features of a row, for
-    candidates without their features.
+    `order` has the row of each candidate. `typical` has the features' typical values, and
+    `contributions` `[E, N]` has the features in the same order. `values_of` returns the values of
+    some features of a row, for candidates that come without their features.
     """
     names = list(typical)
     largest = np.argsort(-np.abs(contributions), axis=1, kind="stable")[:, :MAX_REASONS]
@@ -134,7 +134,7 @@ def answer(
 
 
 def told_why(slate: Slate, place: int) -> list[str]:
-    """Return in words which rules moved the candidate at a place, or that the request did."""
+    """Return in words which rules moved the candidate at a place, or that a pin did."""
     if place in slate.query.pins:
         return ["pin of the request"]
     return [slate.query.arm.slate[k].text for k in slate.why.get(int(slate.order[place]), ())]
@@ -146,7 +146,8 @@ def exposure(slate: Slate, shown: list[str], total_ms: float, surface: str) -> E
     `surface` is the short fingerprint of the surface whose features are logged.
     """
     query, order = slate.query, slate.order[: len(shown)]
-    # Without the store the features are those of blank viewers; training could not reproduce them.
+    # Without the store, the features are those of blank viewers, which training could not
+    # reproduce.
     matrix = None if "store_unavailable" in slate.degraded else slate.matrix
     propensity = None if slate.propensity is None else slate.propensity[: len(shown)].tolist()
     weighing = query.weighing

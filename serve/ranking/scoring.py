@@ -1,7 +1,7 @@
 """Score: ask each query's model version for the predictions of its rows.
 
-`CallModel` leads to the arithmetic in `serve.model.graph`: in this process, as `in_process_scoring`
-decides, or in the deployment `Scorer`.
+`CallModel` leads to the arithmetic in `serve.model.graph`. It runs in this process or in the
+deployment `Scorer`, as `in_process_scoring` decides.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ async def model_shares(
 ) -> F32:
     """Return the shares `[R, O]` of a batch, NaN where unscored; `matrix` is that of `rows`.
 
-    O is the most outcomes that a version of the batch predicts; the others have zeros after theirs.
-    Unknown candidates are not scored: training has no rows like theirs.
-    Queries whose version cannot score them are marked in `batch.failed`; it never raises.
+    O is the largest number of outcomes that a version of the batch predicts. Versions with fewer
+    outcomes have zeros in the last columns. Unknown candidates are not scored, because training has
+    no rows like theirs. Queries whose version cannot score them are marked in `batch.failed`; the
+    function never raises.
     """
     request_of_row = batch.request_of_row[rows]
     num_outcomes = max(len(query.weighing.weights) for query in batch.queries)
@@ -47,7 +48,7 @@ async def model_shares(
                 raise ValueError(f"expected scores of the shape {expected}, got {answered.shape}")
             shares[mine, : expected[1]] = answered
             shares[mine, expected[1] :] = 0.0
-        # After any failure of the scorer, the popular order is still available.
+        # Whatever the failure of the scorer is, the popular order is still available.
         except Exception as error:
             on_degraded("scorer_unavailable", error, batch.queries[members[0]].request_id)
             for b in members:
@@ -58,7 +59,7 @@ async def model_shares(
 
 
 def _by_version(batch: HydratedBatch) -> dict[str, list[int]]:
-    """Return the indices of the queries to score by version; fail those that have none."""
+    """Return by version the indices of the queries to score; mark queries without one as failed."""
     members: dict[str, list[int]] = {}
     for b, query in enumerate(batch.queries):
         if batch.failed[b] is not None or not query.arm.by_model:

@@ -45,17 +45,18 @@ from serve.rollout.monitor import CallScorer, RolloutMonitor
 from serve.storage.bucket import BucketError, place
 from serve.stores.candidate_table import CandidateTable
 
-# A popular-order batch may be this many times as large as a scored one: it computes no features.
+# A batch of popular orders may be this many times as large as a scored one, because it computes no
+# features.
 POPULAR_BATCHES = 8
-# Log the features of a live ranking this often at least, so that an audit of a small service has
-# enough of them after hours. That is 120 an hour of a replica, or 0.6 MB of 55 candidates.
+# The features of a live ranking are logged at least this often, so that an audit of a small service
+# has enough of them after some hours. A replica logs 120 an hour, or 0.6 MB with 55 candidates.
 LOG_FEATURES_EVERY_S = 30.0
 NOT_DIAGNOSED = "not_diagnosed"
 # Reasons of warnings that mean degraded answers or lost records while they last.
 NOT_TAKEN = "events_unavailable"
 FAILING_INGEST = (NOT_TAKEN, WAITING)
 FAILING = ("scorer_unavailable", *FAILING_INGEST, NOT_DIAGNOSED)
-# No module that a replica imports can seed it.
+# A generator that no module which a replica imports can seed.
 draw = SystemRandom().random
 
 
@@ -77,20 +78,20 @@ class RankingService:
     ) -> None:
         self.args = args
         self.base = base
-        # Why the last settings were refused.
+        # Why the last settings were refused; None if they were accepted.
         self.settings_error: TabrankError | None = None
-        # What is wrong with the store, as of a few seconds ago.
+        # What was wrong with the store a few seconds ago.
         self._store_faults: list[Diagnosis] = []
-        # Why the log's bucket was not read.
+        # Why the log's bucket could not be read; None if it could.
         self.log_error: BucketError | None = None
-        # Whether the log had records that the store lacked.
+        # True if the log had records that the store lacked.
         self.is_behind = False
         self.surface = args.load_surface(base)
         self.schema = Schema(self.surface)
         self._surface_name = self.surface.short_fingerprint
         self.config = UserConfig()
         self._weighings = Weighings(self.surface)
-        # When a live ranking logs its features whatever their share, on the monotonic clock.
+        # From this time on, on the monotonic clock, the next live ranking logs its features.
         self._features_due_s = 0.0
         self._peers = peers
         self.metrics = metrics or Metrics()
@@ -103,7 +104,8 @@ class RankingService:
         self._fit_a_call = MAX_CALL_BYTES // features.columns.row_bytes
         self._mirror = mirror_of(place(args.models, base))
         self.models = ActiveModels(self._mirror.folder, features, peers.load)
-        # What fails for reasons alone must not end the scoring of rankings.
+        # Calls for reasons have a circuit breaker of their own: their failures must not stop
+        # rankings.
         call, call_for_reasons = _guarded(peers), _guarded(peers)
         score, self._score_reasons = call, call_for_reasons
         if in_process is not None:
@@ -118,7 +120,7 @@ class RankingService:
         self.admission = Admission()
         cap = self.config.max_batch_candidates
         self._scored: Batcher[Query, Slate] = Batcher(self.ranker.rank, max_in_flight=2, cap=cap)
-        # Arms without a scorer have a batcher of their own: a batch is answered as a whole.
+        # Arms without a scorer have a batcher of their own, because a batch is answered as a whole.
         self._unscored: Batcher[Query, Slate] = Batcher(self.ranker.rank, max_in_flight=1, cap=cap)
         # In batches of 16 a popular order takes a quarter of the time that it takes alone.
         self._popular: Batcher[tuple[Query, str], Slate] = Batcher(
@@ -143,8 +145,9 @@ class RankingService:
     def configure(self, config: UserConfig, *, of_pointers: bool = False) -> None:
         """Apply new live settings; running batches are not affected.
 
-        With `of_pointers`, the versions that pointers name now must have the outcomes that arms
-        weigh. A replica that starts takes the settings of the others, whatever was promoted since.
+        If `of_pointers` is set, the versions that pointers name now must have the outcomes that
+        arms weigh. A replica that starts does not set it: it must take the settings that other
+        replicas have, whatever was promoted since.
 
         Raises:
             TabrankError: an arm names a version that is not published, or a baseline that the
@@ -162,7 +165,7 @@ class RankingService:
         self.admission.configure(
             enabled=config.load_shedding and not self.event_clock,
             deadline_ms=config.deadline_ms,
-            # The batches in progress, and one that gathers.
+            # Candidates of the batches in progress, and of one that gathers.
             most=(config.max_batches_in_flight + 1) * self._scored.cap,
         )
 
@@ -189,7 +192,7 @@ class RankingService:
         caller: str = "",
         arrived_s: float | None = None,
     ) -> RankAnswer:
-        """Rank one request: the model's order, or without scores in time the popular order.
+        """Rank one request: the model's order or, if there are no scores in time, the popular one.
 
         `arm` replaces the assigned arm; the ranking then counts for no experiment. Callers share
         the limit of load shedding in equal parts. `arrived_s` is when the request came, on the
@@ -200,7 +203,8 @@ class RankingService:
             arrived_s = self.admission.arrived_s()
         deadline = self.admission.deadline(arrived_s, deadline_ms)
         query = self._admit(request, arm)
-        # With the event clock, a ranking sees records with an earlier time, not with an equal one.
+        # With the event clock, a ranking sees records with an earlier time, but not with an equal
+        # one.
         if self.event_clock:
             await self.exposure_buffer.flush(before_ms=query.now_ms)
         slate = self._mark_stale(await self._slate(query, arrived_s, deadline, caller))
@@ -252,14 +256,14 @@ class RankingService:
                 return await batcher.submit(query, query.num_scored, deadline)
             except TimeoutError:
                 reason = "deadline"
-            # An internal error, or an error of another request in the batch.
+            # This is an internal error, or an error of another request in the batch.
             except Exception as error:
                 reason = "scorer_unavailable"
                 self.warn(reason, error, query.request_id)
         try:
             # The popular order waits for nothing but the process itself.
             return await self._popular.submit((query, reason), query.num_scored, deadline=math.inf)
-        # A query that cannot be ranked fails its whole batch: rank this one by itself.
+        # A query that cannot be ranked fails its whole batch, so rank this one by itself.
         except Exception:
             return self.ranker.popular([query], [reason])[0]
 
@@ -315,7 +319,7 @@ class RankingService:
         return self._weighings.of({}, self.models.artifact(version)).utility(shares)
 
     def _logs_features(self, request: RankRequest) -> bool:
-        """Return whether to log the features: of a share, and of live rankings now and then."""
+        """Return True to log the features: for a share, and for live rankings now and then."""
         share, now_s = self.config.log_features, time.monotonic()
         if request.traffic == "live" and share and now_s >= self._features_due_s:
             self._features_due_s = now_s + LOG_FEATURES_EVERY_S
@@ -323,7 +327,7 @@ class RankingService:
         return draw() < share
 
     def diagnose_store(self, log_end: LogEnd | None) -> None:
-        """Diagnose the store as it was last read, after the end of the log was."""
+        """Diagnose the store as it was last read; the end of the log was read before it."""
         is_ahead = log_end is not None and (log_end.other != "" or log_end.seq > self.live.seq)
         self.is_behind = self.live.error is None and is_ahead
         if self.live.error is not None:
@@ -346,7 +350,7 @@ class RankingService:
                 yield declared.unreachable(where, error)
         age_s = self.exposure_buffer.age_s
         has_store = self.live.error is None
-        # What Ingest cannot do without a store follows from that.
+        # Without a store Ingest cannot do its work either, which needs no diagnosis of its own.
         if has_store and age_s * 1e3 > config.stale_after_ms and not self.event_clock:
             yield declared.diagnosis("stale_features", age_s=age_s)
         if self.exposure_buffer.one_in > 1:
@@ -369,7 +373,7 @@ class RankingService:
 
     @property
     def freshness_ms(self) -> float | None:
-        """Return the age of the features: of the last table read or the oldest unsent exposure."""
+        """Return the age of the features: of the last read table, or the oldest held exposure."""
         age_s = self.live.age_s
         return None if age_s is None else round(max(age_s, self.exposure_buffer.age_s) * 1e3, 1)
 

@@ -1,13 +1,14 @@
-"""The rate of rankings that a replica keeps up for minutes, to notice that they end."""
+"""The rate of rankings that a replica had for minutes, to notice when they stop."""
 
 from __future__ import annotations
 
 from collections import deque
 
 MINUTE_S = 60.0
-# A shorter burst, such as a load test of a minute, may end without being missed.
+# A rate counts only if it lasted this many minutes. A shorter burst, such as a load test of a
+# minute, may end without a warning.
 LASTS_MIN = 5
-# Whoever looks within an hour hears of it, as from TabrankNoTraffic.
+# The end of a rate is reported for this many minutes, as by the alert TabrankNoTraffic.
 KEPT_MIN = 60
 
 
@@ -24,7 +25,7 @@ class SteadyRate:
         self._counts[-1] += 1
 
     def per_s(self, now_s: float) -> float:
-        """Return the highest rate that each of five minutes running had, of the last hour."""
+        """Return the highest rate that five minutes in a row all had, within the last hour."""
         while now_s - self._minute_s >= MINUTE_S:
             self._minute_s += MINUTE_S
             self._counts.append(0)

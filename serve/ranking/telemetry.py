@@ -17,7 +17,8 @@ class Moment(NamedTuple):
     num_dropped: int
     # Exposures dropped since the start because of their size.
     num_too_large: int
-    # Exposures left out since the start of the sample that is kept while Ingest does not keep up.
+    # Exposures left out since the start because only a sample was kept while Ingest did not keep
+    # up.
     num_thinned: int
     kill_switch: bool
     # The promoted version.

@@ -11,15 +11,15 @@ from serve.ranking.service import NOT_DIAGNOSED, RankingService
 from serve.ranking.telemetry import Moment
 from serve.storage.bucket import BucketError, is_bucket
 
-# Pull the candidate table this often if no ranking does.
+# How often the candidate table is read if no ranking reads it.
 REFRESH_S = 0.2
-# Diagnose the store this often: it reads the footers of four files.
+# How often the store is diagnosed, for which the footers of four files of the log are read.
 DIAGNOSE_S = 5.0
-# Of a log in a bucket, this takes some 20 requests, and each is paid for.
+# The same for a log in a bucket, which takes some 20 requests. Each costs money.
 DIAGNOSE_BUCKET_S = 60.0
 
-# Wait so long at the start for Ingest to bring the store up to the log. While a change of surface
-# is deployed, the replicas before answer meanwhile.
+# How long a replica waits at its start for Ingest to bring the store up to the log. While a change
+# of the surface is deployed, the old replicas answer meanwhile.
 WRITER_S = 20.0
 LOOK_S = 0.1
 
@@ -29,8 +29,9 @@ Step = Callable[[RankingService], Awaitable[None]]
 async def keep_up(service: RankingService) -> None:
     """Keep table and models fresh, control load and send exposures, until cancelled.
 
-    Each runs as its own task: a scorer that loads slowly must not stop the table updates. An
-    internal error in one task ends all of them and is raised, so that the replica restarts.
+    Each of these runs as a task of its own, because a scorer that loads slowly must not stop the
+    updates of the table. An internal error in one task ends all of them and is raised, so that the
+    replica restarts.
     """
     diagnose_s = DIAGNOSE_BUCKET_S if is_bucket(service.args.log) else DIAGNOSE_S
     async with asyncio.TaskGroup() as tasks:

@@ -1,7 +1,8 @@
 """Utility: what a candidate is worth, from the predictions of each outcome and an arm's weights.
 
-The utility is the sum of weight times prediction, and a prediction is a share of its outcome's cap,
-times that cap. With one outcome whose weight and cap are 1, the utility is the probability itself.
+The utility is the sum of weight times prediction over the outcomes. A prediction is the share that
+the model returns, times the amount that a share of 1 stands for: the outcome's cap, or one event.
+With one outcome whose weight and cap are 1, the utility is the probability itself.
 
 Shapes: B requests; R rows; O outcomes that a version predicts, in its order.
 """
@@ -17,28 +18,29 @@ from serve.features.slots import F32, I64
 from serve.features.surface import Surface
 from serve.model.artifact import Artifact
 
-# Forget all weighings once there are so many: arms change live, and versions come and go.
+# All weighings are forgotten once there are this many, because arms change live, and versions come
+# and go.
 MAX_WEIGHINGS = 64
 
 
 class Weighing:
-    """Weights of the outcomes that a version predicts, and the amounts that a share of 1 is."""
+    """Weights of the outcomes that a version predicts, and the amounts that a share of 1 means."""
 
     def __init__(self, weights: Mapping[str, float], scales: Sequence[float]) -> None:
-        # By outcome, in the order of the version.
+        # The weights by outcome, in the order of the version.
         self.weights = dict(weights)
         self.scales = list(scales)
-        # Whether the utility is the share of the only outcome, so a probability.
+        # True if the utility is the share of the only outcome, and so a probability.
         self.is_share = [*weights.values()] == self.scales == [1.0]
-        # Of an answer's candidates: as fast as a tuple, and JSON has the names. No field of a class
-        # may have the name of a keyword, an outcome may.
+        # The type of an answer's predictions. It is as fast as a tuple, and JSON has the names. The
+        # fields are numbered, because an outcome may have the name of a Python keyword.
         fields = {f"outcome_{k}": name for k, name in enumerate(weights)}
         self.told = msgspec.defstruct(
             "Predictions", [(field, float) for field in fields], rename=fields, gc=False
         )
 
     def utility(self, shares: F32) -> F32:
-        """Return the utility `[R]` of shares `[R, O]`, NaN where a share is."""
+        """Return the utility `[R]` of shares `[R, O]`; NaN where a share is NaN."""
         return weighed(shares, [self], np.zeros(len(shares), np.int64))[0]
 
 
@@ -54,10 +56,10 @@ class Weighings:
         self._made: dict[tuple[object, ...], Weighing] = {}
 
     def of(self, weights: Mapping[str, float], artifact: Artifact | None) -> Weighing:
-        """Return how the surface's weights, but for those of an arm, weigh a version's outcomes.
+        """Return the weighing of a version's outcomes by the surface's weights and an arm's own.
 
-        An outcome that neither weighs counts for nothing. Without a version, the outcomes are those
-        that the surface predicts.
+        The arm's weights replace those of the surface. An outcome that neither weighs counts for
+        nothing. Without a version, the outcomes are those that the surface predicts.
         """
         key = (artifact and artifact.version, *weights.items())
         if key not in self._made:
@@ -75,13 +77,14 @@ class Weighings:
 def weighed(shares: F32, weighings: Sequence[Weighing], request_of_row: I64) -> tuple[F32, F32]:
     """Return the utility of each row of a batch `[R]`, and its predictions in units `[R, O]`.
 
-    Both are NaN where a share is. It adds one outcome after the other, so that the utility of a row
-    does not depend on other rows.
+    Both are NaN where a share is NaN. One outcome is added after the other, so that the utility of
+    a row does not depend on other rows.
 
     Args:
-        shares: `[R, O]` with the outcomes of the version that has most; those of others come first.
-        weighings: That of each request.
-        request_of_row: `[R]`.
+        shares: `[R, O]`, where O is the number of outcomes of the version with the most. Rows of
+            other versions use the first columns.
+        weighings: The weighing of each request.
+        request_of_row: The request `[R]` of each row.
     """
     distinct = list(dict.fromkeys(weighings))
     if all(weighing.is_share for weighing in distinct):
@@ -90,7 +93,7 @@ def weighed(shares: F32, weighings: Sequence[Weighing], request_of_row: I64) -> 
     for k, weighing in enumerate(distinct):
         weights[k, : len(weighing.scales)] = [*weighing.weights.values()]
         scales[k, : len(weighing.scales)] = weighing.scales
-    # A batch has one weighing, unless arms differ.
+    # Mostly, all requests of a batch have the same weighing.
     if len(distinct) > 1:
         of_row = np.array([distinct.index(weighing) for weighing in weighings])[request_of_row]
         weights, scales = weights[of_row], scales[of_row]

@@ -20,7 +20,7 @@ from serve.rollout.history import CachedHistory
 from serve.rollout.version_state import State, Version
 
 log = logging.getLogger("tabrank")
-# Give the scorers at most 20 s to load a version.
+# The scorers have this time to load a version.
 LOAD_S = 20.0
 
 # Returns once the scorers have loaded the version.
@@ -35,12 +35,12 @@ class ActiveModels:
         self.current: Artifact | None = None
         self.canary: Artifact | None = None
         self._versions: dict[str, Version] = {}
-        # Version that each pointer names, good or bad.
+        # The version that each pointer names, good or bad.
         self._pointers: dict[str, str | None] = {CURRENT: None, CANARY: None}
         self.limits = Limits()
         self._folder = folder
         self._features = features
-        # Errors of the versions that are wanted and not loaded, by version.
+        # The errors of versions that are wanted but not loaded, by version.
         self.failures: dict[str, Exception] = {}
         self._load_model = load_model
         self._history = CachedHistory(folder)
@@ -48,8 +48,8 @@ class ActiveModels:
     def version_for(self, arm: Arm) -> str | None:
         """Return the loaded version that ranks for an arm; None if there is none.
 
-        A version that was promoted since may lack an outcome that the arm weighs: it does not rank
-        for this arm, because the order would not be what its weights say.
+        A version that was promoted after the settings were made may lack an outcome that the arm
+        weighs. It does not rank for this arm, because its order would not follow the weights.
         """
         artifact = self.named_by(arm)
         return None if artifact is None or arm.lacks(artifact) else artifact.version
@@ -70,13 +70,13 @@ class ActiveModels:
 
     @property
     def at_fault(self) -> list[tuple[str, Verdict]]:
-        """Versions that a pointer names and that are to be rolled back, with the reason."""
+        """The versions that a pointer names and that are to be rolled back, with the reason."""
         named = [v for v in self._named if self.limits.enabled or v.state is State.QUARANTINED]
         return [(version.name, version.verdict) for version in named if version.verdict is not None]
 
     @property
     def lost(self) -> str | None:
-        """The version that should be current, while no pointer names it; else None."""
+        """The version that should be current although no pointer names it, or None."""
         if self._pointers[CURRENT] is not None or CURRENT in self.failures:
             return None
         last = self._history.read().entries[-1:]
@@ -88,9 +88,9 @@ class ActiveModels:
         The current versions keep ranking until the new ones are loaded.
 
         Raises:
-            TabrankError: a version was refused; it is retried only once it was not named for a
-                while.
-            Exception: a version could not be loaded now; the other versions are loaded.
+            TabrankError: a version was refused. It is tried again only after nothing has named it
+                for a while.
+            Exception: a version could not be loaded now. The other versions are loaded.
         """
         failed: list[Exception] = []
         self.failures = {name: error for name, error in self.failures.items() if name not in self._pointers}
@@ -101,7 +101,8 @@ class ActiveModels:
         self._release(wanted)
         for name in sorted(wanted):
             await self._load(self._version(name), failed)
-        # An earlier version, to roll back to, may be of another state.
+        # Only these must fit. An earlier version, to which a rollback would lead, may be of another
+        # state.
         ranking = (*filter(None, self._usable()), *stated, *self._pointers.values())
         lacking = {name for name in ranking if self.artifact(name) is None}
         lacking |= {pointer for pointer, name in self._pointers.items() if name is None}
@@ -118,7 +119,8 @@ class ActiveModels:
         if self.canary is version.artifact:
             self.canary = None
         if self.current is version.artifact:
-            # Among loaded versions only: requests wait for this, so it must not read the folder.
+            # Look only among loaded versions: requests wait for this, so it must not read the
+            # folder.
             loaded = [each.name for each in self._versions.values() if each.artifact is not None]
             before = self._history.read().previous(name, loaded)
             self.current = self.artifact(before) or self.current
@@ -137,7 +139,7 @@ class ActiveModels:
                 version.release()
 
     def _release(self, wanted: set[str]) -> None:
-        """Forget what was found about versions that no pointer names any more."""
+        """Forget the verdicts about versions that no pointer names any more."""
         for version in set(self._versions.values()) - set(self._named):
             if version.state is not State.REFUSED or version.name not in wanted:
                 version.release()
@@ -157,7 +159,7 @@ class ActiveModels:
                 version.refuse(error)
 
     def _take_up(self) -> None:
-        """Rank with the usable versions that are loaded."""
+        """Rank with the loaded ones of the usable versions."""
         promoted, canary = map(self.artifact, self._usable())
         if promoted is not None and promoted is not self.current:
             self.current = promoted

@@ -1,9 +1,10 @@
-"""Rollout guard: decide if and why a version on trial is rolled back. No I/O; time is injected.
+"""Rollout guard: decide whether and why a version on trial is rolled back, without I/O.
 
-The guard compares pairs: rows that the new version scored for an answer and that the incumbent
-scored again a moment later. Thus neither the traffic mix, nor the time of day, nor the fixed cost
-of a batch can look like a fault of the version. Comparing two samples of traffic would need tens of
-times as many rows, because the rows of one request and of one viewer are correlated.
+The guard compares pairs: rows that the new version scored for an answer, and that the *incumbent*,
+the version that it replaces, scored again a moment later. Neither the traffic mix, nor the time of
+day, nor the fixed cost of a batch can therefore look like a fault of the version. To compare two
+samples of traffic would need tens of times as many rows, because the rows of one request and of one
+viewer are correlated.
 """
 
 from __future__ import annotations
@@ -19,20 +20,21 @@ from serve.config.settings import Limits
 from serve.features.slots import F32
 from serve.rollout.score_comparison import ScoreSums
 
-# Forget observations after one to two periods.
+# Observations are forgotten after one to two periods.
 PERIOD_S = 150.0
-# Compare distributions from 1,000 rows on: fewer rows come from few requests, which may be alike.
+# Distributions are compared from this many rows on. Fewer rows come from few requests, which may be
+# alike.
 MIN_ROWS = 1_000
-# Compare times from 20 pairs on.
+# Times are compared from this many pairs on.
 MIN_PAIRS = 20
 MIN_CALLS_FAILED = 3
 MIN_NON_FINITE = 10
 # Largest share of non-finite scores. A healthy version has none, whatever the features hold.
 MAX_NON_FINITE = 0.01
-# Ignore a slowdown below 0.5 ms a batch: no user notices it.
+# A slowdown of a batch by less than this is ignored, because no user notices it.
 MIN_EXTRA_MS = 0.5
-# Allow the PSI a noise of NOISE / rows: two equal versions exceed it in one of a thousand
-# comparisons (`serve.rollout.score_comparison.psi`).
+# The PSI may exceed its limit by a noise of NOISE / rows. Two equal versions have a larger PSI in
+# one of a thousand comparisons (`serve.rollout.score_comparison.psi`).
 NOISE = 56.0
 
 # Reasons for a rollback: non-finite scores, exceptions, slowness, shifted scores, refused artifact.
@@ -47,7 +49,7 @@ class Verdict(NamedTuple):
 
 
 class Trial:
-    """Trial of one version against the incumbent that it would be rolled back to."""
+    """Trial of one version against its incumbent, to which a rollback would return."""
 
     def __init__(self, version: str, incumbent: str, limits: Limits, now_s: float) -> None:
         self.version = version
@@ -100,8 +102,8 @@ class Trial:
             what = f"predictions of {outcome}" if outcome else "scores"
             self._decide(
                 "shifted",
-                f"its {what} of {num_rows} rows are shifted from those of {self.incumbent}: PSI {found:.2f}, "
-                f"allowed {self.limits.max_psi:g}",
+                f"its {what} of {num_rows} rows are shifted from those of {self.incumbent}: PSI is {found:.2f}, "
+                f"and at most {self.limits.max_psi:g} is allowed",
             )
 
     def _judge_time(self) -> None:
@@ -113,7 +115,7 @@ class Trial:
             self._decide(
                 "slow",
                 f"a batch takes {new_ms:.1f} ms, and {old_ms:.1f} ms with {self.incumbent}: "
-                f"{ratio:.1f} times, allowed {self.limits.max_slowdown:g}",
+                f"{ratio:.1f} times as long, and at most {self.limits.max_slowdown:g} times is allowed",
             )
 
     def _decide(self, kind: Kind, reason: str) -> None:

@@ -13,9 +13,9 @@ import msgspec
 
 from serve.contract.errors import TabrankError
 from serve.model.artifact import HISTORY, VERSION
-from serve.storage.atomic_files import compare_and_set
+from serve.storage.atomic_files import compare_and_set, content_of
 
-# Keep the last 1,000 entries.
+# Limits the entries that the file keeps, of which the oldest are dropped.
 MAX_ENTRIES = 1_000
 
 Action = Literal["promote", "rollback", "canary", "end"]
@@ -27,7 +27,7 @@ class HistoryEntry(msgspec.Struct, frozen=True):
     """One action on a version; `was` and `now` are the current version before and after it."""
 
     at_ms: int
-    # `canary` starts a canary, `end` is its end by hand.
+    # `canary` starts a canary, and `end` ends it by hand.
     action: Action
     version: Version
     was: Version | None
@@ -47,7 +47,7 @@ class History:
 
     @cached_property
     def rolled_back(self) -> dict[str, HistoryEntry]:
-        """Versions that were rolled back and not promoted or made canary since, with the entry."""
+        """Versions that were rolled back and not promoted or made canary since, by name."""
         found: dict[str, HistoryEntry] = {}
         for entry in self.entries:
             if entry.action == "rollback":
@@ -57,7 +57,7 @@ class History:
         return found
 
     def previous(self, current: str | None, published: Collection[str]) -> str | None:
-        """Return the last good version that was current before `current` and is still published."""
+        """Return the last good version that was current before `current` and still is published."""
         for version in self._before(current):
             if version != current and version not in self.rolled_back and version in published:
                 return version
@@ -72,7 +72,7 @@ class History:
         return None
 
     def _before(self, current: str | None) -> Iterator[str]:
-        """Follow the promotions back from `current`; from the last change if it has none."""
+        """Follow the promotions back from `current`, or from the last change if it has none."""
         is_known = any(current in (entry.was, entry.version) for entry in self.entries)
         version = current if is_known else None
         for entry in reversed(self.entries):
@@ -86,18 +86,12 @@ class History:
 
 
 def read(models: Path) -> History:
-    """Read the history of a models folder, empty without one; invalid lines are skipped.
+    """Read the history of a models folder; a missing file is empty, and invalid lines are skipped.
 
     Raises:
         OSError: the file cannot be read.
     """
-    return _decoded(_content(models) or b"")
-
-
-def _content(models: Path) -> bytes | None:
-    with contextlib.suppress(FileNotFoundError):
-        return (models / HISTORY).read_bytes()
-    return None
+    return _decoded(content_of(models / HISTORY) or b"")
 
 
 def _decoded(content: bytes) -> History:
@@ -112,10 +106,11 @@ def append(models: Path, entry: HistoryEntry) -> None:
     """Add an entry durably; readers see the file before or after the change.
 
     Raises:
-        OSError: the file cannot be written, or cannot be read; it must not be replaced by one line.
+        OSError: the file cannot be written, or cannot be read. It is then not replaced, because
+            the other entries would be lost.
         TabrankError: another process has changed it meanwhile.
     """
-    held = _content(models)
+    held = content_of(models / HISTORY)
     entries = [*_decoded(held or b"").entries, entry][-MAX_ENTRIES:]
     new = b"".join(msgspec.json.encode(each) + b"\n" for each in entries)
     if not compare_and_set(models / HISTORY, held, new):
@@ -131,7 +126,7 @@ class CachedHistory:
         self._history = History()
 
     def read(self) -> History:
-        """Return the history; some µs without a change. On a read error, return the last one."""
+        """Return the history, or the last one if it cannot be read; some µs without a change."""
         with contextlib.suppress(OSError):
             found = self._path.stat() if self._path.exists() else None
             seen = found and (found.st_ino, found.st_mtime_ns)

@@ -1,8 +1,8 @@
-"""Rollout monitor of one replica: pass on all scorer calls, and watch the versions on trial.
+"""Rollout monitor of one replica: pass on all calls of scorers, and watch the versions on trial.
 
-Answers are not delayed: a batch costs a lookup, and a batch of a version on trial a few
-microseconds more. Scoring rows a second time with another version happens after the answers, on an
-idle replica.
+Answers are not delayed. A batch costs a look-up, and a batch of a version on trial a few
+microseconds more. Rows are scored a second time with another version only after the answers, when
+the replica is idle.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from serve.rollout.guard import Trial, Verdict
 from serve.rollout.score_comparison import ScorePair, ScoreSums
 
 log = logging.getLogger("tabrank")
-# Score at most one pair of a version on trial in 200 ms.
+# A version on trial gets at most one pair in this time.
 PAIR_EVERY_S = 0.2
-# Wait this long for an idle moment; then score the pair of a trial anyway.
+# The pair of a trial waits this long for an idle moment, and is then scored anyway.
 PATIENCE_S = 0.25
-# Check every 5 ms if the replica is idle.
+# How often to look whether the replica is idle.
 LOOK_EVERY_S = 0.005
 RESCORE_S = 2.0
-# Report bad versions once a second, and wait at most 3 s for the writer.
+# How often bad versions are reported, and how long to wait for the writer.
 REPORT_EVERY_S = 1.0
 REPORT_TIMEOUT_S = 3.0
 
@@ -62,8 +62,8 @@ class RolloutMonitor:
     """Score batches, and compare new versions with the versions that they replace.
 
     `roll_back(version, verdict)` reports to the single writer. It is called again until no pointer
-    names the version. `rescore` scores a sample again where versions on trial are scored, so that
-    their times compare; `call_scorer` by default.
+    names the version. `rescore` scores a sample again in the place where versions on trial are
+    scored, so that their times can be compared; by default it is `call_scorer`.
     """
 
     def __init__(
@@ -75,11 +75,12 @@ class RolloutMonitor:
         warn: Warn,
         rescore: CallScorer | None = None,
     ) -> None:
-        # A second version for a share of the current version's batches, a live setting.
+        # The live setting of a second version for a share of the current version's batches.
         self.shadow: Shadow | None = None
-        # What a version's shares `[R, O]` are worth `[R]`: it orders the rows of two versions.
+        # Returns the worth `[R]` of a version's shares `[R, O]`, by which rows of two versions are
+        # ordered.
         self.utility: Callable[[str, F32], F32] = lambda version, shares: shares[:, 0]
-        # By (new, old) version, since the last `take_sums`.
+        # Sums of pairs since the last `take_sums`, by (new, old) version.
         self.sums: defaultdict[tuple[str, str], ScoreSums] = defaultdict(ScoreSums)
         self._models = models
         self._call = call_scorer
@@ -98,11 +99,11 @@ class RolloutMonitor:
         self._late: asyncio.Task[F32] | None = None
 
     async def score_and_watch(self, version: str, matrix: Matrix, request_of_row: I64) -> F32:
-        """Score a batch with a version, watching it if on trial; return the shares `[R, O]`."""
+        """Score a batch with a version, and watch it if it is on trial; return shares `[R, O]`."""
         batch = _Batch(version, matrix.to_bytes(), request_of_row, self._models.trial(version))
         if batch.trial is None:
             return await self._score(batch)
-        # Measure a version on trial even if its batch expires, but only one such batch at a time.
+        # A version on trial is measured even if its batch expires, but one such batch at a time.
         scoring = asyncio.ensure_future(self._score(batch))
         try:
             return await asyncio.shield(scoring)
@@ -132,7 +133,7 @@ class RolloutMonitor:
         return shares
 
     def _offer(self, batch: _Batch, shares: F32, took_ms: float) -> None:
-        """Offer a batch to a second version: at most one waits, and a trial replaces a shadow."""
+        """Offer a batch to a second version. At most one waits; a trial replaces a shadow."""
         waiting, trial = self._sample, batch.trial
         if waiting is not None and (trial is None or waiting.batch.trial is not None):
             return
@@ -157,7 +158,7 @@ class RolloutMonitor:
         return shadowing.version if shadowing is not None else None
 
     async def run(self) -> None:
-        """Score offered batches again, one at a time on an idle replica, until cancelled."""
+        """Until cancelled, score offered batches again, one at a time while the replica is idle."""
         while True:
             await self._offered.wait()
             is_idle = await self._idle_moment()
@@ -188,7 +189,8 @@ class RolloutMonitor:
             answer = await self._rescore(sample.again, batch.payload)
             shares, took_ms = untimed(answer, len(batch.request_of_row))
         sides = [(batch.version, sample.shares, sample.took_ms), (sample.again, shares, took_ms)]
-        # Of a trial, the sample has the new version's scores; of a shadow, the current version's.
+        # The sample of a trial has the scores of the new version, and that of a shadow those of the
+        # current version.
         if batch.trial is None:
             sides.reverse()
         (new, of_new, new_ms), (old, of_old, old_ms) = sides
@@ -212,7 +214,7 @@ class RolloutMonitor:
         return sums
 
     def _judge(self, trial: Trial) -> None:
-        """Quarantine the version if this trial, which may have ended meanwhile, has a verdict."""
+        """Quarantine the version if this trial has a verdict; it may have ended meanwhile."""
         if trial.verdict is not None and self._models.trial(trial.version) is trial:
             log.error("version %s is quarantined on this replica: %s: %s", trial.version, *trial.verdict)
             self._models.quarantine(trial.version, trial.verdict)
@@ -226,7 +228,7 @@ class RolloutMonitor:
             try:
                 async with asyncio.timeout(REPORT_TIMEOUT_S):
                     await self._roll_back(version, verdict)
-            # The version is not used here; report it again later.
+            # This replica does not use the version in any case; report it again later.
             except Exception as error:
                 self._warn("not_rolled_back", error)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,10 +13,11 @@ from serve.contract.validation import refuse_file
 from serve.model.artifact import CANARY, CURRENT, Artifact, load, peek, point, pointed, unpoint, versions
 from serve.model.compatibility import require_promotable
 from serve.rollout.history import Action, CachedHistory, HistoryEntry, append
-from serve.storage.atomic_files import exclusive
+from serve.storage.atomic_files import content_of, exclusive
 
 LOCK = ".lock"
-# A change takes milliseconds. Wait at most 2 s, so that a stopped writer cannot block Ingest too.
+# How long to wait for the lock. A change takes milliseconds. The limit keeps a writer that was
+# stopped from blocking Ingest too.
 LOCK_S = 2.0
 
 
@@ -25,7 +26,7 @@ class NothingBefore(TabrankError):
 
 
 class ModelRegistry:
-    """Version pointers of a models folder; each change is in the history before a pointer moves."""
+    """Version pointers of a models folder. Each change is in the history before a pointer moves."""
 
     def __init__(self, models: Path, by: Literal["command", "service"] = "command") -> None:
         self.models = models
@@ -43,18 +44,18 @@ class ModelRegistry:
         return self._pointed(CANARY)
 
     def promote(self, version: str) -> str | None:
-        """Make a published version the current one, and end its canary; return the version before.
+        """Make a published version current, and end its canary; return the version before.
 
         Raises:
             TabrankError: the version is not published, or was trained on a state that this release
                 does not keep for its surface, or the folder cannot be written.
         """
-        with self._locked():
+        with self._locked() as held:
             require_promotable(self.models, version)
             was = self.current
             if was != version or version in self._history.read().rolled_back:
                 self._record("promote", version, version)
-                point(self.models, CURRENT, version)
+                point(self.models, CURRENT, version, held[CURRENT])
             if self.canary == version:
                 unpoint(self.models, CANARY)
             return was
@@ -65,7 +66,7 @@ class ModelRegistry:
         Raises:
             TabrankError: the version cannot be promoted, or is current, or no version is current.
         """
-        with self._locked():
+        with self._locked() as held:
             require_promotable(self.models, version)
             if self.current is None:
                 raise TabrankError(
@@ -76,7 +77,7 @@ class ModelRegistry:
                     f"models {self.models}: {version} is the current version; name another as canary"
                 )
             self._record("canary", version, self.current)
-            point(self.models, CANARY, version)
+            point(self.models, CANARY, version, held[CANARY])
 
     def end_canary(self, reason: str) -> str:
         """End the canary and return its version; raise TabrankError without a canary."""
@@ -89,15 +90,16 @@ class ModelRegistry:
             return version
 
     def roll_back(self, version: str | None, reason: str) -> str | None:
-        """Roll back the current version (also None) to the good one before it, or end a canary.
+        """Roll the current version back to the good one before it, or end a canary.
 
-        Return the version that is then current; None if `version` was neither current nor canary.
+        `version` is what is to be rolled back; None if the pointer is missing or invalid. Return
+        the version that is current afterwards, or None if `version` was neither current nor canary.
 
         Raises:
             NothingBefore: no good version of its state and outcomes exists before it.
             TabrankError: the folder cannot be written.
         """
-        with self._locked():
+        with self._locked() as held:
             was = self.current
             version = version or was
             if version is not None and version == self.canary:
@@ -111,11 +113,11 @@ class ModelRegistry:
                 none = f"no good version of its state and outcomes was current before {was}"
                 raise NothingBefore(f"models {self.models}: {none}; promote another")
             self._record("rollback", version, before, reason)
-            point(self.models, CURRENT, before)
+            point(self.models, CURRENT, before, held[CURRENT])
             return before
 
     def table(self) -> list[dict[str, Any]]:
-        """Return all published versions, newest first, with state, reason, metrics and rivals."""
+        """Return all published versions, newest first, each with state, reason and metrics."""
         history, published = self._history.read(), versions(self.models)
         current = self.current
         roles = {self._previous(current): "previous", self.canary: "canary", current: "current"}
@@ -136,7 +138,7 @@ class ModelRegistry:
         return found
 
     def _previous(self, version: str | None) -> str | None:
-        """Return the good version before this one that its service can rank with."""
+        """Return the good version before this one with which the service can rank."""
         found = {each: peek(self.models / each) for each in versions(self.models)}
         was = found.get(version or "")
         alike = [each for each, artifact in found.items() if artifact and _can_replace(artifact, was)]
@@ -156,13 +158,28 @@ class ModelRegistry:
         except OSError as error:
             raise TabrankError(f"models {self.models}: HISTORY cannot be written: {error}") from error
 
-    def _locked(self) -> AbstractContextManager[None]:
-        """Hold the writer lock, across machines on a shared file system; TabrankError if taken."""
+    @contextmanager
+    def _locked(self) -> Iterator[dict[str, bytes | None]]:
+        """Hold the writer's lock, and yield what the pointers contain when it is taken.
+
+        The lock works across machines on a shared file system.
+
+        Raises:
+            TabrankError: another process holds it.
+        """
         refuse_file(self.models)
         if not self.models.is_dir():
             raise TabrankError(f"models {self.models}: the folder does not exist; publish an artifact first")
-        busy = f"models {self.models}: another process has been changing it for {LOCK_S:g} s"
-        return exclusive(self.models / LOCK, f"{busy}; retry, or end the process that holds {LOCK}", LOCK_S)
+        busy = (
+            f"models {self.models}: another process has been changing it for {LOCK_S:g} s; retry, or end the process "
+            f"that holds {LOCK}"
+        )
+        with exclusive(self.models / LOCK, busy, LOCK_S):
+            try:
+                held = {pointer: content_of(self.models / pointer) for pointer in (CURRENT, CANARY)}
+            except OSError as error:
+                raise TabrankError(f"models {self.models}: its pointers cannot be read: {error}") from error
+            yield held
 
 
 def _made(version: str) -> str:
@@ -171,7 +188,7 @@ def _made(version: str) -> str:
 
 
 def _can_replace(artifact: Artifact, was: Artifact | None) -> bool:
-    """Return whether a service that ranks with `was` would not refuse an artifact."""
+    """Return True if a service that ranks with `was` would accept an artifact."""
     if was is None:
         return True
     one, other = artifact.manifest, was.manifest

@@ -1,7 +1,9 @@
 """Score comparison: the same rows scored by two versions, and the shift between the scores.
 
-Shapes: R rows, B bins. Bins are evenly spaced in log-odds. Where joins are rare, all scores are
-near 0, and bins evenly spaced in probability would put them all in one bin.
+Bins are evenly spaced in log-odds. If joins are rare, all scores are near 0, and bins that are
+evenly spaced in probability would put them all into one bin.
+
+Shapes: R rows, B bins.
 """
 
 from __future__ import annotations
@@ -18,21 +20,22 @@ from serve.features.slots import F32, I64
 
 EDGES: F32 = (1 / (1 + np.exp(-np.arange(-8.0, 8.01, 0.25)))).astype(np.float32)
 NUM_BINS = len(EDGES) + 1
-# Group the bins into deciles of the old version's scores, as is usual for the PSI.
+# The bins are grouped into deciles of the old version's scores, as is usual for the PSI.
 NUM_GROUPS = 10
 TOP = 10
-# The name of a bin's measure, which ends with its outcome if there are several.
+# The name of a bin's measure. If there are several outcomes, it ends with the outcome.
 BIN = re.compile(r"(?:new|old)_bin_[0-9]{2}(|_.+)")
-# Relative difference of two scores whose order is noise. Of 60,000 rows that were shifted by a
-# calibration, no two changed places that differ by more than 1.3 units of float32's precision.
+# If two scores differ relatively by no more than this, their order is noise. A calibration that
+# shifted 60,000 rows swapped only rows whose scores differ by at most 1.3 units of float32's
+# precision.
 ROUNDING = 4 * float(np.finfo(np.float32).eps)
 
 
 class ScorePair(NamedTuple):
     """One batch scored by two versions: `new` is examined, `old` is the reference. Scores `[R]`.
 
-    `shares` are the (new, old) shares `[R]` of each outcome that both predict. Without them, the
-    scores are those of the one outcome.
+    `shares` are the (new, old) shares `[R]` of each outcome that both versions predict. Without
+    them there is one outcome, whose shares are the scores.
     """
 
     new: F32
@@ -43,10 +46,10 @@ class ScorePair(NamedTuple):
     shares: Mapping[str, tuple[F32, F32]] = {}
 
     def measures(self) -> dict[str, float]:
-        """Return sums by the values of the metric label `measure`, over rows with finite scores.
+        """Return sums over rows with finite scores, by the values of the metric label `measure`.
 
-        `requests` counts those of more than ten candidates; `new_bin_07` is a bin of a histogram of
-        shares, and `new_bin_07_hide` is that of an outcome if there are several.
+        `requests` counts the requests with more than ten candidates. `new_bin_07` is a bin of the
+        histogram of shares; if there are several outcomes, `new_bin_07_hide` is that of `hide`.
         """
         good = np.isfinite(self.new) & np.isfinite(self.old)
         kept, num_requests = top_kept(self)
@@ -71,11 +74,10 @@ def histogram(scores: F32) -> I64:
 def psi(old: I64, new: I64) -> float:
     """Return the population stability index of two histograms `[B]`.
 
-    It is Σ (p − q)·ln(p / q) over ten groups of bins.
-    0 means equal; 0.1 is usually called a small shift, 0.25 a large one. Half a count is added to
-    each group, so that an empty group stays finite. For two independent samples of n rows from one
-    distribution it is about 2/n · χ² with 9 degrees of freedom: 18/n on average, 56/n in one of a
-    thousand.
+    It is Σ (p − q)·ln(p / q) over ten groups of bins. 0 means equal; 0.1 is usually called a small
+    shift, and 0.25 a large one. Half a count is added to each group, so that an empty group stays
+    finite. For two independent samples of n rows from one distribution, it is about 2/n · χ² with 9
+    degrees of freedom: 18/n on average, and above 56/n in one of a thousand cases.
     """
     num_old, num_new = int(old.sum()), int(new.sum())
     if not num_old or not num_new:
@@ -90,7 +92,7 @@ def psi(old: I64, new: I64) -> float:
 
 
 def cell_counts(cells: Mapping[str, Any], values: F32) -> I64:
-    """Count missing values, the common value, and values by cell with its upper decile.
+    """Count missing values, the common value, and the values in each cell.
 
     An artifact keeps the `cells` of its training rows (`training.evaluation.drift`).
     """
@@ -106,9 +108,9 @@ def top_kept(pair: ScorePair) -> tuple[float, int]:
     """Return the share of the old top ten that stays, summed over requests of more than ten rows.
 
     A row stays if its new score is among the first ten of its request. A shift of all scores keeps
-    their order, but float32 can make two near ones equal or swap them: so a row also stays whose
-    old score equals the old eleventh, and whose new score the new tenth, up to rounding.
-    The second value is the number of those requests.
+    their order, but float32 can make two scores that are close equal, or swap them. A row therefore
+    also stays if, up to rounding, its old score equals the old eleventh and its new score the new
+    tenth. The second value is the number of those requests.
     """
     _, request = np.unique(pair.request_of_row, return_inverse=True)
     length = np.bincount(request)
@@ -117,7 +119,7 @@ def top_kept(pair: ScorePair) -> tuple[float, int]:
         return 0.0, 0
     old, new = (_places(scores, request, length) for scores in (pair.old, pair.new))
     old_eleventh, new_tenth = _at(TOP, old, pair.old, request), _at(TOP - 1, new, pair.new, request)
-    # A utility may be negative.
+    # A utility may be negative, so take the absolute value.
     is_tie = pair.old <= old_eleventh + ROUNDING * np.abs(old_eleventh)
     is_tie &= pair.new >= new_tenth - ROUNDING * np.abs(new_tenth)
     kept = np.bincount(request, (old < TOP) & ((new < TOP) | is_tie)) / TOP
@@ -135,7 +137,7 @@ def _places(scores: F32, request: I64, length: I64) -> I64:
 
 
 def _at(place: int, places: I64, scores: F32, request: I64) -> F32:
-    """Return `[R]`: the score at a place of the row's request; NaN where it has fewer rows."""
+    """Return the score `[R]` at a place of each row's request; NaN if it has fewer rows."""
     found = np.full(int(request.max()) + 1, np.nan, np.float32)
     found[request[places == place]] = scores[places == place]
     return found[request]
@@ -153,7 +155,7 @@ class ScoreSums(defaultdict[str, float]):
             self[name] += value
 
     def largest_psi(self) -> tuple[str, float]:
-        """Return the outcome whose distributions differ most, "" if there is one, and its PSI."""
+        """Return the outcome whose distributions differ most ("" if there is one), and its PSI."""
         outcomes = {match[1] for name in self if (match := BIN.fullmatch(name))} or {""}
         shifts = {name: psi(self._bins("old", name), self._bins("new", name)) for name in sorted(outcomes)}
         outcome = max(shifts, key=lambda name: shifts[name])

@@ -1,7 +1,7 @@
 """State machine of one version on one replica; docs/rollouts.md draws it.
 
-Pointers and history are shared by all replicas. What a replica adds: the version is loaded, on
-trial, or known to be bad. Only the methods of `Version` change that.
+All replicas share pointers and history. Each replica also knows whether it has loaded the version,
+tries it, or has found it bad. Only the methods of `Version` change that.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ class State(Enum):
     TRIAL = "on trial"
     # A trial ended with a verdict.
     QUARANTINED = "quarantined"
-    # It could not be loaded because of its content; it is not loaded again.
+    # It could not be loaded because of its content, so it is not loaded again.
     REFUSED = "refused"
     # A pointer names it although the history says that it was rolled back.
     ROLLED_BACK = "rolled back"
 
 
 class Version:
-    """One version; each method is a transition, and does nothing in other states than it names.
+    """One version. Each method is a transition; it does nothing in states that it does not name.
 
-    A loaded artifact is kept in all states, for the arms that name the version: published versions
-    never change.
+    A loaded artifact is kept in all states, for arms that name the version. This is safe because
+    published versions never change.
     """
 
     def __init__(self, name: str) -> None:
@@ -57,7 +57,7 @@ class Version:
             self._enter(State.LOADED)
 
     def refuse(self, error: TabrankError) -> None:
-        """PUBLISHED, ROLLED_BACK → REFUSED: broken, or not of this surface (no verdict)."""
+        """PUBLISHED, ROLLED_BACK → REFUSED: broken, or of another surface (without a verdict)."""
         if self.artifact is None:
             is_broken = isinstance(error, ArtifactRefused)
             self._enter(State.REFUSED, verdict=Verdict("refused", str(error)) if is_broken else None)
@@ -79,7 +79,7 @@ class Version:
             self._enter(State.QUARANTINED, verdict=verdict)
 
     def roll_back(self) -> None:
-        """PUBLISHED, LOADED, TRIAL → ROLLED_BACK; a version with a verdict of ours keeps it."""
+        """PUBLISHED, LOADED, TRIAL → ROLLED_BACK; a verdict of this replica is kept."""
         if not self.is_bad:
             self._enter(State.ROLLED_BACK)
 

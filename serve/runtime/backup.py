@@ -1,12 +1,12 @@
 """Backup: Ray's Python proxy, to which HAProxy sends requests while it knows no replica.
 
-The proxy waits for a replica, with 65 s for a ranking that has 0.1, and then answers 408. While one
-replica replaces another, hundreds of rankings wait there, and what they cost delays the health
-checks of all. Behind this middleware few rankings and events wait, and none longer than it has
-time. What cannot be answered gets 503 with `Retry-After`. A request that waits for 0.14 s still
-starts the first replica of a deployment with `min_replicas: 0`.
+By itself, the proxy waits 65 s for a replica, although a ranking has only 0.1 s, and then answers
+408. While one replica replaces another, hundreds of rankings would wait there, and their cost would
+delay all health checks. With this middleware, few rankings and events wait, and none longer than
+its own time. What cannot be answered gets 503 with `Retry-After`. A request that waits for 0.14 s
+still starts the first replica of a deployment with `min_replicas: 0`.
 
-The service is not ready while its requests come here, so `/readyz` says so.
+The service is not ready while its requests come here, and `/readyz` says so.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from serve.http.answers import refusal, send_answer
 from serve.http.app import EVENTS, RANK, READYZ
 from serve.http.request_headers import deadline_ms_of
 
-# At 2 ms a request, so many that wait cost the proxy less than a ranking's deadline.
+# Limits the requests that wait. At 2 ms each, so many cost the proxy less than a ranking's
+# deadline.
 MOST_WAITING = 32
-# The time of a ranking beyond its deadline, with the longest deadline, and the time of events. An
-# answer takes up to 60 ms more on two busy cores, and has to come within 100 ms. This process does
-# not know the configured deadline.
+# How much longer than its deadline a ranking may wait, the longest such time, and the time for
+# events. An answer takes up to 60 ms more on two busy cores, and has to come within 100 ms. This
+# process does not know the configured deadline.
 GRACE_S, MOST_S, EVENTS_S = 0.04, 1.0, 5.0
 _UNAVAILABLE = refusal(
     RequestError(503, "unavailable", "no replica of the service is ready; retry later", retry_after_s=1)
@@ -60,7 +61,7 @@ class Backup:
 
         async def send_begun(message: MutableMapping[str, Any]) -> None:
             nonlocal begun
-            # What Ray says about a cancelled request is too late.
+            # Ray's own answer to a cancelled request comes too late, and is dropped.
             if not timeout.expired():
                 begun = True
                 timeout.reschedule(None)
@@ -81,7 +82,7 @@ def _time_s(scope: MutableMapping[str, Any]) -> float:
         return EVENTS_S
     try:
         deadline_ms = deadline_ms_of(dict(scope["headers"]))
-    # A replica would refuse the request.
+    # A replica would refuse this request, so it has no deadline.
     except RequestError:
         deadline_ms = None
     return min((deadline_ms or UserConfig.deadline_ms) / 1e3, MOST_S) + GRACE_S

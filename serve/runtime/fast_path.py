@@ -1,15 +1,16 @@
 """Fast path for POST requests: from Ray's HTTP server straight to our ASGI application.
 
-Ray's ingress costs more CPU per request than the ranking itself. It creates two request ids; a task
-each for the call, the timeout and the disconnect watch; contexts for tracing, multiplexing and
-sessions; and a log record that is discarded. A ranking needs none of these. It has its own id,
-deadline and spans (`serve.http.tracing`), and a cancelled request stays in its batch anyway. The
-fast path updates Ray's own counters where the cluster depends on them: the slots of
+Ray's ingress costs more CPU per request than the ranking itself. It creates two request ids, tasks
+for the call, the timeout and the disconnect watch, contexts for tracing, multiplexing and sessions,
+and a log record that is discarded. A ranking needs none of these. It has its own id, deadline and
+spans (`serve.http.tracing`), and a cancelled request stays in its batch anyway.
+
+The fast path updates those of Ray's own counters on which the cluster depends: the slots of
 `max_ongoing_requests`, the ongoing requests (for autoscaling and graceful stops) and the request
 metrics.
 
-A request takes a slot when its body is complete, so a slow sender does not hold one. Without a free
-slot the request is refused, usually before its body is read. Ray's own refusal costs more than a
+A request takes a slot when its body is complete, so a slow sender does not hold one. If no slot is
+free, the request is refused, usually before its body is read. Ray's own refusal costs more than a
 ranking, so that an overload would make itself worse.
 
 The module uses private attributes of `Replica` in Ray 2.60.
@@ -36,17 +37,18 @@ from serve.http.request_headers import VALID_ID
 from serve.runtime.backup import Backup
 from serve.runtime.metrics import FLUSH_EVERY_S
 
-# Listen this many times on each socket, so that uvicorn accepts as many connections an iteration.
+# How many times to listen on each socket. Uvicorn then accepts this many connections in an
+# iteration of the event loop.
 ACCEPTS = 16
 log = logging.getLogger("tabrank")
 Scope = MutableMapping[str, Any]
 App = Callable[[Scope, Any, Any], Awaitable[Any]]
 
-# Record one in 64 latencies in Ray's two histograms: a value costs 40 µs, mostly in Ray's agent,
-# which replays the values one by one. `serve.runtime.metrics` records all of them.
+# One in this many latencies goes into Ray's two histograms. A value costs 40 µs, mostly in Ray's
+# agent, which replays the values one by one. `serve.runtime.metrics` records all of them.
 SAMPLED = 64
 
-# Set to 1 where HAProxy is the ingress, and Ray's Python proxy its backup.
+# The variable is 1 if HAProxy is the ingress, and Ray's Python proxy its backup.
 HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
 REQUEST_ID = b"x-request-id"
 # Headers by which a client could switch off Ray's guards.
@@ -81,7 +83,7 @@ class _Replica:
         """Return our replica behind Ray's HTTP server; None in Ray's proxy and for other code."""
         replica: Any = getattr(getattr(app, "_app", None), "__self__", None)
         is_ours = isinstance(getattr(replica, "_user_callable_asgi_app", None), Edge)
-        # Ray has a setting that runs our code in a thread of its own.
+        # Ray has a setting with which it runs our code in another thread.
         if is_ours and not replica._user_callable_wrapper._run_user_code_in_separate_thread:
             return cls(replica)
         if replica is not None:
@@ -119,9 +121,9 @@ class _Replica:
     def _stay_in_rotation(replica: Any) -> None:
         """Pass HAProxy's health checks until the replica stops listening.
 
-        A replica that leaves serves on for RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S, but Ray
-        fails its health checks at once. HAProxy learns of the successor a second later, and all
-        requests between went to Ray's Python proxy: a few hundred in a redeploy.
+        A replica that leaves still serves for RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S, but
+        Ray fails its health checks at once. HAProxy learns of the successor a second later. All
+        requests in between would go to Ray's Python proxy, a few hundred in a redeploy.
         """
         check = replica._dataplane_health_check
 
@@ -173,7 +175,7 @@ class _Replica:
         self._latencies_ms.setdefault(status, []).append((time.perf_counter() - began) * 1e3)
 
     def _flush(self) -> None:
-        """Report the last second to Ray: all requests to counters, one in SAMPLED to histograms."""
+        """Report the last second to Ray: all requests in counters, one in SAMPLED in histograms."""
         reported, self._latencies_ms = self._latencies_ms, {}
         for status, latencies_ms in reported.items():
             sampled_ms = latencies_ms[::SAMPLED]
@@ -206,7 +208,7 @@ class _Replica:
 
 
 def _request_id(scope: Scope) -> bytes:
-    """Return the answer's request id: the last `X-Request-Id` if it is valid, else a new one."""
+    """Return the answer's request id: the last `X-Request-Id` if it is valid, or a new one."""
     given: bytes | None = dict(scope["headers"]).get(REQUEST_ID)
     if given is not None and VALID_ID.fullmatch(given):
         return given
@@ -217,9 +219,9 @@ def _request_id(scope: Scope) -> bytes:
 
 
 def _is_for_ray(name: bytes, value: bytes) -> bool:
-    """Return False for headers that switch off a guard and for invalid request ids.
+    """Return False for headers that switch off a guard, and for invalid request ids.
 
-    Ray would repeat an invalid id, or fail on it.
+    Ray would repeat an invalid id in its answer, or fail on it.
     """
     return name not in GUARDS and (name != REQUEST_ID or VALID_ID.fullmatch(value) is not None)
 

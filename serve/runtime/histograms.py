@@ -1,8 +1,9 @@
-"""Histograms of a replica, sent to Ray's agent of the node, which shows them on its metrics page.
+"""Histograms of a replica, sent to the node's agent of Ray, which shows them on its metrics page.
 
-Ray's own `Histogram` replays each observation in the agent: 40 µs of CPU for a value. The agent
-also takes finished histograms, in the OpenCensus format of older versions of Ray: one call every
-few seconds, whatever the traffic. It shows them as histograms of Prometheus, with their true sums.
+Ray's own `Histogram` replays each observation in the agent, which costs 40 µs of CPU for a value.
+The agent also accepts finished histograms, in the OpenCensus format of older versions of Ray. This
+takes one call every few seconds, whatever the traffic is. The agent shows them as histograms of
+Prometheus, with their true sums.
 
 A call carries all observations since the start of the replica, so a lost call loses nothing. The
 agent forgets a replica that has been silent for two minutes.
@@ -23,7 +24,7 @@ APPLICATION = "application"
 # Without this label two replicas of a node would have the same series. Ray names it `WorkerId`,
 # which `promtool check metrics` refuses.
 PROCESS = "worker_id"
-# A call that takes longer is worth less than the next one.
+# A call that takes longer is given up, because the next one carries more.
 CALL_TIMEOUT_S = 5.0
 log = logging.getLogger("tabrank")
 Labels = tuple[str, ...]
@@ -34,7 +35,7 @@ class Histogram:
 
     def __init__(self, metric: Metric) -> None:
         self.metric = metric
-        # By labels: the number of observations in each bucket, and the sum of the observations.
+        # By labels, the number of observations in each bucket, and the sum of the observations.
         self.series: defaultdict[Labels, tuple[list[int], list[float]]]
         self.series = defaultdict(lambda: ([0] * (len(metric.bounds) + 1), [0.0]))
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from serve.ingest.writer import Tally
     from serve.ranking.query import Slate
 
-# A metric call to Ray costs microseconds; once a second it is shared by all rankings since.
+# A metric call to Ray costs microseconds. Once a second, one call serves all rankings since the
+# last.
 FLUSH_EVERY_S = 1.0
 # The stages of a batch.
 BATCHES = ("features", "score")
@@ -33,7 +34,7 @@ class RankMetrics(Metrics):
 
     def __init__(self, application: str) -> None:
         self._buffer = _Buffer(application)
-        # Prometheus sees no increase in a first sample, so these counters begin at 0.
+        # Prometheus sees no increase in the first sample of a series, so these counters begin at 0.
         self._buffer.add(catalog.REJECTED, (), 0)
         for reason in get_args(Degraded):
             self._buffer.add(catalog.DEGRADED, (reason,), 0)
@@ -49,7 +50,8 @@ class RankMetrics(Metrics):
         query, stage_ms = slate.query, slate.stage_ms
         experiment, arm, rung = query.experiment or "", query.arm.name, slate.rung
         add, observe = self._buffer.add, self._buffer.observe
-        # A test ends at any time, so that nobody misses its rankings, and it may make up ids.
+        # Test traffic does not count here: it may end at any time, and may use ids that do not
+        # exist.
         if query.traffic != "test":
             self._steady_rate.add()
             add(catalog.LOOKUPS, YES, len(query.candidates) - slate.num_unknown)
@@ -101,7 +103,7 @@ class RankMetrics(Metrics):
         record(catalog.KILL_SWITCH, float(moment.kill_switch))
         record(catalog.LEVEL, moment.level)
         if before.model and before.model != moment.model:
-            # Ray keeps exporting a gauge's last value.
+            # Ray keeps exporting the last value of a gauge, so set that of the old version to 0.
             record(catalog.MODEL, 0.0, (before.model,))
         if moment.model:
             record(catalog.MODEL, 1.0, (moment.model,))
@@ -144,7 +146,7 @@ class IngestMetrics:
 
 
 class _Buffer:
-    """Metrics of one replica, by name: what is added and observed is flushed together."""
+    """Metrics of one replica, by name. What is added and observed is flushed together."""
 
     def __init__(self, application: str) -> None:
         self._recorder = cache(partial(recorder, application=application))

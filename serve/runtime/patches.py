@@ -1,9 +1,9 @@
 """Patch for Ray 2.60: keep the ingress deployment's name while an application is rebuilt.
 
 At each redeploy, Ray 2.60 forgets which deployment is the ingress until the application is built.
-For these 2 s it reports no replicas to HAProxy, although all of them run, and HAProxy sends every
-request to Ray's Python proxy. At 1,200 requests a second the proxy then stays overloaded for half a
-minute, and a tenth of the requests are refused or late.
+For these 2 s, it reports no replicas to HAProxy although all of them run, and HAProxy sends every
+request to Ray's Python proxy. At 1,200 requests per second, the proxy then stays overloaded for
+half a minute, and a tenth of the requests are refused or late.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Files (whole or not there at all; Parquet) and free memory; it may import `contract`."""
+"""Files, which are complete or not there at all, Parquet, and free memory; imports `contract`."""

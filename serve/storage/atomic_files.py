@@ -1,7 +1,7 @@
-"""Atomic writes: files and folders get their name only once they are complete; and file locks.
+"""Atomic writes and file locks: files and folders get their name only once they are complete.
 
-Paths may be in a bucket. There a file is written whole by one request, a folder is whole once a
-named file is in it, and the draft of either is in the local cache.
+Paths may be in a bucket. There, one request writes a whole file, a folder is complete once a named
+file is in it, and the draft of either is in the local cache.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from serve.contract.errors import TabrankError
 from serve.contract.validation import refuse_existing
 from serve.storage.bucket import BucketPath, cache_folder
 
-# Umask of processes that write viewers' data, and of their children: files 0600, folders 0700.
+# Umask of processes that write viewers' data, and of their children. It gives files the mode 0600,
+# and folders 0700.
 PRIVATE = 0o077
-# Look this often whether a lock is free.
+# How often to look whether a lock is free.
 LOOK_S = 0.01
-# The lock of one file is held for the time of a read and a write.
+# How long to wait for the lock of a file, which is held only for a read and a write.
 LOCK_S = 10.0
 
 
@@ -38,21 +39,29 @@ def write_whole(path: Path, content: bytes) -> None:
         draft.write_bytes(content)
 
 
-def compare_and_set(path: Path, held: bytes | None, new: bytes) -> bool:
-    """Write a file durably if its content still is `held`, None for no file; return whether it was.
+def content_of(path: Path) -> bytes | None:
+    """Return the content of a file, or None if there is no such file."""
+    with suppress(FileNotFoundError):
+        return path.read_bytes()
+    return None
 
-    On a disk, the caller holds a lock that all who write the file take.
+
+def compare_and_set(path: Path, held: bytes | None, new: bytes) -> bool:
+    """Write a file durably if its content still is `held`; return True if it was.
+
+    `held` is None if there was no file. On a disk, the caller must hold a lock that everybody takes
+    who writes the file.
     """
     if isinstance(path, BucketPath):
         return path.swap(held, new)
-    if (path.read_bytes() if path.exists() else None) != held:
+    if content_of(path) != held:
         return False
     write_whole(path, new)
     return True
 
 
 def file_lock(path: Path) -> AbstractContextManager[None]:
-    """Hold the lock under which a file is compared and set; in a bucket there is none."""
+    """Hold the lock under which a file is compared and set. A bucket needs none."""
     if isinstance(path, BucketPath):
         return nullcontext()
     busy = f"{path}: another process holds its lock; try again"
@@ -61,7 +70,7 @@ def file_lock(path: Path) -> AbstractContextManager[None]:
 
 @contextmanager
 def file_draft_of(path: Path) -> Iterator[Path]:
-    """Yield a new local path; its file is put at `path` when the block ends without an error."""
+    """Yield a new local path; when the block ends without an error, move its file to `path`."""
     draft = draft_path(path)
     try:
         yield draft
@@ -79,9 +88,10 @@ def draft_path(path: Path) -> Path:
 
 
 def put(draft: Path, path: Path) -> None:
-    """Fsync a draft (a file, or a folder of synced files), rename it, and fsync the parent folder.
+    """Fsync a draft, rename it to `path`, and fsync the parent folder.
 
-    Afterwards the files that it replaces can be deleted safely.
+    The draft is a file, or a folder whose files are synced. Afterwards, files that it replaces can
+    be deleted safely.
     """
     if isinstance(path, BucketPath):
         path.put(draft)
@@ -92,7 +102,7 @@ def put(draft: Path, path: Path) -> None:
 
 
 def put_once(draft: Path, path: Path) -> bool:
-    """Put a draft at `path` unless a file is there; return whether none was."""
+    """Put a draft at `path` unless a file is there; return True if none was."""
     if not isinstance(path, BucketPath):
         is_new = not path.exists()
         if is_new:
@@ -105,7 +115,7 @@ def put_once(draft: Path, path: Path) -> bool:
 
 
 def remove_folder(folder: Path, mark: str) -> None:
-    """Remove a folder that is whole as long as the file `mark` is in it: this one first."""
+    """Remove a folder, and the file `mark` first, without which the folder counts as incomplete."""
     (folder / mark).unlink(missing_ok=True)
     if not isinstance(folder, BucketPath):
         shutil.rmtree(folder)
@@ -115,7 +125,7 @@ def remove_folder(folder: Path, mark: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Fsync a file, or the names in a folder; what is in a bucket is durable."""
+    """Fsync a file, or the names in a folder. What is in a bucket is durable already."""
     if isinstance(path, BucketPath):
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -129,8 +139,8 @@ def sync(path: Path) -> None:
 def draft_of(out: Path, mode: int = 0o777, *, mark: str = "") -> Iterator[Path]:
     """Yield a new local folder that becomes `out` when the block ends without an error.
 
-    In a bucket, its files are written one after another, and the file `mark` as the last: without
-    it, the folder is not whole.
+    In a bucket, its files are written one after another, and the file `mark` as the last, without
+    which the folder counts as incomplete.
 
     Raises:
         TabrankError: `out` exists or cannot be created.
@@ -146,11 +156,11 @@ def draft_of(out: Path, mode: int = 0o777, *, mark: str = "") -> Iterator[Path]:
     host = socket.gethostname().replace(".", "-") or "localhost"
     for stale in out.parent.glob(f".*.{glob.escape(host)}.*.partial"):
         pid = stale.name.split(".")[-2]
-        # The draft of a killed writer on this machine.
+        # Remove the draft of a writer on this machine that was killed.
         if pid.isdecimal() and not psutil.pid_exists(int(pid)):
             shutil.rmtree(stale, ignore_errors=True)
     draft = out.parent / f".{out.name}.{host}.{os.getpid()}.partial"
-    # A killed writer may have had our process id: ids repeat when a container restarts.
+    # A killed writer may have had our process id, because ids repeat when a container restarts.
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(mode)
     try:
@@ -162,11 +172,11 @@ def draft_of(out: Path, mode: int = 0o777, *, mark: str = "") -> Iterator[Path]:
 
 @contextmanager
 def exclusive(lock: Path, busy: str, wait_s: float = 0.0) -> Iterator[None]:
-    """Hold the lock of a file, which is created with its folder; it ends with the process.
+    """Hold the lock of a file, which is created with its folder; the lock ends with the process.
 
     Raises:
-        TabrankError: with the message `busy`, if another process holds it for `wait_s`, or if the
-            folder cannot be written to.
+        TabrankError: with the message `busy`, if another process holds the lock for `wait_s`; or
+            the folder cannot be written to.
     """
     if isinstance(lock, BucketPath):
         with lock.locked(busy, wait_s):
@@ -191,7 +201,7 @@ def exclusive(lock: Path, busy: str, wait_s: float = 0.0) -> Iterator[None]:
                 time.sleep(LOOK_S)
             except OSError as error:
                 raise TabrankError(f"{lock}: cannot be locked ({error.strerror})") from None
-        # A holder that removed the file as it ended has left a lock that the next one does not see.
+        # If an earlier holder has removed the file, we have locked a file that others do not see.
         if not lock.exists() or not os.path.samestat(os.fstat(file.fileno()), lock.stat()):
             raise TabrankError(busy)
         yield

@@ -1,11 +1,12 @@
 """Paths of files in a bucket, such as `s3://bucket/log/LEASE`, on the library obstore.
 
-A `BucketPath` is a `Path` of which nothing is on the disk: the modules that read and write a log or
-a models folder take either. `serve.storage.atomic_files` has the operations in which the two
+A `BucketPath` is a `Path` that is not on the disk. The modules that read and write a log or a
+models folder accept both kinds. `serve.storage.atomic_files` has the operations in which they
 differ.
+
 Credentials and region come from where the cloud's own tools find them: the environment, the
-identity of a container, the machine. `gs://` and `az://` have the same code, and nobody has tried
-them.
+identity of a container, or the machine. `gs://` and `az://` have the same code, but nobody has
+tried them.
 """
 
 from __future__ import annotations
@@ -31,20 +32,20 @@ from typing import IO, Any, ParamSpec, TypeVar
 
 from serve.contract.errors import TabrankError
 
-# Parts of a path that name the bucket. Azure's have an account and a container.
+# How many parts of a path name the bucket. Azure's name an account and a container.
 ROOTS = {"s3:": 2, "gs:": 2, "az:": 3}
-# A request fails if nothing arrives for this long. The largest segment may take minutes in all.
+# A request fails if nothing arrives for READ_S. The largest segment may take minutes in all.
 READ_S, REQUEST_S = timedelta(seconds=30), timedelta(minutes=10)
-# Refused and cut requests are repeated, for this long in all and at least this often.
+# Requests that are refused or cut are repeated for RETRY_S in all, at most MAX_BACKOFF_S apart.
 RETRY_S, MAX_BACKOFF_S = timedelta(seconds=20), timedelta(seconds=2)
-# Bytes of a file that are held in memory while it is fetched.
+# How many bytes of a file are held in memory while it is fetched.
 CHUNK_BYTES = 8 << 20
-# A draft in the cache that was not written to for this long is a killed process's.
+# If a draft in the cache was not written to for this long, its process was killed.
 DRAFT_S = 86_400.0
-# A lock whose holder has not renewed it for this long is free; it is renewed this often.
+# A lock is free if its holder has not renewed it for EXPIRE_S. A holder renews it every RENEW_S.
 EXPIRE_S, RENEW_S = 15.0, 3.0
 LOOK_S = 0.2
-# What obstore says of a reply that ends early, and how often such a read is begun.
+# What obstore's error contains if a reply ends early, and how often such a read is tried.
 CUT, READS = "response body", 4
 
 P = ParamSpec("P")
@@ -55,7 +56,7 @@ class BucketError(OSError):
     """A bucket did not do what was asked; `strerror` says why."""
 
     def __init__(self, path: BucketPath, error: Exception) -> None:
-        # The library's text holds the whole answer, and its own types.
+        # The library's text holds the whole answer, and its own types, so take out the message.
         found = re.search(r"<Message>(.*?)</Message>", str(error))
         why = found[1] if found else str(error).splitlines()[0][:300]
         super().__init__(errno.EIO, f"{why} (check bucket, credentials, region and endpoint)", str(path))
@@ -68,12 +69,12 @@ class CutReply(BucketError):
 class BucketPath(PosixPath):
     """Path of a file, or of a folder, in a bucket.
 
-    A folder exists while a file is in it. A file that is passed to `open`, or to a library, is
-    fetched into a cache on the local disk, of the version that the bucket then has. Every access
-    asks the bucket and may raise OSError.
+    A folder exists while a file is in it. If a file is passed to `open`, or to a library, its
+    present version is fetched into a cache on the local disk. Every access asks the bucket and may
+    raise OSError.
     """
 
-    # What a list said of this file: of many files, each need not be asked for.
+    # What a list of the folder said about this file, so that not each of many files is asked for.
     _meta: Any = None
 
     def __str__(self) -> str:
@@ -100,11 +101,11 @@ class BucketPath(PosixPath):
 
     @property
     def store(self) -> Any:
-        """The bucket, as obstore has it."""
+        """The bucket, as an object of obstore."""
         return _store(self.parts[: ROOTS[self.parts[0]]])
 
     def stat(self, **_: Any) -> os.stat_result:
-        """Return size and time of a file, and a number of its version as `st_ino`."""
+        """Return size and time of a file, and a number that identifies its version as `st_ino`."""
         meta = self._meta or _head(self)
         if meta is None:
             raise FileNotFoundError(errno.ENOENT, "no such file", str(self))
@@ -112,15 +113,15 @@ class BucketPath(PosixPath):
         return os.stat_result((stat.S_IFREG, _number(meta["e_tag"]), 0, 1, 0, 0, meta["size"], at, at, at))
 
     def exists(self, **_: Any) -> bool:
-        """Return whether there is such a file, or a file in such a folder."""
+        """Return True if there is such a file, or a file in such a folder."""
         return self.is_file() or self.is_dir()
 
     def is_file(self, **_: Any) -> bool:
-        """Return whether there is such a file."""
+        """Return True if there is such a file."""
         return bool(self._meta) or (bool(self.key) and _head(self) is not None)
 
     def is_dir(self, **_: Any) -> bool:
-        """Return whether there is a file in such a folder."""
+        """Return True if there is a file in such a folder."""
         return not self._meta and bool(_listed(self, 1))
 
     def is_symlink(self) -> bool:
@@ -140,7 +141,7 @@ class BucketPath(PosixPath):
         yield from sorted({self / path.relative_to(self).parts[0] for path in _listed(self)})
 
     def glob(self, pattern: str, **_: Any) -> Generator[BucketPath, None, None]:
-        """Yield the files of a folder that match a pattern; `**` stands in `**/*` alone."""
+        """Yield the files of a folder that match a pattern; `**` is allowed only in `**/*`."""
         wanted = Path(pattern).parts
         for path in _listed(self):
             found = path.relative_to(self).parts
@@ -167,18 +168,19 @@ class BucketPath(PosixPath):
             self.store.delete(self.key)
 
     def mkdir(self, *_: Any, **__: Any) -> None:
-        """Do nothing: a folder exists with its first file."""
+        """Do nothing, because a folder exists once it has a file."""
 
-    # What only `serve.storage.atomic_files` calls.
+    # Only `serve.storage.atomic_files` calls what follows.
 
     def put(self, content: bytes | Path, mode: Any = "overwrite") -> None:
-        """Write a file whole, in one request.
+        """Write a whole file in one request.
 
-        The reply to a write that succeeded may be lost, and the write be repeated and refused: what
-        is there then tells by a mark of our own.
+        The reply to a successful write may be lost, and the repeated write be refused. A mark of
+        our own on the file tells that the write succeeded.
 
         Raises:
-            FileExistsError: the mode is `create` and the file exists, or is not its version.
+            FileExistsError: the mode is `create` and the file exists, or the mode is a version and
+                the file has another one.
         """
         mark = {"mark": secrets.token_hex(8)}
         try:
@@ -189,13 +191,16 @@ class BucketPath(PosixPath):
                 raise
 
     def _has(self, mark: dict[str, str]) -> bool:
-        """Return whether there is such a file, with this mark."""
+        """Return True if there is such a file and it has this mark."""
         with suppress(OSError):
             return bool(mark.items() <= _got(self)[2].items())
         return False
 
     def swap(self, held: bytes | None, new: bytes) -> bool:
-        """Write `new` if the file has the content `held`, None for no file; return whether."""
+        """Write `new` if the file still has the content `held`; return True if it had.
+
+        `held` is None if there was no file.
+        """
         found, version = _versioned(self)
         with suppress(FileExistsError, FileNotFoundError):
             if found == held:
@@ -205,11 +210,11 @@ class BucketPath(PosixPath):
 
     @contextmanager
     def locked(self, busy: str, wait_s: float) -> Iterator[None]:
-        """Hold a lock: a file that its holder renews, because nothing ends it with the process.
+        """Hold a lock: a file that its holder renews, because the bucket sees no process end.
 
         Raises:
-            TabrankError: with the message `busy`, if another process holds it for `wait_s`; or
-                another one has taken it meanwhile, because it could not be renewed.
+            TabrankError: with the message `busy`, if another process holds the lock for `wait_s`;
+                or another process has taken it meanwhile, because it could not be renewed.
         """
         name, ended = self._taken(busy, wait_s), threading.Event()
         renewing = threading.Thread(target=self._renew, args=(name, ended), daemon=True)
@@ -220,7 +225,7 @@ class BucketPath(PosixPath):
             ended.set()
             renewing.join()
             is_kept = True
-            # Without a bucket, the lock expires.
+            # If the bucket cannot be reached, the lock expires by itself.
             with suppress(BucketError):
                 is_kept = self._swap_own(name, b"")
         if not is_kept:
@@ -230,7 +235,7 @@ class BucketPath(PosixPath):
             )
 
     def _taken(self, busy: str, wait_s: float) -> bytes:
-        """Take the lock once it is free or not renewed any more; return the name of its holder."""
+        """Take the lock once it is free or has expired; return the name of this holder."""
         name, begun = secrets.token_hex(8).encode(), time.monotonic()
         seen, seen_s = b"", begun
         while True:
@@ -245,35 +250,35 @@ class BucketPath(PosixPath):
             time.sleep(LOOK_S)
 
     def _renew(self, name: bytes, ended: threading.Event) -> None:
-        """Write the lock's file anew until the end; stop if it is another's."""
+        """Renew the lock's file until `ended` is set, or another process has taken the lock."""
         while not ended.wait(RENEW_S):
             with suppress(BucketError):
                 if not self._swap_own(name, name + secrets.token_hex(4).encode()):
                     return
 
     def _swap_own(self, name: bytes, new: bytes) -> bool:
-        """Write `new` if the lock is held by `name`; return whether it is."""
+        """Write `new` if the lock is held by `name`; return True if it is."""
         held = _versioned(self)[0]
         return held is not None and held.startswith(name) and self.swap(held, new)
 
 
 def place(named: str | Path, base: Path = Path()) -> Path:
-    """Return the path that a text names: in a bucket, or on the disk from the folder `base`.
+    """Return the path that a text names: in a bucket, or on the disk relative to `base`.
 
-    A text that was made a `Path` has lost one of the two slashes of `s3://`.
+    A text that was turned into a `Path` before has lost one of the two slashes of `s3://`.
     """
     path = Path(named)
     return BucketPath(path) if path.parts[:1] and path.parts[0] in ROOTS else base / path
 
 
 def is_bucket(named: str) -> bool:
-    """Return whether a text names a place in a bucket."""
+    """Return True if a text names a place in a bucket."""
     return isinstance(place(named), BucketPath)
 
 
 @contextmanager
 def told(path: BucketPath) -> Iterator[None]:
-    """Raise obstore's errors within the block as the errors that a disk raises.
+    """Turn obstore's errors within the block into the errors that a disk would raise.
 
     Raises:
         FileNotFoundError, FileExistsError, BucketError
@@ -295,7 +300,7 @@ def told(path: BucketPath) -> Iterator[None]:
 
 
 def repeated(read: Callable[P, T]) -> Callable[P, T]:
-    """Repeat a read whose reply was cut: obstore repeats requests, but not the rest of replies."""
+    """Repeat a read whose reply was cut. Obstore repeats requests, but does not resume replies."""
 
     @wraps(read)
     def again(*args: P.args, **options: P.kwargs) -> T:
@@ -323,7 +328,7 @@ def _store(root: Sequence[str]) -> Any:
 
 
 def _head(path: BucketPath) -> Any:
-    """Return what the bucket says of a file; None without one."""
+    """Return the bucket's metadata of a file; None if there is no such file."""
     with suppress(FileNotFoundError), told(path):
         return path.store.head(path.key)
     return None
@@ -331,14 +336,14 @@ def _head(path: BucketPath) -> Any:
 
 @repeated
 def _got(path: BucketPath) -> tuple[bytes, Any, dict[str, str]]:
-    """Return the content of a file, what the bucket says of it, and its attributes."""
+    """Return the content of a file, the bucket's metadata of it, and its attributes."""
     with told(path):
         got = path.store.get(path.key)
         return bytes(got.bytes()), got.meta, got.attributes
 
 
 def _versioned(path: BucketPath) -> tuple[bytes | None, dict[str, Any] | None]:
-    """Return the content of a file and its version, None without one."""
+    """Return the content of a file and its version; both are None if there is no such file."""
     with suppress(FileNotFoundError):
         content, meta, _ = _got(path)
         return content, {key: meta[key] for key in ("e_tag", "version") if meta[key]}
@@ -347,17 +352,17 @@ def _versioned(path: BucketPath) -> tuple[bytes | None, dict[str, Any] | None]:
 
 @repeated
 def _listed(folder: BucketPath, num_chunks: int | None = None) -> list[BucketPath]:
-    """Return the files in a folder and in its folders, in order: all, or those of some chunks."""
+    """Return the files in a folder and its subfolders, in order: all, or some chunks of them."""
     root = BucketPath(*folder.parts[: ROOTS[folder.parts[0]]])
     prefix = f"{folder.key}/" if folder.key else None
     found = []
     with told(folder):
-        # A chunk is small: whether there is any file is often asked.
+        # A chunk is small, because callers often ask only whether there is any file.
         chunks = folder.store.list(prefix, chunk_size=100)
         for meta in chain.from_iterable(islice(chunks, num_chunks)):
             path = root / meta["path"]
             path._meta = meta
-            # Consoles mark a folder that they make by an empty file of its name.
+            # Web consoles of clouds mark a new folder by an empty file with the folder's name.
             if path != folder:
                 found.append(path)
     return found
@@ -365,11 +370,11 @@ def _listed(folder: BucketPath, num_chunks: int | None = None) -> list[BucketPat
 
 @repeated
 def _fetched(path: BucketPath) -> Path:
-    """Return a copy of a file in the cache, of the bucket's present version."""
+    """Return the path of a copy of the file's present version in the cache."""
     meta = _head(path)
     if meta is None:
         raise _missing(path)
-    # Another process may delete it meanwhile.
+    # Another process may delete the copy meanwhile.
     with suppress(FileNotFoundError):
         os.utime(local := _cached(path, meta))
         return local
@@ -381,7 +386,7 @@ def _fetched(path: BucketPath) -> Path:
                 file.write(chunk)
             if file.tell() != got.meta["size"]:
                 raise ValueError(f"{CUT}: {file.tell():,} of {got.meta['size']:,} bytes arrived")
-        # It may have changed since.
+        # The file may have changed since it was asked for.
         local = _cached(path, got.meta)
         os.replace(draft, local)
     finally:
@@ -396,7 +401,7 @@ def _cached(path: BucketPath, meta: Any) -> Path:
 
 
 def cache_folder() -> Path:
-    """Return the local folder of what was fetched, which only its owner can read."""
+    """Return the local folder for copies of files, which only its owner can read."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = home / "tabrank"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -404,9 +409,9 @@ def cache_folder() -> Path:
 
 
 def _evict(newest: Path) -> None:
-    """Delete the copies that were used longest ago, beyond half of the disk's free space.
+    """Delete the least recently used copies that exceed half of the disk's free space.
 
-    Drafts are deleted once they are so old that a killed process left them.
+    Drafts are deleted once they are so old that only a killed process can have left them.
     """
     found = []
     for path in newest.parent.iterdir():
@@ -445,7 +450,8 @@ def _refused(what: str) -> Any:
     return refuse
 
 
-# Inherited, these would act on a local path of nearly the same name. Some came with Python 3.12.
+# If these were inherited, they would act on a local path of nearly the same name. Some exist only
+# since Python 3.12.
 for _name in (
     *("chmod", "group", "hardlink_to", "is_junction", "is_mount", "lchmod", "link_to", "lstat", "owner"),
     *("readlink", "rename", "replace", "rglob", "rmdir", "samefile", "symlink_to", "touch", "walk"),

@@ -1,6 +1,6 @@
-"""Conversion of a log's columns to its own types: ids to strings, datetimes to milliseconds.
+"""Conversion of columns to the types of a log: ids to strings, datetimes to milliseconds.
 
-It is here, below `log`, because load tests and drafts of a surface read logs with it too.
+It is here and not in `log`, because load tests and drafts of a surface read logs with it too.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from collections.abc import Container
 
 import pyarrow as pa
 
-# Keys in the metadata of a converted column: the conversion in words, and the type before it.
+# Keys in the metadata of a converted column, for the conversion in words and for the type before
+# it.
 CONVERSION, GIVEN_TYPE = b"conversion", b"given_type"
 # Columns of ids in each table. In another table, a column of the same name is a field.
 IDS = {
@@ -25,7 +26,7 @@ def converted(table: pa.Table, ids: Container[str]) -> pa.Table:
 
     `ids` names the columns of ids. A converted column, or part of a struct, states in its metadata
     the conversion under `CONVERSION`, and its former type under `GIVEN_TYPE`. Dictionaries, large
-    lists and large strings become plain ones without a word.
+    lists and large strings become plain ones without such a note.
     """
     flag = "erased" if "viewer" in ids else "removed"
     # Arrow casts datetimes of any unit to milliseconds, and only then to whole numbers.
@@ -37,7 +38,7 @@ def converted(table: pa.Table, ids: Container[str]) -> pa.Table:
 
 
 def _canonical(field: pa.Field, is_id: bool, time: pa.DataType) -> pa.Field:
-    """Return the field as it is converted, with `time` as the type of datetimes."""
+    """Return the field after conversion, with `time` as the type of datetimes."""
     kind, words = field.type, ""
     if pa.types.is_struct(kind):
         return field.with_type(pa.struct([_canonical(part, False, time) for part in kind]))

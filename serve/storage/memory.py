@@ -8,7 +8,7 @@ import psutil
 
 
 def available_bytes() -> int:
-    """Return the free memory of this process: the machine's or its control group's (cgroup v2)."""
+    """Return how much memory the machine, or this process's control group (cgroup v2), has free."""
     free = psutil.virtual_memory().available
     group = Path("/sys/fs/cgroup")
     try:

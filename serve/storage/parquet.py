@@ -1,6 +1,6 @@
-"""Parquet files: the damage of one, and the size of its rows in memory.
+"""Parquet files: report damage, and limit the memory that rows take.
 
-The rows can take 100,000 times the bytes of the file.
+The rows of a file can take 100,000 times as many bytes as the file.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from serve.contract.errors import TabrankError
 from serve.storage.bucket import BucketError, BucketPath, told
 from serve.storage.memory import available_bytes
 
-# Limit the bytes of a batch: pyarrow turns dictionaries into at most 2 GiB of strings at once.
+# Limits the bytes of a batch. Pyarrow can turn dictionaries into at most 2 GiB of strings at once.
 BATCH_BYTES = 512 << 20
-# Most footers of a log's files are shorter.
+# How many bytes at the end of a file are read at first. Most footers of a log's files are shorter.
 FOOTER_BYTES = 64 << 10
 # Exceptions that pyarrow raises for a damaged file.
 UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
 
 
 class Damaged(TabrankError):
-    """A file is not Parquet, not whole, or not written by a service."""
+    """A file is not Parquet, is incomplete, or was not written by a service."""
 
 
 class Unreadable(TabrankError):
@@ -37,10 +37,10 @@ class Unreadable(TabrankError):
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Say of pyarrow's errors within the block that the file is damaged.
+    """Turn pyarrow's errors within the block into ours, which say what is wrong with the file.
 
     Raises:
-        Damaged: the file is not Parquet, or not whole.
+        Damaged: the file is not Parquet, or is incomplete.
         FileNotFoundError: it was deleted meanwhile.
         Unreadable: the system does not let it be read now.
     """
@@ -49,7 +49,7 @@ def readable(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except UNREADABLE as error:
-        # An error of the system does not mean damage: too many files may be open.
+        # An error of the system does not mean damage. For example, too many files may be open.
         if why := getattr(error, "strerror", None):
             remedy = "" if isinstance(error, BucketError) else "; check its mode and `ulimit -n`"
             raise Unreadable(f"{path}: cannot be read: {why}{remedy}") from error
@@ -59,8 +59,8 @@ def readable(path: Path) -> Iterator[None]:
         ) from error
 
 
-def footer(path: Path) -> Any:
-    """Return what pyarrow reads the footer of a Parquet file from: the path, or the file's end."""
+def footer_source(path: Path) -> Any:
+    """Return the path or, for a file in a bucket, its end, from which pyarrow reads the footer."""
     if not isinstance(path, BucketPath):
         return path
 
@@ -69,13 +69,13 @@ def footer(path: Path) -> Any:
 
     with told(path):
         found = end(FOOTER_BYTES)
-        # The last 8 bytes have the footer's length and a mark.
+        # The last 8 bytes of the file are the footer's length and a mark.
         size = 8 + int.from_bytes(found[-8:-4], "little")
         return pa.BufferReader(end(size) if found.endswith(b"PAR1") and size > len(found) else found)
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
-    """Open a file whose strings are read as dictionaries: one that repeats takes 4 bytes a row."""
+    """Open a file to read strings as dictionaries: a string that repeats takes 4 bytes per row."""
     meta = pq.read_metadata(path)
     leaves = map(meta.schema.column, range(meta.num_columns))
     texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
@@ -86,11 +86,12 @@ def sized_batches(file: pq.ParquetFile, path: Path, columns: Sequence[str]) -> I
     """Yield the rows of a file from `open_parquet`; cast them to plain types only after the last.
 
     Raises:
-        TabrankError: in plain types, the rows take more than half of the free memory, while whoever
-            reads them needs as much again.
+        TabrankError: in plain types, the rows take more than half of the free memory. The reader
+            needs as much again.
     """
     size, limit = 0, available_bytes() // 2
-    # A batch within one row group: pyarrow cannot join the dictionaries of lists of several.
+    # A batch stays within one row group, because pyarrow cannot join dictionaries of several groups
+    # in lists.
     groups = ([number] for number in range(file.num_row_groups))
     for batch in chain.from_iterable(
         file.iter_batches(row_groups=group, columns=columns) for group in groups
@@ -107,15 +108,16 @@ def sized_batches(file: pq.ParquetFile, path: Path, columns: Sequence[str]) -> I
 
 
 def data_files(path: Path) -> list[Path]:
-    """Return a file itself, or those in a folder, without drafts and other tools' marks."""
+    """Return the file itself, or the files in a folder without drafts and other tools' marks."""
     files = [path] if path.is_file() else sorted(path.glob("**/*"))
     kept = (file for file in files if not any(part[0] in "._" for part in file.relative_to(path).parts))
-    # A reader must learn that a segment is gone since: its records are in one that is not listed.
+    # Keep segments that are gone meanwhile: their records are in one that is not listed, so a
+    # reader must notice.
     return [file for file in kept if not file.is_dir()]
 
 
 def refuse_oversize(path: Path) -> None:
-    """Raise TabrankError as `sized_batches` for a file, or one in a folder, before it is read."""
+    """Raise TabrankError as `sized_batches` does, for a file or a folder, before it is read."""
     for name in data_files(path):
         with open_parquet(name) as file:
             for _ in sized_batches(file, name, file.schema_arrow.names):
@@ -123,7 +125,7 @@ def refuse_oversize(path: Path) -> None:
 
 
 def plain_bytes(values: pa.Array) -> int:
-    """Return the bytes that values take once their dictionaries of strings are strings."""
+    """Return the bytes that values take once dictionaries of strings have become strings."""
     if pa.types.is_nested(values.type):
         parts = values.flatten()
         return 4 * len(values) + sum(map(plain_bytes, [parts] if isinstance(parts, pa.Array) else parts))

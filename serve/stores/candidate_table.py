@@ -9,8 +9,9 @@ from serve.contract.errors import StoreUnavailable
 from serve.features.rows import CandidateRows, Schema
 from serve.stores.protocol import Store
 
-# After a failed read, wait max(RETRY_S, PATIENCE × the duration of the failed read). A store that
-# hangs blocks the event loop at each attempt, so this limits it to a tenth of the time.
+# After a failed read, the next one waits for RETRY_S, or for PATIENCE times as long as the failed
+# read took if that is longer. A store that hangs blocks the event loop at each attempt. This limits
+# it to a tenth of the time.
 RETRY_S = 0.5
 PATIENCE = 9
 
@@ -29,16 +30,16 @@ class CandidateTable:
         self._store: Store | None = None
         # Monotonic time of the last successful read.
         self._read: float | None = None
-        # The store's note at the last time that all rows were read.
+        # The store's note when all rows were last read.
         self.note = b""
-        # The error of the last read if it failed, and the monotonic time of the next attempt.
+        # The error of the last read, if it failed, and the monotonic time of the next attempt.
         self.error: StoreUnavailable | None = None
         self._retry_s = 0.0
 
     def read(self, viewers: Sequence[str]) -> list[bytes | None]:
         """Return the packed rows of `viewers`, and update `rows` to the same commit.
 
-        A row is None where the viewer is unknown or the stored row is damaged.
+        A row is None if the viewer is unknown or the stored row is damaged.
 
         Raises:
             StoreUnavailable: the read failed, or the last failure is too recent to try again;
@@ -61,7 +62,7 @@ class CandidateTable:
             self._store = self._open_store()
         since = self.seq
         packed, changes = self._store.read(viewers, since)
-        # The store was replaced, or dropped the changes since `seq`: read all of it.
+        # The store was replaced, or has forgotten the changes since `seq`, so read all of it.
         if changes.seq < since:
             packed, changes = self._store.read(viewers, since := 0)
         if not since:

@@ -6,7 +6,7 @@ from serve.contract.errors import WriterFenced
 
 
 class FencingEpoch:
-    """Fencing epoch of one store handle: none until `take`, stale once another handle takes one."""
+    """Fencing epoch of one store handle. It is stale once another handle takes the next one."""
 
     def __init__(self, *, writable: bool) -> None:
         self._writable = writable
@@ -18,7 +18,7 @@ class FencingEpoch:
             raise RuntimeError("this store was opened for reading; open it with writable=True to commit")
 
     def take(self, token: bytes, epoch: int) -> int:
-        """Hold the stored epoch and its token, which differs between stores; return the epoch."""
+        """Hold the stored epoch and its token, which tells stores apart; return the epoch."""
         self._held = (token, epoch)
         return epoch
 
@@ -35,7 +35,7 @@ class FencingEpoch:
         if held != (token, epoch):
             raise WriterFenced(
                 f"another writer has taken over this store, or it was replaced: its epoch is {epoch}, "
-                f"this one's was {held[1]}; start again to write"
+                f"and this writer's was {held[1]}; start again to write"
             )
 
 

@@ -18,15 +18,16 @@ from serve.stores.fencing import FencingEpoch, check_seq
 from serve.stores.lmdb_environment import OpenEnvironment, environment
 from serve.stores.protocol import Changes, Dump, Packed, decoded, encoded
 
-# LMDB takes keys of up to 511 bytes, and the cursor that follows a viewer is longer by one.
+# LMDB accepts keys of up to 511 bytes. The cursor that follows a viewer is one byte longer than its
+# key.
 MAX_PLAIN_KEY = 510
 # First byte of the key of a longer id; the rest is a digest.
 DIGEST = b"\xff"
 # Separates the ids of a list; UTF-8 never contains it.
 SEPARATOR = b"\xfe"
-# Bytes of the lists of changed ids, which keep some 200,000 different ids.
+# Limits the bytes of the lists of changed ids, which hold some 200,000 different ids.
 MAX_LISTS_BYTES = 8 << 20
-# File beside the database that each writing handle keeps locked; the lock ends with the process.
+# File beside the database that a handle for writing keeps locked. The lock ends with the process.
 WRITER = ".writer.lock"
 
 
@@ -37,8 +38,9 @@ class LmdbStore:
 
     - `meta`: number, epoch, origin, id of the content (a replacement gets a new one), format, note
     - `viewers`, `candidates`: key → row; if the key is a digest, the id precedes the row
-    - `changes`: number → ids of the candidates that the commit put or removed; to bound them, lists
-      of old commits become one, of the newest number, and then are forgotten
+    - `changes`: number → ids of the candidates that the commit put or removed. To bound them, the
+      lists of old commits are merged into one, with the newest of their numbers, and later
+      forgotten.
     - `journal`: number → entry
     """
 
@@ -50,7 +52,7 @@ class LmdbStore:
         self._lock = os.open(self._writer, os.O_RDWR | os.O_CREAT, 0o600) if writable else None
         if self._lock is not None:
             fcntl.flock(self._lock, fcntl.LOCK_SH)
-        # Id of the content whose changes were last read from 0.
+        # The id of the content that was read from 0, and whose changes are read since.
         self._id: bytes | None = None
 
     def origin(self) -> str:
@@ -96,7 +98,7 @@ class LmdbStore:
 
     @contextmanager
     def dump(self) -> Iterator[Dump]:
-        """See `Store`. It is one read transaction: the file grows by the commits made meanwhile."""
+        """See `Store`. It is one read transaction, so the file grows by commits made meanwhile."""
         with self._read() as (opened, txn):
             yield Dump(_number(txn, opened, b"seq"), _rows(txn, opened))
 
@@ -149,7 +151,8 @@ class LmdbStore:
 
     @contextmanager
     def _read(self) -> Iterator[tuple[OpenEnvironment, Any]]:
-        # Only a dump keeps a read transaction open: meanwhile LMDB cannot reuse freed pages.
+        # Only a dump keeps a read transaction open for long: LMDB cannot reuse freed pages
+        # meanwhile.
         with self._environment.use(self) as opened, opened.env.begin() as txn:
             yield opened, txn
 
@@ -178,7 +181,7 @@ class LmdbStore:
             ids = _ids(list(lists.iternext(keys=False, values=True)) if found else [])
             changed = {}
             for raw in ids:
-                # Often thousands: make no call for most of them.
+                # There are often thousands, so make no call for most of them.
                 key = raw if len(raw) <= MAX_PLAIN_KEY else _key(raw)
                 row = rows.get(key, b"")
                 changed[raw.decode("utf-8", "surrogatepass")] = row if key is raw else row[2 + len(raw) :]
@@ -206,12 +209,12 @@ def _write_rows(txn: Any, opened: OpenEnvironment, seq: int, viewers: Packed, ca
 
 
 def _put(txn: Any, database: Any, rows: Packed) -> list[bytes]:
-    """Put and remove rows; return the ids of those that it changed."""
+    """Put and remove rows; return the ids of rows that this changed."""
     changed: list[bytes] = []
     items: list[tuple[bytes, bytes]] = []
-    # In the order of the keys, LMDB finds most rows in the page of the one before.
+    # In the order of the keys, LMDB finds most rows in the page of the row before.
     for id_ in sorted(rows):
-        # Often thousands: make no call for most of them.
+        # There are often thousands, so make no call for most of them.
         raw, row = id_.encode("utf-8", "surrogatepass"), rows[id_]
         key = raw if len(raw) <= MAX_PLAIN_KEY else _key(raw)
         if row:
@@ -228,7 +231,7 @@ def _put(txn: Any, database: Any, rows: Packed) -> list[bytes]:
 
 
 def _bound_lists(txn: Any, opened: OpenEnvironment) -> None:
-    """If the lists of changes take too much, merge the older half; forget it if it stays long."""
+    """If the lists of changes are too long, merge the older half, or forget it if it stays long."""
     pages = txn.stat(opened.changes)
     num_pages, num_lists = pages["leaf_pages"] + pages["overflow_pages"], pages["entries"]
     if num_pages * pages["psize"] <= MAX_LISTS_BYTES or num_lists < 2:
@@ -246,7 +249,7 @@ def _bound_lists(txn: Any, opened: OpenEnvironment) -> None:
 
 
 def _ids(lists: Sequence[bytes]) -> list[bytes]:
-    """Return the ids of some lists, each once, sorted as in each list."""
+    """Return the ids of some lists, each id once, sorted as they are in each list."""
     ids = SEPARATOR.join(lists).split(SEPARATOR) if lists else []
     return ids if len(lists) < 2 else sorted(set(ids))
 

@@ -1,4 +1,4 @@
-"""LMDB environment of the embedded store: opened once per process, checked, and reopened."""
+"""LMDB environment of the embedded store: open it once per process, check it, and reopen it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from serve.contract.errors import StoreMissing, StoreUnavailable
 from serve.stores.lmdb_pages import num_missing
 from serve.stores.protocol import LOAD
 
-# Bytes of mapped address space, which limit a store's size. The file takes only the bytes written.
+# How many bytes of address space are mapped, which limits a store's size. The file takes only the
+# bytes that were written.
 MAP_SIZE = 64 << 30
 MAX_READERS = 1024
 FORMAT = b"4"
 DATABASES = (b"meta", b"viewers", b"candidates", b"changes", b"journal")
-# Place and size of LMDB's magic number in a meta page; a lock file begins with the same number.
+# Place and size of LMDB's magic number in a meta page. A lock file begins with the same number.
 _MAGIC_AT, _MAGIC_BYTES = 16, 4
 DAMAGE = (lmdb.CorruptedError, lmdb.InvalidError, lmdb.PageNotFoundError, lmdb.VersionMismatchError)
 # LMDB reports a short write, such as the last one to a full disk, as an input/output error.
@@ -91,7 +92,7 @@ class OpenEnvironment:
         self.viewers, self.candidates, self.changes, self.journal = handles
 
     def is_whole(self) -> bool:
-        """Return whether its files are the opened ones, neither truncated nor overwritten."""
+        """Return True if its files are the opened ones, neither truncated nor overwritten."""
         try:
             found = [os.stat(path) for path in self._paths]
             magic = self._read_magic()
@@ -108,8 +109,9 @@ class OpenEnvironment:
         self._magic = b""
 
     def close(self) -> None:
-        """Close the environment and its files; LMDB writes to the lock file when it closes."""
-        # Restore the length of a truncated lock file first.
+        """Close the environment and its files."""
+        # LMDB writes to the lock file when it closes, so first restore the length of a truncated
+        # one.
         with suppress(OSError):
             for before in self._first[1:]:
                 path = self._paths[1]
@@ -136,7 +138,7 @@ class Environment:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        # Open stores, and whether they write.
+        # The open stores, each with True if it writes.
         self._stores: dict[object, bool] = {}
         self._opened: OpenEnvironment | None = None
         self._num_uses = 0
@@ -170,9 +172,9 @@ class Environment:
             self._num_uses += 1
         try:
             yield opened
-        # An OSError is the caller's: it must not blame the store.
+        # An OSError comes from the caller's own code, so the store must not be blamed for it.
         except lmdb.Error as error:
-            # After some failed writes LMDB refuses all later ones, so the next use reopens it.
+            # After some failed writes LMDB refuses all later ones, so make the next use reopen it.
             opened.forget()
             raise _unavailable(self.folder, error) from error
         except UnicodeDecodeError as error:
@@ -218,7 +220,7 @@ def _open(folder: Path, *, writable: bool, create: bool) -> OpenEnvironment:
             folder.mkdir(parents=True, exist_ok=True)
         data = folder / "data.mdb"
         if data.exists() and not data.stat().st_size:
-            # LMDB would begin a new store in it.
+            # LMDB would begin a new store in an empty file.
             raise StoreUnavailable(_damaged(folder, "data.mdb is empty"))
         if not create and not data.exists():
             raise _absent(folder)
@@ -255,7 +257,7 @@ def _unavailable(folder: Path, error: BaseException) -> StoreUnavailable:
         return StoreUnavailable(_damaged(folder, error))
     reason = str(error)
     if any(sign in reason for sign in DISK_FULL):
-        # A failing disk may not report its usage either.
+        # A disk that fails may not report its usage either.
         with suppress(OSError):
             reason += f"; the disk may be full: {shutil.disk_usage(folder).free:,} bytes are free"
     return StoreUnavailable(f"the store at {folder} cannot be used: {reason}")

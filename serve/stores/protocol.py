@@ -24,12 +24,12 @@ def shown(url: str) -> str:
 
 
 def encoded(id_: str) -> bytes:
-    """Return the bytes of an id, which may be no valid Unicode."""
+    """Return the bytes of an id, which need not be valid Unicode."""
     return id_.encode("utf-8", "surrogatepass")
 
 
 def decoded(raw: bytes) -> str:
-    """Return the id of its bytes."""
+    """Return the id that these bytes encode."""
     return raw.decode("utf-8", "surrogatepass")
 
 
@@ -37,14 +37,14 @@ def decoded(raw: bytes) -> str:
 class Changes:
     """Candidates whose row changed after the requested number, and perhaps others, in any order.
 
-    `rows` maps an id to its newest row; b"" means that there is no such candidate any more, of
-    which a read from 0 need not tell: its reader holds no rows. `seq` is the store's number at the
-    time of the read; pass it to the next read.
+    `rows` maps an id to its newest row. b"" means that there is no such candidate any more. A read
+    from 0 need not report such candidates, because its reader holds no rows. `seq` is the store's
+    number at the time of the read; pass it to the next read.
 
-    `seq` is 0, **below the requested number**, and `rows` is empty when the store cannot answer
-    from the requested number: the store or all its rows were replaced, or it forgot which
-    candidates changed or were removed. It forgets the oldest, never what the newest commit did.
-    Then drop all rows and read from 0.
+    If the store cannot answer from the requested number, `rows` is empty and `seq` is 0, which is
+    **below the requested number**. The reader must then drop all rows and read from 0. This happens
+    if the store or all its rows were replaced, or if it forgot which candidates changed or were
+    removed. It forgets the oldest changes, never those of the newest commit.
     """
 
     seq: int
@@ -53,7 +53,7 @@ class Changes:
 
 @dataclass(frozen=True)
 class Dump:
-    """Every row of one commit once, in any order: (entity, id, row), and the commit's number."""
+    """Every row of one commit once, in any order, as (entity, id, row), and the commit's number."""
 
     seq: int
     rows: Iterator[tuple[Entity, str, bytes]]
@@ -68,7 +68,7 @@ class Store(Protocol):
     """
 
     def origin(self) -> str:
-        """Return the random name that the store got when it was made; a copy has the same one."""
+        """Return the random name that the store got when it was created; a copy has it too."""
 
     def seq(self) -> int:
         """Return the number of the last commit; 0 before the first."""
@@ -77,7 +77,8 @@ class Store(Protocol):
         """Return viewers and changed candidates of the same commit.
 
         The first element holds the rows of the viewers `ids` in their order, None for an unknown
-        one. The second holds the candidates changed after the number `since`; 0 requests all.
+        viewer. The second holds the candidates that changed after the number `since`; 0 asks for
+        all.
         """
 
     def note(self) -> bytes:
@@ -86,12 +87,12 @@ class Store(Protocol):
     def viewers(self, cursor: bytes, limit: int) -> tuple[bytes, list[tuple[str, bytes]]]:
         """Return about `limit` viewers with their rows, and the cursor of those that follow.
 
-        b"" is the cursor of the first viewers, and follows the last. A pass returns each viewer
-        that exists during all of it, some of them twice.
+        Begin with the cursor b"", and end when it is returned. Such a pass returns each viewer that
+        exists during all of it at least once.
         """
 
     def num_bytes(self) -> int:
-        """Return the bytes that the store takes; of a server, those of all its content."""
+        """Return the bytes that the store takes; a server reports those of all its content."""
 
     def journal(self, after: int, limit: int) -> list[tuple[int, bytes]]:
         """Return the first `limit` journal entries with a number above `after`, in order."""
@@ -99,16 +100,16 @@ class Store(Protocol):
     def dump(self) -> AbstractContextManager[Dump]:
         """Stream all rows of the newest commit within the `with` block; commits can continue.
 
-        Read `rows` to its end: only then are the rows those of one commit. It raises
-        `StoreUnavailable` if the store was replaced meanwhile, or, in some stores, if another
-        handle committed.
+        Read `rows` to its end: only then are the rows those of one commit. The iteration raises
+        `StoreUnavailable` if the store was replaced meanwhile or, in some stores, if another handle
+        has committed.
         """
 
     def refuse_writer(self, busy: str) -> None:
-        """Raise TabrankError with the message `busy` while a living process has it open to write.
+        """Raise TabrankError with the message `busy` if a living process has it open for writing.
 
-        A handle that writes counts too, and so does one of this process. In some stores it needs a
-        right to see other clients, and raises `StoreUnavailable` without it.
+        Handles of this process count too. Some stores need a permission to see other clients, and
+        raise `StoreUnavailable` without it.
         """
 
     def take_epoch(self) -> int:
@@ -133,14 +134,15 @@ class Store(Protocol):
         """
 
     def replace(self, seq: int, viewers: Packed, candidates: Packed, note: bytes = b"") -> None:
-        """Replace all rows by these, and the note about them, atomically; readers start from 0.
+        """Replace all rows and the note about them atomically; readers start from 0.
 
-        `seq` is the number of the last record in the rows, whichever number is stored. The journal
-        stays: its entries are acknowledged and may be stored nowhere else. Raises as `commit` does.
+        `seq` is the number of the last record in the rows, whatever number is stored. The journal
+        stays, because its entries are acknowledged and may be stored nowhere else. Raises what
+        `commit` raises.
         """
 
     def trim(self, through: int) -> None:
-        """Drop the journal entries with numbers up to `through`; raises as `commit` does."""
+        """Drop the journal entries with numbers up to `through`; raises what `commit` raises."""
 
     def close(self) -> None:
         """Release the store; a second call does nothing."""

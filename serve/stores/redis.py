@@ -22,16 +22,17 @@ from serve.stores.redis_scripts import COMMIT, CREATE, READ, REPLACE, STAGE, TAK
 
 log = logging.getLogger("tabrank")
 FORMAT = b"2"
-# Removed candidates that the store remembers. Beyond it the store forgets the oldest down to half,
-# but none of the newest commit. A reader that missed a removal must reread (see `Changes`).
+# Limits the removed candidates that the store remembers. Beyond it, the store forgets the oldest
+# half, but none of the newest commit. A reader that missed a removal must read everything again
+# (see `Changes`).
 MAX_REMOVED = 10_000
 
 
 class RedisStore:
     """`Store` at a `redis://` or `rediss://` address; `name` identifies surface and state schema.
 
-    Every key begins with `tabrank:{name}:`, so that a cluster keeps the keys on one node. G is the
-    generation, which changes when the whole content is replaced:
+    Every key begins with `tabrank:{name}:`, so that a cluster keeps all keys on one node. In the
+    list, G is the generation, which changes when the whole content is replaced:
 
     - `meta`: a hash of origin, id (of the content: a replacement gets a new one), format, epoch,
       `token` (the writer's), seq, floor, generation, the last generation assigned, and the
@@ -59,14 +60,15 @@ class RedisStore:
         self._meta = self._prefix + b"meta"
         self._epoch = FencingEpoch(writable=writable)
         self._writing = threading.Lock()
-        # Running dumps.
+        # The dumps that are being read.
         self._dumps: list[RedisDump] = []
-        # By this name `CLIENT LIST` of the server shows who writes, as long as the process lives.
+        # The name under which the server's `CLIENT LIST` shows a writer, as long as the process
+        # lives.
         self._writer = f"tabrank:{name}:writer"
         self._client: redis.Redis | None = connect(url, self._writer if writable else None)
         self._where = shown(url)
         self._generation = b""
-        # Id of the content whose changes were last read from 0.
+        # The id of the content that was read from 0, and whose changes are read since.
         self._id = b""
         try:
             if writable:
@@ -87,7 +89,7 @@ class RedisStore:
             return int(self._present(server.execute_command("HGET", self._meta, b"seq")))
 
     def read(self, ids: Sequence[str], since: int) -> tuple[list[bytes | None], Changes]:
-        """See `Store`. If no candidate changed, which is the usual case, it is one MGET."""
+        """See `Store`. In the usual case, in which no candidate changed, this is one MGET."""
         with self._server() as server:
             if since and self._id:
                 (_, seq, id_), rows = self._mget(server, ids)
@@ -127,7 +129,7 @@ class RedisStore:
 
     @contextmanager
     def dump(self) -> Iterator[Dump]:
-        """See `Store`. During a dump each commit of this handle takes one more MGET.
+        """See `Store`. During a dump, each commit of this handle takes one more MGET.
 
         A commit of another handle ends the dump.
         """
@@ -159,7 +161,7 @@ class RedisStore:
                 yield "viewer", decoded(name), row
 
     def refuse_writer(self, busy: str) -> None:
-        """See `Store`. The right is that to `CLIENT LIST`."""
+        """See `Store`. The permission is the one for `CLIENT LIST`."""
         with self._server() as server:
             clients = server.client_list()
             database = str(server.get_connection_kwargs().get("db", 0))
@@ -169,7 +171,8 @@ class RedisStore:
     def take_epoch(self) -> int:
         """See `Store`."""
         self._epoch.require_writable()
-        # A replica that takes over may lack the last epoch and repeat it: hence the token.
+        # A replica of the server that takes over may lack the last epoch and give it out again. The
+        # token tells the two apart.
         token = secrets.token_hex(8).encode()
         with self._writing, self._server() as server:
             return self._epoch.take(token, int(self._present(self._run(server, TAKE_EPOCH, token))))
@@ -228,7 +231,7 @@ class RedisStore:
         """Return [generation, number, id] of the store, and the rows, from one atomic MGET."""
         names = [encoded(id_) for id_ in ids]
         while True:
-            # Read the attribute once: other threads change it too.
+            # Read the attribute only once, because other threads change it too.
             generation = self._generation
             at = self._prefix + generation + b":v:"
             found = server.execute_command("MGET", self._prefix + b"now", *[at + name for name in names])
@@ -281,7 +284,7 @@ class RedisStore:
             )
 
     def _delete_before(self, server: redis.Redis, generation: int) -> None:
-        """Delete the viewers of earlier generations, but not of later ones, which may be in use."""
+        """Delete the viewers of earlier generations; later ones may be in use."""
         for keys in chunks(server.scan_iter(pattern(self._prefix, b"[0-9]*:*"), CHUNK)):
             old = [key for key in keys if int(key[len(self._prefix) :].partition(b":")[0]) < generation]
             if old:
@@ -297,7 +300,7 @@ class RedisStore:
             raise StoreUnavailable(f"the store at {self._where} cannot be used: {error}") from error
 
     def _run(self, server: redis.Redis, script: str, *arguments: object) -> Any:
-        # redis-py's own scripts do the same, and take 12 µs more a call.
+        # redis-py's own scripts do the same, but take 12 µs more per call.
         try:
             return server.execute_command("EVALSHA", digest(script), 1, self._prefix, *arguments)
         # A restarted server has no cached scripts.

@@ -21,8 +21,11 @@ PASSWORD = "TABRANK_REDIS_PASSWORD"
 def connect(url: str, name: str | None = None) -> redis.Redis:
     """Return a client of the server at a `redis://` or `rediss://` address.
 
-    The client connects at its first command, and tells the server its `name` if it may. A password
-    in the address overrides that of the environment. Raises TabrankError for any other address.
+    The client connects at its first command, and tells the server its `name` if the server allows
+    it. A password in the address overrides the one in the environment.
+
+    Raises:
+        TabrankError: it is not such an address.
     """
     # Do not retry: a commit whose answer was lost may have been written. redis-py replaces a stale
     # connection before it uses it.
@@ -37,9 +40,9 @@ def connect(url: str, name: str | None = None) -> redis.Redis:
     try:
         client = redis.Redis.from_url(url, **settings)
         pool = client.connection_pool
-        # Only the connection's constructor rejects an option that does not exist.
+        # Only the connection's constructor refuses an option that does not exist, so call it.
         pool.connection_class(**pool.connection_kwargs)
-    # Drop the message of the original error: it may hold the password.
+    # Do not show the original error, which may hold the password.
     except (TypeError, ValueError):
         raise TabrankError(
             "store: not an address of a Redis server; use redis://USER:PASSWORD@HOST:PORT/DB, or rediss:// for TLS"

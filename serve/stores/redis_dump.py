@@ -11,7 +11,7 @@ from typing import TypeVar
 import redis
 
 T = TypeVar("T")
-# Rows and keys that one command reads, writes or deletes.
+# How many rows or keys one command reads, writes or deletes.
 CHUNK = 1000
 
 
@@ -23,7 +23,7 @@ def chunks(items: Iterable[T]) -> Iterator[list[T]]:
 
 
 def pattern(prefix: bytes, rest: bytes) -> bytes:
-    """Return the pattern of the keys that begin with `prefix` and go on like the pattern `rest`."""
+    """Return the pattern of keys that begin with `prefix` and continue like the pattern `rest`."""
     return re.sub(rb"([*?\[\]\\])", rb"\\\1", prefix) + rest
 
 
@@ -31,11 +31,11 @@ def pattern(prefix: bytes, rest: bytes) -> bytes:
 class RedisDump:
     """Viewers of one commit, read while the same handle makes further commits.
 
-    Before a commit changes a viewer, its old row is kept here and returned instead of the one that
+    Before a commit changes a viewer, its old row is kept here, and returned instead of the row that
     SCAN finds. SCAN returns every key that exists during the whole scan. Any other key was changed
-    by a commit, so its row is kept.
+    by a commit, so its old row is kept.
 
-    `prefix` begins the keys of viewers. `now` holds generation, number and id of the store after
+    Keys of viewers begin with `prefix`. `now` holds generation, number and id of the store after
     this handle's last commit.
     """
 
@@ -57,7 +57,7 @@ class RedisDump:
             self._yielded.update(keys)
             rows = server.execute_command("MGET", *keys) if keys else []
             for key, row in zip(keys, rows, strict=True):
-                # Look up the kept row after the read: a commit may come between.
+                # Look up the kept row after the read, because a commit may come in between.
                 old_row = self.kept.get(key, row)
                 if old_row:
                     yield key[len(self.prefix) :], old_row

@@ -1,9 +1,10 @@
-"""Scripts of the Redis store, in Lua in the folder `lua`; the server runs each one atomically.
+"""Scripts of the Redis store, in Lua in the folder `lua`. The server runs each one atomically.
 
 `KEYS[1]` is the prefix of every key; `serve.stores.redis.RedisStore` documents the layout. A script
-returns nil if the store does not exist. Scripts that write return token (the hash field `token`),
-epoch and number as they found them. They write only if the caller's token is stored and, for a
-commit, its number is greater; the caller sees from the answer whether they wrote.
+returns nil if the store does not exist. Scripts that write return the token (the hash field
+`token`), the epoch and the number that they found. They write only if the stored token is the
+caller's and, for a commit, the new number is greater. The caller sees from the answer whether they
+wrote.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def digest(script: str) -> str:
 
 
 def _lua(*names: str) -> str:
-    """Return a script of several files, one after the other."""
+    """Return a script that consists of several files, one after the other."""
     return "\n".join((LUA / f"{name}.lua").read_text() for name in names)
 
 

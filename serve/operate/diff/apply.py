@@ -35,9 +35,12 @@ def diff(
 ) -> tuple[dict[str, Any], list[str], bool]:
     """Compare the file with the running service, and with `apply` deploy it in place.
 
-    Return the result for JSON, the lines to print, and whether the command held: no change was
-    found, or it was applied. Nothing is deployed where Serve would have to restart, or where a
-    change is dangerous and `yes` is not given. After a deploy, the routes of before are asked once.
+    Nothing is deployed if Serve would have to restart, or if a change is dangerous and `yes` is not
+    given. After a deploy, the routes that the service had before it are asked once.
+
+    Returns:
+        The result for JSON, the lines to print, and whether the command held, which means that no
+        change was found or that all changes were applied.
     """
     config = read(config_path)
     running = find(run, address)
@@ -57,7 +60,7 @@ def diff(
         lines.append(f"the last deploy failed; the comparison is with the deploy before it: {running.error}")
     if under_way:
         lines.append(
-            f"a deploy of {under_way.config} is under way since {under_way.since}; this compares with the "
+            f"a deploy of {under_way.config} has been under way since {under_way.since}; this compares with the "
             "deploy before it"
         )
     if not apply or not (found.changes or running.error or under_way):
@@ -67,7 +70,7 @@ def diff(
         lines.append(f"refused: Serve reads this setting only at its start; restart it with: {command}")
         return result, lines, False
     if found.needs_yes and not yes:
-        # The pasted command deploys to the same service.
+        # The command is complete, so that it deploys to the same service when it is pasted.
         command = f"python -m serve diff {quote(str(config_path))} --apply{options_of(run, address)}"
         return result, [*lines, UNCONFIRMED.format(command=command)], False
     for line in lines:

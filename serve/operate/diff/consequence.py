@@ -1,7 +1,7 @@
-"""Declared table, in `consequence.toml`: what a change of `cluster.yaml` does to the service.
+"""The table `consequence.toml`: what a change of each field of `cluster.yaml` does to a service.
 
-`tests/serve/operate/diff/test_consequences.py` makes the change of each field on a running service
-and reads in Serve's own log what Serve did, so a row that another version of Ray contradicts fails.
+`tests/serve/operate/diff/test_consequences.py` changes each field on a running service and reads in
+Serve's own log what Serve did. If another version of Ray does something else, this test fails.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ class Consequence(IntEnum):
 
     @property
     def sentence(self) -> str:
-        """Its wording for people."""
+        """The consequence in words."""
         return str(_FILE["sentences"][self.name.lower()])
 
 
 SCALING: Path = (*DEPLOYMENT, "autoscaling_config")
-# To or from this value, `num_replicas` turns autoscaling on or off, and replicas report their load.
+# Stands for a change of `num_replicas` to or from `auto`, which turns autoscaling on or off.
+# Replicas then begin or stop to report their load.
 AUTO: Path = (*DEPLOYMENT, "num_replicas=auto")
 LEVELS = {"file": (), "application": APPLICATION, "deployment": DEPLOYMENT, "autoscaling_config": SCALING}
 _FILE = tomllib.loads(FilePath(__file__).with_suffix(".toml").read_text())
@@ -42,12 +43,13 @@ FIELDS = {
     for consequence, fields in rows.items()
     for field in fields
 }
-# Ray does not look for changes of these. It applies them with the next change of the deployment.
+# Ray does not notice a change of these fields alone. It applies it with the next change of the
+# deployment.
 IGNORED_ALONE = tuple(
     name for name in _FILE["fields"]["deployment"]["rolling"] if name != "ray_actor_options"
 )
 NOTES = {tuple(field.split(".")): note for field, note in _FILE["notes"].items()}
-# For a field that the table does not have, such as one of another version of Ray.
+# The note about a field that the table lacks, such as one of another version of Ray.
 UNKNOWN = "an unknown field, so the worst is assumed"
 
 

@@ -19,7 +19,8 @@ from serve.operate.host.field import Path, differing, get, level_of, text
 from serve.operate.host.service_state import ApplicationState
 
 Document = Mapping[str, Any]
-# Characters of a value in the list of changes, so that old and new value fit on one line.
+# Limits the characters of a value in the list of changes, so that old and new value fit on one
+# line.
 MAX_SHOWN = 60
 USER = re.compile(r"^(rediss?://)\S*@")
 UNCONFIRMED = "refused: a change that needs --yes loses data or fails callers; deploy it: {command} --yes"
@@ -28,9 +29,9 @@ GAP = "a gap: the only replica stops before the next one starts (max_surge_perce
 MOVES = "replicas {} to {} → {} to {}: they start or stop where the new bounds need it"
 IGNORED = "Ray ignores it until another option of this deployment changes too: then replicas may restart"
 ACTOR: Path = (*DEPLOYMENT, "ray_actor_options")
-# Ray uses 1 where the file has none. Its hash differs from that of a 1 in the file, which is 1.0.
+# Ray uses 1 if the file states none. Its hash differs from that of a stated 1, which becomes 1.0.
 NUM_CPUS: Path = (*ACTOR, "num_cpus")
-# Of these and of code versions, Ray hashes the text: 1, 1.0 and true differ.
+# Ray hashes the text of these values, as it does for code versions, so that 1, 1.0 and true differ.
 HASHED = (LIVE, (*ACTOR, "resources"))
 TOUCHING = (Consequence.IN_PLACE, Consequence.ROLLING, Consequence.REBUILT)
 AT_WORST = {
@@ -48,7 +49,7 @@ class Meaning(NamedTuple):
 
 @dataclass(frozen=True)
 class Change:
-    """One field that differs; `old` and `new` are ... where a document leaves the field out."""
+    """One field that differs; `old` or `new` is ... if that document leaves the field out."""
 
     path: Path
     old: Any
@@ -57,7 +58,7 @@ class Change:
     default: Any
     consequence: Consequence
     note: str
-    # The deployments whose options it is part of, as application/deployment.
+    # The deployments to whose options the field belongs, as application/deployment.
     reached: tuple[str, ...]
     meanings: tuple[Meaning, ...] = ()
 
@@ -91,7 +92,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Difference:
-    """All changes, with the consequences of all of them together by application and deployment."""
+    """All changes, and what they do together to each application and deployment."""
 
     changes: tuple[Change, ...]
     deployments: Mapping[str, Mapping[str, tuple[Consequence, str]]]
@@ -103,14 +104,14 @@ class Difference:
 
     @property
     def needs_yes(self) -> bool:
-        """Return whether a change loses data or fails callers."""
+        """Return True if a change loses data or fails callers."""
         return any(meaning.is_dangerous for change in self.changes for meaning in change.meanings)
 
     def explained(self, found: Iterable[tuple[Path, Meaning]]) -> Difference:
         """Return the difference with each meaning at the change that is nearest to its path."""
         changes = list(self.changes)
         for path, meaning in found if changes else ():
-            # Of tuples, this is their first items.
+            # For tuples, `commonprefix` returns the first items that they share.
             shared = [len(commonprefix([path, change.path])) for change in changes]  # noqa: RUF071
             nearest = shared.index(max(shared))
             meanings = (*changes[nearest].meanings, meaning)
@@ -147,9 +148,10 @@ class Difference:
 def compare(old: Document, new: Document, applications: Mapping[str, ApplicationState]) -> Difference:
     """Return the difference between the running document and another one.
 
-    `applications` are those that run: their documents may not list all deployments.
+    `applications` is the state of those that run. It names all deployments, which a document may
+    not.
     """
-    # Ray warns of its own declarations of fields.
+    # Ray's models warn about their own declarations of fields.
     with warnings.catch_warnings(action="ignore"):
         return _Comparison(old, new, applications).difference()
 
@@ -157,8 +159,8 @@ def compare(old: Document, new: Document, applications: Mapping[str, Application
 class _Comparison:
     """Comparison of two documents.
 
-    An option that a document leaves out has its default here: options that the application's code
-    sets cannot be seen.
+    An option that a document leaves out counts with its default. Options that an application's code
+    sets cannot be seen from here.
     """
 
     def __init__(self, old: Document, new: Document, applications: Mapping[str, ApplicationState]) -> None:
@@ -184,7 +186,7 @@ class _Comparison:
         return Difference(tuple(changes), deployments)
 
     def _change(self, path: Path) -> Change:
-        """Return the change of a field, as if Ray ignored none."""
+        """Return the change of a field, without regard to changes that Ray ignores."""
         (old, new), (consequence, note) = self._sides(path), row_of(level_of(path))
         if path[:-1] == APPLICATION:
             consequence, note = Consequence.ADDED if old is ... else Consequence.DELETED, ""
@@ -209,12 +211,12 @@ class _Comparison:
         return get(self._old, path, missing), get(self._new, path, missing)
 
     def _effect(self, path: Path, value: Any) -> Any:
-        """Return a value, or its default, as Ray compares it; ... where none is known."""
+        """Return a value, or its default, as Ray compares it; ... if none is known."""
         level = level_of(path)
         is_hashed = row_of(level)[0] == Consequence.REBUILT
         if value is ...:
             if level == NUM_CPUS or (is_hashed and level in FIELDS and level[:-1] != APPLICATION):
-                # Ray's hashes have these fields as they are written.
+                # Ray hashes these fields as they are written, without a default.
                 value = None
             elif level in FIELDS or not is_hashed:
                 value = self._default(path)
@@ -225,13 +227,13 @@ class _Comparison:
 
     def _default(self, path: Path) -> Any:
         if path[4:5] == SCALING[-1:] and "auto" in self._sides((*path[:4], "num_replicas")):
-            # Ray has other defaults then.
+            # Ray's defaults are different then.
             return ...
         is_ours = get(self._new, (*path[:2], "import_path")) == OUR_APPLICATION
         return _defaults(is_ours).get(level_of(path), ...)
 
     def _reaches(self, path: Path, consequence: Consequence, app: str, name: str) -> bool:
-        """Return whether a change is part of the options of a deployment."""
+        """Return True if a change belongs to the options of a deployment."""
         if path[0] == "logging_config":
             return self._inherits(app) and self._inherits(app, "deployments", name)
         if path[:2] != (*APPLICATION, app):
@@ -245,7 +247,7 @@ class _Comparison:
         return get(self._new, (*APPLICATION, *path, "logging_config"), None) is None
 
     def _is_ignored(self, change: Change) -> bool:
-        """Return whether Ray does not look for this change, unless the option is new or gone."""
+        """Return True if Ray does not notice this change; it does if the option is new or gone."""
         option = change.path[:5]
         old, new = self._sides(option)
         if not _is_option(option) or change.consequence == Consequence.REBUILT or ... in (old, new):
@@ -255,7 +257,7 @@ class _Comparison:
         return option[4] in IGNORED_ALONE or old == new
 
     def _is_reordered(self, app: str) -> bool:
-        """Return whether the deployments of a file have another order, which Ray's version has."""
+        """Return True if a file's deployments have another order, which Ray's version includes."""
         before, after = (
             [deployment["name"] for deployment in side]
             for side in self._sides((*APPLICATION, app, "deployments"), [])
@@ -291,7 +293,7 @@ def without_user(value: Any) -> Any:
 
 @cache
 def _defaults(is_ours: bool) -> dict[Path, Any]:
-    """Return the default of each field that has a plain one; for our application its own too."""
+    """Return the default of each field that has a plain one, with our own fields for `is_ours`."""
     # Importing Ray takes a second.
     from serve.config.ray_schema import ray_defaults
 
@@ -313,5 +315,5 @@ def _bounds(document: Document, path: Path) -> tuple[int, int]:
 
 
 def _is_option(path: Path) -> bool:
-    """Return whether a path leads into the options of a deployment."""
+    """Return True if a path leads into the options of a deployment."""
     return path[2:3] == ("deployments",) and len(path) > 4

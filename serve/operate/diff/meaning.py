@@ -1,7 +1,7 @@
-"""Meanings of changes of `cluster.yaml`: what callers, viewers and the log will notice of them.
+"""Meanings of changes of `cluster.yaml`: what callers, viewers and the log will notice.
 
-Each rule compares an application in two documents. The sentences are in `meaning.toml`, with those
-that are dangerous: they lose data or fail callers.
+Each rule compares an application in two documents. The sentences are in `meaning.toml`, which also
+states which of them are dangerous because they lose data or fail callers.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from serve.stores.protocol import shown
 SENTENCES = tomllib.loads(FilePath(__file__).with_suffix(".toml").read_text())
 LIVE = ("deployments", OUR_INGRESS, "user_config")
 TARGET = ("deployments", SCORER, "autoscaling_config", "target_ongoing_requests")
-# Twice the time in which a replica starts.
+# A shorter delay before replicas stop gets a note. It is twice the time in which a replica starts.
 MIN_DOWNSCALE_S = 10
 DAY_S = 86_400
 
@@ -65,7 +65,7 @@ def _meanings(
     """
     for change in changes:
         yield from ((change.path, found) for found in _of_scaling(change, new))
-    # Serve exposes no route where the file has null.
+    # An application with the route null is not reachable over HTTP.
     routes = {_route(app) for app in new["applications"]}
     for app in old["applications"]:
         if (route := _route(app)) and route not in routes:
@@ -77,7 +77,7 @@ def _meanings(
                 sides = _declared(old, was, bases[0]), _declared(new, now, bases[1])
                 for field, rule in RULES.items():
                     yield from (((*now, *field), found) for found in rule(*sides, p50_ms))
-            # Settings of an earlier release may be unreadable, and so may a file be.
+            # The settings may be of an earlier release and not be readable, and so may a file.
             except (TabrankError, OSError) as error:
                 yield now, _meaning("unknown", error=str(error).replace("\n", "; "))
 
@@ -87,7 +87,7 @@ def _route(app: Document) -> Any:
 
 
 def _successor(app: Document, old: Document, new: Document) -> Any:
-    """Return the application in the place of one: of its name, or else a new one at its route."""
+    """Return the application that takes the place of one: of its name, or else at its route."""
     known = {one["name"] for one in old["applications"]}
     renamed = (one["name"] for one in new["applications"] if _route(one) == _route(app))
     is_there = any(one["name"] == app["name"] for one in new["applications"])
@@ -113,7 +113,7 @@ def _of_scaling(change: Change, new: Document) -> Meanings:
 
 
 def _meaning(name: str, **facts: object) -> Meaning:
-    """Return a meaning of the list, filled with the facts that its sentence names."""
+    """Return a meaning of `meaning.toml`, with `facts` filled into its sentence."""
     return Meaning(SENTENCES[name]["sentence"].format(**facts), SENTENCES[name]["dangerous"])
 
 
@@ -150,7 +150,7 @@ def _store(old: DeclaredService, new: DeclaredService, _: Measured) -> Meanings:
 
 
 def _faults(old: DeclaredService, new: DeclaredService, _: Measured) -> Meanings:
-    """Yield what the change brings of the faults that `check` warns of, but for those of stores."""
+    """Yield the faults, of which `check` warns, that a change brings; faults of stores excepted."""
     known = {one.name for one in old.file_faults()}
     for one in new.file_faults():
         about = DIAGNOSES[one.name]
@@ -178,7 +178,7 @@ def _arms(old: DeclaredService, new: DeclaredService, _: Measured) -> Meanings:
 
 
 def _of_rules(before: Sequence[Rule], after: Sequence[Rule], facts: Mapping[str, str]) -> Meaning:
-    """Return what comes, goes or changes of the rules of an arm."""
+    """Return which rules of an arm are added, removed or put in another order."""
     news = ["no rule is left"] if not after else []
     for sign, these, others in (("gone", before, after), ("new", after, before)):
         news += [f"{sign}: {rule.text}" for rule in these if rule not in others]
@@ -201,7 +201,12 @@ def _deadline(old: DeclaredService, new: DeclaredService, measured: Measured) ->
         yield _meaning("below_p50", p50_ms=p50_ms)
 
 
-# The rules for an application of ours, by the field beside which `diff` prints the sentence.
+def _kill_switch(old: DeclaredService, new: DeclaredService, _: Measured) -> Meanings:
+    if old.config.kill_switch and not new.config.kill_switch:
+        yield _meaning("kill_switch_off")
+
+
+# The rules for an application of ours. `diff` prints a sentence beside the field of its rule.
 RULES: Mapping[Path, Callable[[DeclaredService, DeclaredService, Measured], Meanings]] = {
     ("args",): _faults,
     ("args", "store"): _store,
@@ -210,4 +215,5 @@ RULES: Mapping[Path, Callable[[DeclaredService, DeclaredService, Measured], Mean
     (*LIVE, "experiment", "arms"): _arms,
     (*LIVE, "api_keys"): _keys,
     (*LIVE, "deadline_ms"): _deadline,
+    (*LIVE, "kill_switch"): _kill_switch,
 }

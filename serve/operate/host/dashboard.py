@@ -9,9 +9,9 @@ from serve.operate.host.service_state import NodeState
 
 
 def nodes(client: Any) -> list[NodeState]:
-    """Return the nodes, as far as they are reported."""
+    """Return the nodes that the dashboard reports."""
     targets = _get(client, "/api/prometheus/sd") or [{}]
-    # A node's page comes before those of the dashboard and the autoscaler at the same address.
+    # At the same address, a node's page comes before those of the dashboard and the autoscaler.
     pages = {page.rpartition(":")[0]: page for page in reversed(targets[0].get("targets", ()))}
     return [
         NodeState(
@@ -25,7 +25,7 @@ def nodes(client: Any) -> list[NodeState]:
 
 
 def _get(client: Any, path: str, *keys: str) -> Any:
-    """Return a part of an answer of the dashboard, or None: the status can do without."""
+    """Return a part of the dashboard's answer, or None, because the status can do without it."""
     with contextlib.suppress(Exception):
         answer = client._do_request("GET", path).json()
         for key in keys:

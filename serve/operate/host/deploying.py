@@ -1,4 +1,4 @@
-"""Ask the supervisor of a run folder to deploy, and follow what it does."""
+"""Ask the supervisor of a run folder to deploy, and report its progress."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def config_of(path: Path, document: Mapping[str, Any]) -> Config:
 
 
 def wanted(config: Config, before: Mapping[str, Any]) -> Wanted:
-    """Return what the supervisor is to deploy, and what ran `before` its start."""
+    """Return what the supervisor is to deploy; `before` is the document that ran before."""
     return Wanted(str(config.path), document_of(config), dict(before))
 
 

@@ -28,7 +28,7 @@ from serve.operate.host.run_folder import MARKER, RunFolder
 METRICS_PORT = "TABRANK_METRICS_PORT"
 # The port of HAProxy's own page of metrics.
 HAPROXY_PORT = "RAY_SERVE_HAPROXY_METRICS_PORT"
-# The port of Ray's dashboard, where it is asked for.
+# The port of Ray's dashboard, if it is asked for.
 DASHBOARD_PORT = "TABRANK_DASHBOARD_PORT"
 LOCAL = "127.0.0.1"
 PORTS = range(20_000, 30_000)
@@ -47,9 +47,9 @@ EVERYWHERE = {name: value.format(bounds_ms=BOUNDS) for name, value in _SETTINGS[
 def environment(
     config: Config, run: RunFolder, temp: Path, haproxy: bool, dashboard: bool = False
 ) -> dict[str, str]:
-    """Return the environment of each process of this cluster; `temp` is its temporary folder."""
+    """Return the environment of each process of this cluster; `temp` is the temporary folder."""
     env = dict(os.environ)
-    # It would lead into another cluster.
+    # This variable would connect to another cluster.
     env.pop("RAY_ADDRESS", None)
     stats, haproxy_metrics, fallback, metrics, dashboard_port = free_ports(5)
     if haproxy:
@@ -70,7 +70,7 @@ def environment(
         RUN_FOLDER: str(run.path),
         METRICS_PORT: str(metrics),
         "PYTHONPATH": os.pathsep.join(import_folders(config)),
-        # The name is historical: at 0 Ray binds all its own ports to 127.0.0.1, on Linux too.
+        # In spite of its name, 0 makes Ray bind all its own ports to 127.0.0.1 on Linux too.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         # Each replica's gRPC port listens on all interfaces and takes pickles; it accepts only
         # callers with the token of this start. (HAProxy's two pages listen there too, with counts
@@ -104,10 +104,10 @@ def import_folders(config: Config) -> list[str]:
 
 
 def _refuse_few_files(max_connections: int) -> None:
-    """Raise TabrankError where HAProxy could not open enough files to start.
+    """Raise TabrankError if HAProxy could not open enough files to start.
 
-    It needs two files per connection, two for every fourth connection's pipe, and some for itself
-    and the checks of replicas.
+    It needs two files per connection, two for a pipe per four connections, and some for itself and
+    the health checks of replicas.
     """
     needed, limit = max_connections * 5 // 2 + 256, resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if 0 <= limit < needed:

@@ -10,16 +10,17 @@ import msgspec
 if TYPE_CHECKING:
     from ray.serve.schema import ServeDeploySchema
 
-# Keys from the root down; in the lists of applications and of deployments, the items' names.
+# Keys from the root down. In the lists of applications and of deployments, they are the items'
+# names.
 Path = tuple[str, ...]
 # The lists whose items have names, by the depth at which they lie.
 NAMED = {1: "applications", 3: "deployments"}
 
 
 def differing(old: Any, new: Any, effect: Callable[[Path, Any], Any], path: Path = ()) -> Iterator[Path]:
-    """Yield the paths of the fields that differ, as deep as both sides have tables.
+    """Yield the paths of the fields that differ; where both sides have tables, look inside.
 
-    `effect` returns a value as it is compared; it gets ... for a field that is left out.
+    `effect` returns a value as it is to be compared. It gets ... for a field that is left out.
     """
     if path and NAMED.get(len(path)) == path[-1]:
         old, new = _by_name(old), _by_name(new)
@@ -50,7 +51,7 @@ def get(document: Mapping[str, Any], path: Path, missing: Any = ...) -> Any:
 
 
 def unshared(document: Any) -> Any:
-    """Return a copy as JSON holds it, which shares no part with itself as YAML's aliases do."""
+    """Return a copy as JSON would hold it, where no part appears twice as with YAML's aliases."""
     return msgspec.to_builtins(document, str_keys=True)
 
 

@@ -1,4 +1,4 @@
-"""Describe this machine for reports (processor, cores, memory, versions), and tell its overload."""
+"""Describe this machine for reports, and tell whether it is overloaded."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import psutil
 
-# With more processes a core than this, Ray's own limits of time (30 s for a node) are too short. A
-# start brings a load of about one a core.
+# With more processes per core than this, Ray's own time limits (30 s for a node) are too short. A
+# start of the service itself brings a load of about one per core.
 OVERLOADED = 2.0
 
 
@@ -30,12 +30,12 @@ def num_cores() -> int:
 
 
 def load_per_core() -> float:
-    """Return how many processes ran or waited for each core, on average of the last minute."""
+    """Return how many processes ran or waited for each core, on average over the last minute."""
     return os.getloadavg()[0] / num_cores()
 
 
 def overload() -> str:
-    """Return the words for a machine that has too much to do, or nothing."""
+    """Return a clause that says that this machine is overloaded, or "" if it is not."""
     load = load_per_core()
     words = f"this machine is overloaded: load {load * num_cores():.0f} on {num_cores()} cores"
     return words if load > OVERLOADED else ""

@@ -1,9 +1,9 @@
 """Run folder of one service: its files, its lock, and how to find its processes.
 
-Each process of the service's cluster inherits one environment variable that names the folder. So
-the processes that a kill -9 leaves behind are found in `/proc/<pid>/environ`, and no other cluster
-on the machine is ever touched. The temporary folder holds a file of the same name, so that it is
-found again after the run folder was deleted.
+Each process of the service's cluster inherits an environment variable that names the folder. The
+processes that a kill -9 leaves behind are therefore found in `/proc/<pid>/environ`, and no other
+cluster on the machine is ever touched. The temporary folder holds a file that is named like this
+variable, so that it is found again after the run folder was deleted.
 """
 
 from __future__ import annotations
@@ -41,24 +41,26 @@ POLL_S = 0.1
 TEMP = Path("/tmp")
 # The processes without which a Ray node cannot run.
 NODE = RAYLET, GCS = ("raylet", "gcs_server")
-# Time for the node's processes to end once they are asked; then they are killed. It takes 1 s.
+# The node's processes have this time to end once they are asked to, and are then killed. They take
+# 1 s.
 STOP_S = 2.0
-# Time for running requests and for the replicas' own shutdown, which takes 4 s; then the node ends.
-# With STOP_S, for the supervisor and again where it hangs, `down` takes at most 10 s.
+# Running requests and the replicas' own shutdown, which takes 4 s, have this time before the node
+# ends. Together with STOP_S, which counts again if the supervisor hangs, `down` takes at most 10 s.
 GRACE_S = 5.0
-# Time for killed processes to end. On an overloaded machine, the kernel takes seconds to free the
-# memory of each.
+# Killed processes have this time to end. On an overloaded machine, the kernel takes seconds to free
+# the memory of each.
 KILL_S = 15.0
-# Enough for one session of some days; otherwise the newest lines are kept.
+# Limits the kept logs. The bytes are enough for a session of some days; of longer logs, only the
+# newest lines are kept.
 KEPT_SESSIONS, KEPT_BYTES = 3, 64 << 20
 MEASURED_EVERY_S = 30.0
 
 
 class RunFolder:
-    """Run folder at a path, with the names that follow from the path, which may not exist.
+    """Run folder at a path, which need not exist, and the paths of its files.
 
-    `log` is the supervisor's log, and `kept_logs` keeps one folder of logs for each of the last
-    sessions. `token` is the file of the token that Ray's dashboard asks for.
+    `log` is the supervisor's log. `kept_logs` has a folder of logs for each of the last sessions.
+    `token` is the file with the token that Ray's dashboard asks for.
     """
 
     def __init__(self, path: Path) -> None:
@@ -74,7 +76,7 @@ class RunFolder:
         """Return the folder of sockets and Ray's own logs, or None."""
         for mark in TEMP.glob(f"tabrank-*/{self.cluster_id}"):
             with contextlib.suppress(OSError):
-                # Another user may create a folder with such a name too.
+                # Another user may have created a folder with such a name.
                 if mark.parent.lstat().st_uid == os.getuid():
                     return mark.parent
         return None
@@ -119,7 +121,7 @@ class RunFolder:
         self._replace("supervisor.pid", f"{os.getpid()}\n".encode())
 
     def save_token(self, token: str) -> None:
-        """Store the token for this user alone."""
+        """Store the token so that only this user can read it."""
         self._replace(self.token.name, token.encode())
 
     def age_s(self) -> float:
@@ -130,16 +132,16 @@ class RunFolder:
             return math.inf
 
     def save_wanted(self, wanted: Wanted) -> None:
-        """Store what the supervisor is to deploy at its start, or at its next SIGHUP."""
+        """Store what the supervisor is to deploy when it starts, or at its next SIGHUP."""
         self._replace("wanted.json", msgspec.json.encode(wanted))
 
     def wanted(self) -> Wanted | None:
-        """Return what the supervisor is to deploy or has deployed last."""
+        """Return what the supervisor is to deploy, or what it has deployed last."""
         return self._read("wanted.json", Wanted)
 
     def remove_state(self) -> None:
         """Remove the files that describe a running service."""
-        # The last two are those of earlier versions, and hold hashes of keys.
+        # Earlier versions wrote the last two, which hold hashes of keys.
         names = ("service.json", "wanted.json", "supervisor.pid", "deployed.yaml", "wanted.yaml")
         for name in (*names, self.token.name):
             (self.path / name).unlink(missing_ok=True)
@@ -161,7 +163,7 @@ class RunFolder:
             raise TabrankError(f"{path}: {error.strerror}; make it a file that this user may read") from None
 
     def _replace(self, name: str, content: bytes) -> None:
-        """Replace a file; raise TabrankError where the disk is full or the folder not writable."""
+        """Replace a file; raise TabrankError if the disk is full or the folder is not writable."""
         fresh = self.path / f"{name}.new"
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -175,7 +177,7 @@ class RunFolder:
     def keep_logs(self) -> Path | None:
         """Copy the logs of the ending session, remove the oldest logs, and return the new folder.
 
-        Raise OSError where the disk is full; logs copied by then stay.
+        Raise OSError if the disk is full; the logs that were copied before stay.
         """
         if self.replica_logs is None:
             return None
@@ -195,7 +197,7 @@ class RunFolder:
             target = kept / (path.name if path == self.log else "_".join(path.relative_to(source).parts))
             target.touch(mode=0o600)
             with path.open("rb") as old, target.open("wb") as new:
-                # A log that is too long keeps its last lines.
+                # Only the last lines of a log that is too long are kept.
                 old.seek(-size, os.SEEK_END)
                 new.write(old.read(size))
         return kept if kept.exists() else None
@@ -205,7 +207,7 @@ class RunFolder:
         return processes_with(MARKER, self.cluster_id)
 
     def supervisors(self, processes: Iterable[psutil.Process] | None = None) -> list[psutil.Process]:
-        """Return the supervisor, if it lives; `processes` are those of the cluster, if known."""
+        """Return the supervisor, if it lives; pass the cluster's `processes` if they are known."""
         found = []
         for process in self.processes() if processes is None else processes:
             with contextlib.suppress(psutil.Error):
@@ -222,7 +224,8 @@ class RunFolder:
 
         Raise TabrankError if one of them cannot be ended.
         """
-        # The raylet goes first: it ends its workers. The GCS goes last: the others need it to end.
+        # The raylet goes first, because it ends its workers. The GCS goes last, because the others
+        # need it in order to end.
         others = {name_of(process) for process in self.processes()} - {*NODE}
         deadline = time.monotonic() + STOP_S
         for names in ({RAYLET}, others, {GCS}):
@@ -251,7 +254,7 @@ def processes_with(name: str, value: str) -> list[psutil.Process]:
 
 
 def wait_for_end(processes: Iterable[psutil.Process], timeout_s: float) -> None:
-    """Wait until the processes have ended; a zombie has, whose parent has not reaped it yet."""
+    """Wait until the processes have ended; a zombie, which its parent has not reaped, has ended."""
     deadline = time.monotonic() + timeout_s
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -266,7 +269,7 @@ def kill(find: Callable[[], list[psutil.Process]]) -> list[str]:
     """
     killed = []
     deadline = time.monotonic() + KILL_S
-    # Repeated, because a dying parent may have just started a child.
+    # Look again until none is left, because a dying parent may have just started a child.
     while left := find():
         for process in left:
             killed.append(name_of(process))
@@ -286,10 +289,10 @@ def name_of(process: psutil.Process) -> str:
 
 
 def memory_mib(processes: Iterable[psutil.Process]) -> int:
-    """Return the memory of living processes; a page that they share counts once.
+    """Return the memory of living processes in MiB; a page that they share counts once.
 
-    It is measured twice a minute at most: the kernel walks all their pages, and stops them from
-    getting new ones meanwhile.
+    It is measured at most twice a minute, because the kernel walks all their pages and gives them
+    no new ones meanwhile.
     """
     return _memory_mib(tuple(processes), time.monotonic() // MEASURED_EVERY_S)
 

@@ -28,10 +28,10 @@ from serve.operate.host.serve_details import application_of, cause, messages_of
 from serve.operate.host.service_state import ServiceChange, ServiceState, SupervisedState, iso
 from serve.operate.host.state import status_code
 
-# The keys that Serve's details report of a document, beside its applications.
+# The keys of a document, besides its applications, that Serve's details report.
 REPORTED_KEYS = ("proxy_location", "http_options", "grpc_options", "target_capacity")
 UNWATCHED = "the supervisor is gone; start a new one with: python -m serve up"
-# The folder of the file, beside the fields of the file.
+# Name under which the folder of the file is compared, besides the fields of the file.
 FOLDER = "folder"
 
 
@@ -45,17 +45,17 @@ class RunningService(ABC):
     base: Path | None = None
     document: dict[str, Any]
     not_compared: tuple[str, ...] = ()
-    # The reason why the last deploy failed, or empty. `document` is that of the deploy before it.
+    # The reason why the last deploy failed, or "". `document` is then that of the deploy before it.
     error = ""
 
     def config(self, document: Mapping[str, Any]) -> Config:
-        """Return a document as if it were read from the running file, to deploy it."""
+        """Return a document as if it had been read from the running file, to deploy it."""
         return config_of(self.path, {key: value for key, value in document.items() if key != FOLDER})
 
     def asked(self, deploy: Callable[[], None]) -> tuple[dict[str, int], list[str]]:
-        """Deploy, and ask each of our routes of before by a GET without a key, before and after.
+        """Deploy; ask each of today's routes by a GET without a key, before and after.
 
-        Return the status of each URL after the deploy, and a line that compares it.
+        Return the status of each URL after the deploy, and a line that compares it with the former.
         """
         urls = [f"{url}/v1/model" for url in self.state.our_urls.values()]
         before = [status_code(url) for url in urls]
@@ -96,7 +96,7 @@ class LocalService(RunningService):
         return {**document_of(config), FOLDER: str(config.path.parent)}
 
     def restart_command(self, config: Path, yes: bool) -> str:
-        """Return the command `up`, which restarts Serve where it has to."""
+        """Return the command `up`, which restarts Serve if it has to."""
         return self._run.up_command(config) + " --yes" * yes
 
     def deploy(self, config: Config, timeout_s: float, progress: Progress) -> None:
@@ -108,7 +108,8 @@ class LocalService(RunningService):
 class RemoteService(RunningService):
     """Service of a Ray cluster, through the REST interface of the cluster's dashboard."""
 
-    # Serve's details do not contain these. They report a top-level logging_config per application.
+    # Serve's details do not contain these fields. They report a top-level `logging_config` for each
+    # application.
     not_compared = ("nodes", "logging_config", "tracing_config", "controller_options")
 
     def __init__(self, address: str, client: Any = None) -> None:
@@ -145,12 +146,12 @@ class RemoteService(RunningService):
         )
 
     def restart_command(self, config: Path, yes: bool) -> str:
-        """Return the restart with Ray's own commands, which ask nothing."""
+        """Return the restart with Ray's own commands, which do not ask for a confirmation."""
         address = shlex.quote(self.where)
         return f"serve shutdown --address {address} && serve deploy --address {address} {shlex.quote(str(config))}"
 
     def comparable(self, config: Config) -> dict[str, Any]:
-        """Return what the dashboard would report of a file."""
+        """Return what the dashboard would report after a deploy of a file."""
         given = {key: value for key, value in config.serve.items() if key not in self.not_compared}
         logging = config.serve.get("logging_config")
         given["applications"] = [
@@ -203,7 +204,8 @@ def _sentences(address: str) -> Iterator[None]:
         yield
     except TabrankError:
         raise
-    # `requests`, JSON decoding, or Ray's own RuntimeError with a whole page in it.
+    # It may come from `requests`, from decoding JSON, or be Ray's RuntimeError with a whole page in
+    # it.
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise TabrankError(f"--address {address}: {lines[0][:200]}") from None

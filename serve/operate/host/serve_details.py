@@ -9,7 +9,7 @@ from typing import Any
 
 from serve.operate.host.service_state import ApplicationState, DeploymentState
 
-# The frames of a traceback, with their lines of code, and the class of an error of ours.
+# Match the frames of a traceback with their lines of code, and the class of one of our own errors.
 FRAMES = re.compile(r'^  File ".*\n(?: .*\n)*', re.MULTILINE)
 OURS = re.compile(r"^serve\.[\w.]+: ")
 

@@ -1,6 +1,6 @@
 """State of a service as records: the content of `service.json`, which the other tools read.
 
-A field that is unknown, such as one that only a supervisor knows, has its default.
+A field whose value is not known has its default. For example, only a supervisor knows some.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from serve.config.application import OUR_APPLICATION
 
 
 def iso(at_s: float) -> str:
-    """Return a time, in s since 1970, in ISO form, UTC."""
+    """Return a time, given in s since 1970, in ISO form and UTC."""
     return datetime.fromtimestamp(at_s, UTC).isoformat(timespec="seconds")
 
 
 class Record(msgspec.Struct, forbid_unknown_fields=True):
-    """Part of a state; a file of another version, which has other fields, is refused."""
+    """Part of a state. A file of another version has other fields and is refused."""
 
 
 def fields_of(record: Record, kind: type[Record]) -> dict[str, Any]:
-    """Return the fields of a record that a kind of record has too."""
+    """Return those fields of a record that another kind of record has too."""
     return {name: getattr(record, name) for name in kind.__struct_fields__}
 
 
@@ -62,7 +62,7 @@ class NodeState(Record):
 
 
 class Restarted(Record):
-    """Number of restarts of a part, the reason and time of the last, and the last known times."""
+    """How often a part restarted, why and when it did last, and the last known times."""
 
     count: int
     last: str
@@ -71,16 +71,16 @@ class Restarted(Record):
 
 
 class Deploying(Record):
-    """Deploy in place that is under way: its file, and its start in ISO form."""
+    """A deploy in place that is under way: its file, and its start in ISO form."""
 
     config: str
     since: str
 
 
 class Probe(Record, omit_defaults=True):
-    """Request that worked before a deploy; the `status` of `path` tells that it fails since `at`.
+    """Request that worked before a deploy, and has failed with `status` since the deploy at `at`.
 
-    `name` is that of the diagnosis, `where` is the application.
+    `name` is the name of the diagnosis, and `where` the application.
     """
 
     name: str
@@ -91,7 +91,7 @@ class Probe(Record, omit_defaults=True):
 
 
 class ServiceChange(Record, omit_defaults=True):
-    """Start, deploy, restart or turn of the kill switch, with what may fail since then."""
+    """A start, deploy, restart or switch of the kill switch, with requests that may fail since."""
 
     at: str
     what: str
@@ -115,7 +115,7 @@ class ServiceState(Record):
     cluster_id: str = ""
     num_deploys: int = 0
     deploying: Deploying | None = None
-    # The reason why the last deploy failed, or empty.
+    # The reason why the last deploy failed, or "".
     error: str = ""
     metrics_every_s: float = 10.0
     applications: dict[str, ApplicationState] = {}
@@ -125,7 +125,7 @@ class ServiceState(Record):
 
     @property
     def urls(self) -> dict[str, str]:
-        """The URL of each application that has a route, without a slash at its end; ours first."""
+        """The URL of each application that has a route, ours first, without a slash at the end."""
         apps = sorted(self.applications.items(), key=lambda app: not app[1].is_ours)
         return {
             name: self.url + app.route_prefix.rstrip("/")
@@ -160,7 +160,7 @@ class SupervisedState(ServiceState):
 
 
 class Wanted(Record):
-    """Document to deploy with its `nodes`, its file, and what ran `before` a restart, if known."""
+    """A document to deploy, its `nodes`, its file, and what ran `before` a restart, if known."""
 
     config: str
     document: dict[str, Any]

@@ -15,7 +15,7 @@ from serve.config.diagnoses import Diagnosis, diagnosis
 from serve.operate.host.run_folder import RunFolder, memory_mib
 from serve.operate.host.service_state import DeploymentState, ServiceState, SupervisedState, fields_of
 
-# A local address needs no proxy.
+# Opens local addresses, which need no proxy.
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -37,14 +37,15 @@ def status_code(url: str) -> int:
 
 
 def is_alive(service: ServiceState) -> bool:
-    """Return whether the service answers; nobody can ask one whose applications have no route."""
+    """Return True if the service answers, or has no route at which anybody could ask."""
     front = service.front
     return bool(service.applications) and (front is None or status_code(f"{front}/livez") == 200)
 
 
 UNWATCHED = "unwatched"
-# A supervisor writes its state once a second. During a deploy it waits for Serve: 30 s for the
-# proxies alone. On a busy machine each step takes some seconds more.
+# A state that is older than this is stale. A supervisor writes its state once a second. During a
+# deploy it waits for Serve, for the proxies alone up to 30 s. On a busy machine each step takes
+# some seconds more.
 STALE_S = {"ready": 6.0, "deploying": 60.0}
 
 
@@ -52,8 +53,7 @@ class RunState(ServiceState):
     """State of a run folder's service, with the memory that it uses and the places of its logs.
 
     `state` is "stopped", "starting", "deploying", "ready", "failed", "unwatched" (it serves, and
-    `supervision` says why it is not supervised) or "dead" (killed; `down`
-    clears it).
+    `supervision` says why it is not supervised) or "dead" (it was killed; `down` clears it up).
     """
 
     processes: int = 0
@@ -86,7 +86,7 @@ def status(run_dir: Path) -> RunState:
             for app in found.applications.values():
                 app.deployments = dict.fromkeys(app.deployments, DeploymentState())
         else:
-            # The error of an earlier deploy is not why it ended.
+            # The error of an earlier deploy is not the reason why the service ended.
             found.error = found.error if found.state == "failed" else ""
             found.state = "dead"
     if found.state in ("failed", "dead"):
@@ -98,7 +98,7 @@ def _unwatched(run: RunFolder, service: ServiceState, processes: list[psutil.Pro
     """Return why `service.json` no longer describes the service, or None."""
     if not run.supervisors(processes):
         return diagnosis("supervisor_gone", up=run.up_command(Path(service.config)))
-    # A start has its own timeout. Beside a `down` the file may be gone, without an age.
+    # A start has a timeout of its own. While a `down` runs, the file may be gone and have no age.
     if STALE_S.get(service.state, math.inf) < (age := run.age_s()) < math.inf:
         return diagnosis("supervisor_silent", age_s=age, run=run.path, log=run.log)
     return None

@@ -23,7 +23,7 @@ from serve.storage.atomic_files import write_whole
 HERE = Path(__file__).parent
 RULES = (HERE / "rules.yml", HERE / "alerts.yml")
 DASHBOARD = HERE / "dashboard.json"
-# The scrape jobs, each with the key of `service.json` for the URL of its page.
+# The scrape jobs, each with the key of `service.json` under which the URL of its page is.
 JOBS = {"tabrank": "metrics_url", "haproxy": "haproxy_metrics_url"}
 HOST = "127.0.0.1"
 RETENTION = "7d"
@@ -97,7 +97,7 @@ def configuration(data: Path, every_s: float) -> dict[str, Any]:
 
 
 def write_targets(run: RunFolder, data: Path) -> None:
-    """Write the current pages as targets; a stopped service stays one, so that alerts fire."""
+    """Write the current pages as targets. A stopped service stays a target, so that alerts fire."""
     service = run.service()
     for job, key in JOBS.items():
         path = data / f"{job}.json"

@@ -24,8 +24,8 @@ def plan(
 ) -> Report:
     """Return the report of a plan, and write it to the folder `out`; `fits` is the verdict.
 
-    `ongoing_ms` has for how long a request is ongoing, such as "Scorer=0.5"; a deployment that it
-    leaves out has our figure.
+    `ongoing_ms` states for how many ms a request is ongoing in a deployment, such as "Scorer=0.5".
+    A deployment that it leaves out gets our measured time.
 
     Raise TabrankError for a file that cannot be read or planned.
     """

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from serve.config.pools import HEAD, NodePool
 
-# A node without replicas goes after this time: Ray's default, and that of `render kubernetes`.
+# A node without replicas is removed after this time, which is the default of Ray and of `render
+# kubernetes`.
 IDLE_TIMEOUT_S = 300.0
 # Rounding tolerance: three times 0.1 CPU is not more than 0.3 CPU.
 EPSILON = 1e-6
@@ -49,9 +50,9 @@ class Cluster:
     def place(self, needs: Needs, now_s: float, at_once: bool = False) -> Node | None:
         """Place a replica on a node that runs, on one that starts, or on a new one.
 
-        Of the nodes that run it is the one with the fewest replicas, as in Serve. Of the pools it
-        is the one with the smallest machines, without GPUs if the replica needs none, as Ray's
-        autoscaler prefers them. Return None if there is no room.
+        Among running nodes, the one with the fewest replicas is taken, as in Serve. A new node
+        comes from the pool with the smallest machines, and without GPUs if the replica needs none,
+        as Ray's autoscaler prefers. Return None if there is no room.
         """
         if fitting := [node for node in self.nodes if node.has_room(needs)]:
             node = min(fitting, key=lambda each: (max(each.joins_s, now_s), each.num_replicas))
@@ -72,7 +73,7 @@ class Cluster:
         node.idle_since_s = now_s
 
     def remove_idle(self, now_s: float) -> None:
-        """Remove nodes that have been idle for long, but not the head and each pool's minimum."""
+        """Remove nodes that have been idle for long, except the head and each pool's minimum."""
         num_of_pool = Counter(node.pool for node in self.nodes)
         for node in reversed(self.nodes):
             is_idle = not node.num_replicas and now_s - node.idle_since_s >= IDLE_TIMEOUT_S

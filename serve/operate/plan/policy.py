@@ -46,17 +46,17 @@ class Autoscaler:
         self._state: dict[str, Any] = {}
         self._delays: dict[str, Any] = {}
         self._reported_s = -math.inf
-        # The ongoing requests that the controller knows.
+        # The number of ongoing requests that the controller knows.
         self.total = 0.0
 
     @property
     def num_needed(self) -> int:
-        """Return the number of replicas that have at most their target of ongoing requests."""
+        """Return how many replicas are needed so that none exceeds its target."""
         target: float = self.config.get_target_ongoing_requests()
         return math.ceil(self.total / target - 1e-9)
 
     def begin(self, ongoing: float) -> int:
-        """Return the number of replicas for requests that have been ongoing for long."""
+        """Return the number of replicas if this many requests have been ongoing for long."""
         self.total = ongoing
         return self._bounded(self.num_needed)
 

@@ -1,7 +1,7 @@
 """Simulate the replicas of a service, second by second, under a load trace.
 
-Requests are not simulated. As many are ongoing as arrive in the time for which one is ongoing
-(Little's law), and from their number Ray's own code decides on replicas.
+Requests are not simulated. The number of ongoing requests is their rate times the time for which
+one is ongoing (Little's law). From this number, Ray's own code decides on replicas.
 """
 
 from __future__ import annotations
@@ -19,25 +19,26 @@ from serve.operate.plan.policy import Autoscaler
 from serve.operate.plan.trace import Trace
 
 FETCH, SCORER = "FeatureFetch", "Scorer"
-# For how long Ray counts a request as ongoing, at the targets of the shipped cluster.yaml: 32
-# requests at 1,600/s, and 1.3 batches at 2,600/s, because three Scorers serve five FeatureFetch.
+# For how long Ray counts a request as ongoing, measured at the targets of the shipped cluster.yaml:
+# 32 requests at 1,600/s in FeatureFetch, and 1.3 batches at 2,600 rankings/s in Scorer, because
+# three Scorers serve five FeatureFetch.
 ONGOING_MS = {FETCH: 20.0, SCORER: 0.5}
 # From Ray's decision until the replica takes requests.
 REPLICA_START_S = 4.0
-# Room for everything, where the file has no `nodes`.
+# The pool that stands in if the file has no `nodes`; it has room for everything.
 UNLIMITED = {HEAD: NodePool(1_000_000, 1, 1, 1_000)}
 
 
 @dataclass(eq=False)
 class Replica:
-    """One replica; it has no node while none has room."""
+    """One replica; its node is None while no node has room for it."""
 
     node: Node | None = None
     ready_s: float = math.inf
 
 
 class Deployment:
-    """Replicas of one deployment; without an autoscaler their number stays."""
+    """Replicas of one deployment; without an autoscaler their number does not change."""
 
     def __init__(
         self, name: str, size: Size, autoscaler: Autoscaler | None = None, ongoing_ms: float = 0.0
@@ -60,7 +61,7 @@ class Deployment:
         return sum(replica.ready_s <= now_s for replica in self.replicas)
 
     def begin(self, rate_rps: float, cluster: Cluster) -> None:
-        """Run the replicas that a rate needs, as if it had lasted for long."""
+        """Run the replicas that a rate needs that has lasted for long."""
         if self.autoscaler:
             self.wanted = self.autoscaler.begin(self._ongoing(rate_rps))
         self.place(0.0, cluster, at_once=True)
@@ -100,7 +101,7 @@ def _stop_order(replica: Replica, now_s: float) -> tuple[bool, bool, int]:
 
 @dataclass(frozen=True)
 class Second:
-    """Counts of one second, by deployment; `num_unplaced` replicas find no room on any node."""
+    """Counts of one second, by deployment; no node has room for `num_unplaced` replicas."""
 
     rate_rps: float
     running: Mapping[str, int]
@@ -110,12 +111,13 @@ class Second:
 
 
 def read_deployments(config: Config, ongoing_ms: Mapping[str, float]) -> list[Deployment]:
-    """Return all deployments of a `cluster.yaml`; those that scale and have a time follow the load.
+    """Return all deployments of a `cluster.yaml`. Those that scale and have a time follow the load.
 
-    `ongoing_ms` is by deployment the time for which a request is ongoing; others have our figures.
-    With several surfaces, the load is that of the first; other applications only use room on nodes.
+    `ongoing_ms` has, by deployment, the time for which a request is ongoing; other deployments have
+    our measured times. If there are several surfaces, the load is that of the first. Other
+    applications only take room on nodes.
 
-    Raise TabrankError where none can be planned.
+    Raise TabrankError if no deployment can be planned.
     """
     applications = config.serve["applications"]
     sizes = [(size.at.steps[1], size) for size in config.sizes]
@@ -146,7 +148,7 @@ def read_deployments(config: Config, ongoing_ms: Mapping[str, float]) -> list[De
 
 
 def _scaled(size: Size, ongoing_ms: float) -> Deployment:
-    # Ray's models have other bounds for `num_replicas: auto`, which the size has too.
+    # For `num_replicas: auto`, Ray's models have other bounds than usual. The size has them.
     declared = {
         **(size.at["autoscaling_config"].value or {}),
         "min_replicas": size.min_replicas,
@@ -159,7 +161,7 @@ def _scaled(size: Size, ongoing_ms: float) -> Deployment:
 def simulate(
     config: Config, deployments: list[Deployment], trace: Trace, node_start_s: float
 ) -> list[Second]:
-    """Return the counts of each second; at first the replicas run that the first rate needs."""
+    """Return the counts of each second. At first, as many replicas run as the first rate needs."""
     cluster = Cluster(config.nodes or UNLIMITED, node_start_s)
     for deployment in deployments:
         deployment.begin(trace.rates_rps[0], cluster)

@@ -21,7 +21,7 @@ NODES = "nodes"
 
 
 def make_report(trace: Trace, deployments: Sequence[Deployment], seconds: Sequence[Second]) -> Report:
-    """Return what plan.json and `--json` report of a simulation, beside its inputs.
+    """Return what plan.json and `--json` report about a simulation, besides its inputs.
 
     The load fits if no deployment needs more than its max_replicas, and each replica has a node.
     """
@@ -62,7 +62,7 @@ def _deployment(deployment: Deployment, seconds: Sequence[Second]) -> dict[str, 
         **_counts(running),
         "follows_load": deployment.autoscaler is not None,
         "most_needed": max(needed),
-        # New replicas start after a delay, so that a rising load always has some of these.
+        # New replicas start after a delay, so a rising load always has some seconds with too few.
         "short_s": sum(has < needs for has, needs in zip(running, needed, strict=True)),
     }
 
@@ -72,13 +72,13 @@ def _counts(counts: Sequence[int]) -> dict[str, float]:
         "min": min(counts),
         "mean": round(fmean(counts), 2),
         "max": max(counts),
-        # The sum over all replicas or nodes, which is the cost.
+        # Replica-seconds or node-seconds, which are the cost.
         "seconds": sum(counts),
     }
 
 
 def _timeline(trace: Trace, seconds: Sequence[Second]) -> Iterator[dict[str, float]]:
-    """Return the counts at the begin, at each change, and at the end."""
+    """Return the counts at the beginning, at each change, and at the end."""
     last: dict[str, int] = {}
     for i, second in enumerate(seconds):
         counts = {**second.running, NODES: second.num_nodes}
@@ -123,7 +123,7 @@ def _verdict(report: Report) -> str:
 
 
 def write_plan(folder: Path, report: Report) -> None:
-    """Write the whole folder or nothing."""
+    """Write the report to a folder, completely or not at all."""
     with draft_of(folder) as draft:
         (draft / "plan.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         (draft / "report.html").write_text(_page(report), encoding="utf-8")
@@ -142,8 +142,8 @@ def _page(report: Report) -> str:
     held = "All replicas that it needs are within max_replicas, and have a node."
     why = "; ".join(report["problems"]) or held
     doubt = (
-        "Requests are not simulated: it assumes that the time for which one is ongoing does not depend on the load. "
-        "Latencies and load shedding are left out."
+        "Requests are not simulated. The plan assumes that the time for which a request is ongoing does not depend "
+        "on the load, and leaves out latencies and load shedding."
     )
     parts = [
         banner("good" if report["fits"] else "bad", _verdict(report).capitalize(), why, doubt),

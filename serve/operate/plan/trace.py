@@ -35,10 +35,10 @@ def read_trace(path: Path) -> Trace:
     Raise TabrankError naming the file, the row and the column.
     """
     columns = {TIME: pa.float64(), RATE: pa.float64()}
-    # No text is read as a missing number.
+    # No text counts as a missing number, so that every bad cell is refused.
     options = csv.ConvertOptions(include_columns=[*columns], column_types=columns, null_values=[])
     try:
-        # Threads would not know the numbers of the rows that are refused.
+        # With threads, the error would not name the row that is refused.
         table = csv.read_csv(path, csv.ReadOptions(use_threads=False), convert_options=options)
     except (OSError, pa.ArrowException) as error:
         raise TabrankError(
@@ -46,7 +46,7 @@ def read_trace(path: Path) -> Trace:
         ) from None
     if len(table) < 2:
         raise TabrankError(
-            f"{path}: {len(table)} rows; at least two are needed: the last lasts as long as the one before"
+            f"{path}: {len(table)} rows; at least two are needed, because the last row lasts as long as the one before"
         )
     times_s, rates_rps = (table[name].to_numpy() for name in columns)
     gaps_s = np.diff(times_s, prepend=times_s[0] - 1)
@@ -59,7 +59,7 @@ def read_trace(path: Path) -> Trace:
             # The header is row 1.
             raise TabrankError(f"{path}: row {row + 2}: column {name}: {shown(values[row])} must be {valid}")
     begin_s = float(times_s[0])
-    # The last row lasts as long as the one before, and a second that has begun counts.
+    # The last row lasts as long as the one before. A second that has begun counts as a whole one.
     seconds = math.ceil(round(2 * times_s[-1] - times_s[-2] - begin_s, 6))
     if seconds > MAX_SECONDS:
         raise TabrankError(f"{path}: lasts {seconds:,} s; at most {MAX_SECONDS:,} s are planned: shorten it")

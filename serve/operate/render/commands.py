@@ -1,4 +1,4 @@
-"""`python -m serve render`: one sub-command a file."""
+"""`python -m serve render`: a sub-command for each kind of file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from serve.operate.render.options import SUB_COMMANDS, Kubernetes, Options, Syst
 
 
 def _write(options: Options) -> None:
-    """Write the file of a sub-command, which returns its options."""
+    """Write the file of a sub-command; `options` is what the sub-command returned."""
     # Importing Ray takes a second.
     from serve.config.reader import read
     from serve.operate.render.kubernetes import kubernetes
@@ -39,5 +39,5 @@ def _write(options: Options) -> None:
 
 render = typer.Typer(no_args_is_help=True, result_callback=_write)
 for options in SUB_COMMANDS:
-    # Called with its options, the class returns them, and `_write` gets them.
+    # A sub-command is the class of its options: it returns them, and `_write` gets them.
     render.command(options.__name__.lower())(options)

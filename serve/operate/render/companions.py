@@ -12,7 +12,7 @@ from serve.operate.render.options import REDIS_PORT, Kubernetes
 
 NETWORKING_API = "networking.k8s.io/v1"
 MONITORING_API = "monitoring.coreos.com/v1"
-# LMDB takes 64 GiB at most; the journal of its store lies beside it.
+# LMDB takes at most 64 GiB; the rest is room beside it.
 STORE_GIB = 72
 
 
@@ -28,14 +28,15 @@ def before(manifests: Manifests) -> Iterator[Object]:
 
 
 def after(manifests: Manifests) -> Iterator[Object]:
-    """Yield what stands before the pods of the RayService, and what watches over them."""
+    """Yield what routes to the pods of the RayService, and what watches over them."""
     options = manifests.options
     for name, pool in manifests.workers.items():
-        # A budget without a spare pod would block each drain of a node.
+        # A budget that spares no pod would block each drain of a node.
         if pool.min_nodes > 1:
             labels = {**options.labels, "app.kubernetes.io/component": name}
             budget = {
-                # A RayCluster has no subresource `scale`, so Kubernetes takes no other number.
+                # A RayCluster has no subresource `scale`, so Kubernetes accepts only this kind of
+                # number.
                 "minAvailable": pool.min_nodes - 1,
                 "unhealthyPodEvictionPolicy": "AlwaysAllow",
                 "selector": {"matchLabels": labels},

@@ -22,7 +22,7 @@ from serve.storage.bucket import is_bucket
 
 
 def kubernetes(config: Config, options: Kubernetes) -> str:
-    """Return the text of the objects; raise TabrankError where pods cannot serve the file."""
+    """Return the text of the objects; raise TabrankError if pods cannot serve the file."""
     workers = dict(config.nodes)
     head = workers.pop(HEAD, None)
     if head is None:
@@ -91,10 +91,10 @@ def _notes(manifests: Manifests, file: str) -> Iterator[str]:
 
 
 class Dumper(yaml.SafeDumper):
-    """Dumper that repeats what appears twice, and writes long texts as blocks: the Serve part."""
+    """Dumper without aliases, which writes texts of several lines as blocks, as the Serve part."""
 
     def ignore_aliases(self, data: Any) -> bool:
-        """Return that nothing is an alias."""
+        """Return True: write a value that appears twice again, and not as an alias."""
         return True
 
     def represent_text(self, text: str) -> yaml.ScalarNode:
@@ -144,7 +144,7 @@ def _refuse_unmounted_paths(where: str, args: AppArgs, options: Kubernetes) -> N
 
 
 def _mounted(path: str, options: Kubernetes) -> bool:
-    """Return whether a path is inside a volume that an option names."""
+    """Return True if a path is inside a volume that an option names."""
     return any((PurePosixPath(HOME) / path).is_relative_to(folder) for _, folder in options.volume or ())
 
 

@@ -1,4 +1,4 @@
-"""The RayService of KubeRay, as Kubernetes takes it, with the network policy of its pods."""
+"""The RayService of KubeRay as an object of Kubernetes, with the network policy of its pods."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from serve.operate.host.environment import rendered_environment
 from serve.operate.render.options import Kubernetes
 
 Object = dict[str, Any]
-# The image's folder, from which relative paths start.
+# The folder in the image from which relative paths start.
 HOME = "/home/tabrank/app"
 HARDENED = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
-# The ports of the head alone: Ray's controller, its dashboard and its client.
+# The ports that only the head has: Ray's controller, its dashboard and its client.
 HEAD_PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001}
 METRICS_PORT = 8080
 # Serve's proxies and HAProxy may take these times, one after the other, when they stop.
 PROXY_TIMES = ("PROXY_MIN_DRAINING_PERIOD", "HAPROXY_HARD_STOP_AFTER")
 SPREAD_OVER = ("kubernetes.io/hostname", "topology.kubernetes.io/zone")
 
-# A replica that replaces one of a pod that stops has this time to start, on a node with room.
+# When a pod stops, replicas that replace its own have this time to start, on a node with room.
 REPLACEMENT_S = 60
-# Kubernetes and load balancers take this time to send a stopping pod nothing new.
+# Kubernetes and load balancers take up to this time to stop sending requests to a pod that stops.
 UNROUTED_S = 10
 DRAIN = Path(__file__).with_name("templates") / "drain.sh"
 
@@ -34,10 +34,10 @@ DRAIN = Path(__file__).with_name("templates") / "drain.sh"
 class Manifests:
     """What the RayService is made from.
 
-    `serve_config` is the text of the Serve document, whose replicas stop within `shutdown_s`. With
-    `has_workers` replicas run on workers, and none on the head. `has_store_password` says that pods
-    need the password of a store. `stores` are the folders of embedded stores, by the claims of
-    their volumes.
+    `serve_config` is the text of the Serve document, whose replicas stop within `shutdown_s`. If
+    `has_workers`, all replicas run on workers, and none on the head. `has_store_password` says that
+    pods need the password of a store. `stores` has the folders of embedded stores, by the names of
+    the claims for their volumes.
     """
 
     options: Kubernetes
@@ -63,7 +63,7 @@ class Manifests:
         }
         state = {"redisAddress": options.redis_server, "redisPassword": options.password("ray-password")}
         head = {
-            # Without replicas, the loss of the head costs none.
+            # The head runs no replicas, so that none is lost with it.
             "rayStartParams": {
                 "num-cpus": "0" if several else str(self.head.num_cpus),
                 "dashboard-host": "0.0.0.0",
@@ -93,7 +93,8 @@ class Manifests:
             ],
         }
         spec = {
-            # A new cluster starts before the old one ends; an embedded store has one writer.
+            # In an upgrade, a new cluster starts before the old one ends. An embedded store may
+            # have only one writer, so it cannot be upgraded in this way.
             "upgradeStrategy": {"type": "NewCluster" if several else "None"},
             "excludeHeadPodFromServeSvc": several,
             "serveConfigV2": self.serve_config,
@@ -106,7 +107,7 @@ class Manifests:
         options, is_head = self.options, name == HEAD
         claims = {**dict(options.volume or ()), **self.stores}
         env = rendered_environment(HOME)
-        # KubeRay sets the mode and the token by authOptions.
+        # KubeRay sets Ray's authentication mode and token from `authOptions`.
         environment = [{"name": key, "value": value} for key, value in env.items()]
         if self.has_store_password:
             environment.append({"name": "TABRANK_REDIS_PASSWORD", **options.password("password")})
@@ -120,13 +121,13 @@ class Manifests:
             **({"nvidia.com/gpu": str(pool.num_gpus)} if pool.num_gpus else {}),
         }
         times = {"initialDelaySeconds": 10, "periodSeconds": 5, "timeoutSeconds": 2}
-        # The head is ready when Ray is, with or without replicas; a worker is ready while its
-        # HAProxy takes requests.
+        # The head is ready when Ray is, with or without replicas. A worker is ready while its
+        # HAProxy accepts requests.
         alive = {"path": "/api/healthz", "port": 52365}
         ready = alive if is_head else {"path": "/-/healthz", "port": self.port}
         drain_s = REPLACEMENT_S + self.shutdown_s
         drain = ["bash", "-c", DRAIN.read_text(), "drain", str(drain_s), str(UNROUTED_S)]
-        # The replicas of a head alone have nowhere to go, and answer what still comes in.
+        # If there is only a head, its replicas cannot move, and answer what still comes in.
         stop = ["sleep", str(UNROUTED_S)] if is_head else drain
         container = {
             "name": "ray-head" if is_head else "ray-worker",
@@ -145,7 +146,7 @@ class Manifests:
         labels = {**options.labels, "app.kubernetes.io/component": name}
         among = {"labelSelector": {"matchLabels": labels}, "maxSkew": 1}
         spread = {**among, "whenUnsatisfiable": "ScheduleAnyway"}
-        # The nodes of GPUs have this taint in most clouds.
+        # Nodes with GPUs have this taint in most clouds.
         taints = [*pool.taints, *(["nvidia.com/gpu:NoSchedule"] if pool.num_gpus else [])]
         spec = {
             # The autoscaler beside the head reads pods from Kubernetes.
@@ -162,13 +163,13 @@ class Manifests:
             "containers": [container],
             "volumes": [{"name": claim, "persistentVolumeClaim": {"claimName": claim}} for claim in claims],
         }
-        # Azure gives an identity to pods with this label alone.
+        # Azure gives an identity only to pods with this label.
         azure = any(key.startswith("azure.workload.identity/") for key, _ in options.identity or ())
         use = {"azure.workload.identity/use": "true"} if azure else {}
         return {"metadata": {"labels": labels | use}, "spec": spec}
 
     def _network_policy(self) -> Object:
-        """Return the rules for what comes in beside the cluster's own pods.
+        """Return the rules for traffic that comes from outside the cluster's own pods.
 
         Only the pods reach Ray's own ports, HAProxy's statistics (8404, 9101) and the replicas'
         ports (30000 and up). Outgoing traffic is not restricted.
@@ -194,7 +195,7 @@ def manifest(api: str, kind: str, metadata: Object, spec: Object | None = None) 
 
 
 def scheduling(options: Kubernetes) -> Object:
-    """Return what each pod has of the cluster: its priority, and the secret of its images."""
+    """Return the settings that all pods share: their priority, and the secret for their images."""
     priority, secret = options.priority_class, options.pull_secret
     return {
         **({"priorityClassName": priority} if priority else {}),

@@ -1,4 +1,4 @@
-"""Options of `python -m serve render`: one class a sub-command, whose fields are its options."""
+"""Options of `python -m serve render`: each sub-command is a class, its fields are the options."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class Kubernetes(Options):
-    """Write the RayService, and what a cluster wants beside it, for `kubectl apply`.
+    """Write the RayService, and the other objects that a cluster needs, for `kubectl apply`.
 
     Example: python -m serve render kubernetes --image IMAGE --volume tabrank=/mnt/tabrank
     """
@@ -124,25 +124,25 @@ class Kubernetes(Options):
     namespace: Annotated[str, object_option("Namespace of the service.")] = "tabrank"
     volume: Annotated[
         list[Claim] | None,
-        typer.Option(parser=claim, callback=unique, metavar="CLAIM=FOLDER", help="A mount of each pod."),
+        typer.Option(parser=claim, callback=unique, metavar="CLAIM=FOLDER", help="Mount of a volume."),
     ] = None
     redis: Annotated[
         str | None,
-        typer.Option(parser=server, metavar="HOST:PORT", help="For Ray's state; else one is rendered."),
+        typer.Option(parser=server, metavar="HOST:PORT", help="Redis for Ray's state, or one is rendered."),
     ] = None
     redis_image: Annotated[str, typer.Option(help="Image of the rendered Redis.")] = "redis:7.4"
     token_secret: Annotated[str | None, object_option("Secret with the key auth_token.")] = None
     redis_secret: Annotated[
         str | None, object_option("Secret with the keys password (store) and ray-password (Ray's state).")
     ] = None
-    allow: Annotated[list[str] | None, object_option("Namespace of callers; else the service's own.")] = None
+    allow: Annotated[list[str] | None, object_option("Callers' namespace; default: the service's.")] = None
     balancer: Annotated[
         list[str] | None,
-        typer.Option(parser=network, metavar="CIDR", help="Load balancers, with their health checks."),
+        typer.Option(parser=network, metavar="CIDR", help="Addresses of load balancers and health checks."),
     ] = None
     host: Annotated[str | None, typer.Option(metavar="NAME", help="Host of an Ingress with TLS.")] = None
     tls_secret: Annotated[str | None, object_option("Secret with the certificate of --host.")] = None
-    ingress_class: Annotated[str | None, object_option("Class of the Ingress; else the cluster's.")] = None
+    ingress_class: Annotated[str | None, object_option("Ingress class; default: the cluster's.")] = None
     ray_tls: Annotated[bool, typer.Option("--ray-tls", help="TLS between pods; needs cert-manager.")] = False
     monitoring: Annotated[str, object_option("Namespace of Prometheus.")] = "monitoring"
     monitor_label: Annotated[
@@ -150,7 +150,7 @@ class Kubernetes(Options):
     ] = None
     operator: Annotated[str, object_option("Namespace of the KubeRay operator.")] = "kuberay-system"
     identity: Annotated[
-        list[Pair] | None, pair_option("Annotation of the service account: the cloud's identity.")
+        list[Pair] | None, pair_option("Annotation of the service account, for an identity of the cloud.")
     ] = None
     pull_secret: Annotated[str | None, object_option("Secret of the images' registry.")] = None
     priority_class: Annotated[str | None, object_option("PriorityClass of the pods.")] = None

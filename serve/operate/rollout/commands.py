@@ -44,7 +44,7 @@ def promote(version: Version, folder: Folder = MODELS, as_json: Json = False) ->
 
 @models.command()
 def rollback(reason: Reason = BY_HAND, folder: Folder = MODELS, as_json: Json = False) -> None:
-    """Go back from the current version to the good one before it. Exit code 1 if there is none."""
+    """Go back from the current version to the good one before it. Exit code 1: there is none."""
     from serve.rollout.registry import ModelRegistry, NothingBefore
 
     releases = ModelRegistry(folder)
@@ -68,7 +68,7 @@ def canary(
     folder: Folder = MODELS,
     as_json: Json = False,
 ) -> None:
-    """Let a version rank for arms with the scorer `canary`; --end returns the arms to `current`."""
+    """Let a version rank for arms with the scorer `canary`; --end returns them to `current`."""
     from serve.rollout.registry import ModelRegistry
 
     if (version is None) != end:
@@ -87,8 +87,8 @@ def canary(
 def shift(run: AnyRunFolder = None, address: Address = None, as_json: Json = False) -> None:
     """Compare the scores of two versions on rows that the running service scored with both.
 
-    The pairs come from the shadow (`user_config.shadow`), the canary and a newly promoted version,
-    since the start of each replica.
+    Such rows come from the shadow (`user_config.shadow`), the canary, and a version that was
+    promoted recently. They count since the start of each replica.
     """
     from serve.operate.rollout.tables import read_shifts, shifts
     from serve.operate.status.scrape import read_pages

@@ -12,9 +12,9 @@ from serve.operate.status.scrape import Page
 from serve.report.rows import columns, number
 from serve.rollout.score_comparison import ScoreSums
 
-# The metrics of an artifact that fit a line.
+# Those metrics of an artifact that fit on a line.
 METRICS = ("ndcg@10", "auc", "logloss")
-# What a score shift is of.
+# The fields that name a pair of versions.
 PAIR = ("new", "old", "application")
 
 
@@ -26,7 +26,7 @@ def versions(found: Sequence[Mapping[str, Any]]) -> str:
             each["state"] + (" (current)" if each["current"] and each["state"] != "current" else ""),
             each["made"],
             "  ".join(f"{name} {value:.4f}" for name, value in _measured(each["metrics"]).items()),
-            # Escaped because the text comes from a file or a library.
+            # The text comes from a file or a library, so escape control characters.
             escaped(each["reason"]),
         )
         for each in found
@@ -53,7 +53,7 @@ def read_shifts(page: Page) -> list[dict[str, Any]]:
 
 
 def _measured(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Return the metrics for a line, measured on the test rows or else on the validation rows."""
+    """Return the metrics for a line, from the test rows or, without those, the validation rows."""
     found = metrics.get("test") or metrics.get("validation") or {}
     return {name: found[name] for name in METRICS if isinstance(found.get(name), int | float)}
 

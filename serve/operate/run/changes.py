@@ -15,36 +15,36 @@ from serve.operate.diff.difference import Change, compare, shown
 from serve.operate.host.field import get
 from serve.operate.host.service_state import Probe, ServiceChange, iso
 
-# Enough for an hour in which somebody looks for the right setting.
+# Limits the list. It is enough for an hour in which somebody tries many settings.
 MAX_CHANGES = 50
-# The rest of a longer list is counted.
+# A change names this many fields, and says how many more there are.
 MAX_FIELDS = 3
 KEYS = ("deployments", OUR_INGRESS, "user_config", "api_keys")
-# Keys of an arm that say how it orders.
+# Keys of an arm that decide its order.
 TREATMENTS = ("weights", "slate")
 
 
 def now() -> str:
-    """Return this moment in ISO form, UTC."""
+    """Return the present time in ISO form and UTC."""
     return iso(time.time())
 
 
 def added(changes: list[ServiceChange], what: str, probes: Sequence[Probe] = ()) -> list[ServiceChange]:
-    """Return the changes with one more, the newest last; the oldest are dropped."""
+    """Return the changes with one more at the end; drop the oldest beyond `MAX_CHANGES`."""
     return [*changes, ServiceChange(now(), what, [*probes])][-MAX_CHANGES:]
 
 
 def described(file: Path, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     """Return what a deploy changed: the kill switch, or the file's first fields.
 
-    Only weights and rules have their values: other fields may hold secrets, and the list is the
-    history of what ranked.
+    Only weights and rules are shown with their values, as the history of what ranked. Other fields
+    may hold secrets.
     """
     changes = compare(before, after, {}).changes
     if changes and all(change.path[-1] == SWITCH for change in changes):
         switched = (f"{'on' if one.new is True else 'off'} for {one.path[1]}" for one in changes)
         return f"kill switch {', '.join(switched)}"
-    # A deployment's fields are named without its application if there is no other.
+    # If there is only one application, a deployment's fields are named without it.
     short = 3 if len(after["applications"]) == 1 else 0
     fields = [
         ".".join(map(str, one.path[short * (one.path[2:3] == ("deployments",)) :])) + _treatment(one)
@@ -69,14 +69,14 @@ def _treatment(change: Change) -> str:
 
 
 def _in_words(value: Any) -> str:
-    """Return weights, or one of them, as `diff` shows them, and all rules in words."""
+    """Return weights as `diff` shows them, or rules in words."""
     if not isinstance(value, list):
         return shown(value)
     return f"[{'; '.join(read(Rule, rule, 'slate').text for rule in value)}]"
 
 
 def broken(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Probe]:
-    """Return requests that worked before a deploy and may not after it, to ask without a key."""
+    """Return requests, to be sent without a key, that worked before a deploy and may fail now."""
     probes, routes = [], {app.get("route_prefix", "/") for app in after["applications"]}
     for app in (app for app in before["applications"] if app["import_path"] == OUR_APPLICATION):
         here = ("applications", app["name"])

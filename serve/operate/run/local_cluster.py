@@ -37,10 +37,10 @@ from serve.operate.status.causes import of_answers
 from serve.operate.status.vitals import answers_of, by_kind
 
 NEVER = "never started"
-# Ray may fail to start on a busy machine. Three failures in a row have another reason.
+# Ray may fail to start on a busy machine. If it fails this often in a row, there is another reason.
 MAX_STARTS = 3
-# On an overloaded machine a start may take as many times its timeout as there are processes a core,
-# but not more than this.
+# On an overloaded machine, the timeout of a start is multiplied by the number of processes per
+# core, but by no more than this.
 MAX_STRETCH = 4.0
 
 
@@ -57,18 +57,20 @@ def up(
     """Start the service of `config_path` and return once it answers.
 
     A service that already runs with the same file is left alone. A changed file is deployed in
-    place, without a restart where Serve allows it; `yes` allows changes that lose data or fail
+    place, without a restart if Serve allows that; `yes` allows changes that lose data or fail
     callers. A service without a supervisor gets a new one, without a gap. Processes that a killed
     start of this folder left behind are ended first. A start that fails in Ray itself is repeated,
-    and may take longer where the machine is overloaded. With `dashboard`, Ray opens its own
+    and may take longer if the machine is overloaded. If `dashboard` is set, Ray opens its own
     dashboard on 127.0.0.1.
 
-    Return the content of `service.json`, with `seconds`, `action` ("started", "deployed", "taken
-    over" or "none"), `changes`, `degraded` (why it would not rank as the file says, such as a
-    missing model) and `advice`.
+    Returns:
+        The content of `service.json`, with `seconds`, `action` ("started", "deployed", "taken
+        over" or "none"), `changes`, `degraded` (why it would not rank as the file says, such as a
+        missing model) and `advice`.
 
-    Raise TabrankError with the reason. A failed start is cleaned up; after a failed deploy or
-    takeover the service goes on as before.
+    Raises:
+        TabrankError: with the reason. A failed start is cleaned up. After a failed deploy or
+            takeover, the service goes on as before.
     """
     begin = time.monotonic()
     config = read(config_path)
@@ -96,8 +98,9 @@ def up(
 def down(run_dir: Path, *, progress: Progress = lambda message: None) -> dict[str, Any]:
     """Stop the service of this run folder, whatever its state; a stopped service is not an error.
 
-    Return `was` (the state found, NEVER where there is no such folder), `killed` (names of
-    processes that had to be killed), `kept_logs` (the folder of the logs, or None) and `seconds`.
+    Return `was` (the state that was found, or NEVER if there is no such folder), `killed` (the
+    names of processes that had to be killed), `kept_logs` (the folder of the logs, or None) and
+    `seconds`.
     """
     begin = time.monotonic()
     run = RunFolder(run_dir)
@@ -115,7 +118,7 @@ def down(run_dir: Path, *, progress: Progress = lambda message: None) -> dict[st
 
 @dataclass(frozen=True)
 class _Start:
-    """File for the service of a run folder, and how to start it."""
+    """A file for the service of a run folder, and how to bring the service to it."""
 
     config: Config
     run: RunFolder
@@ -125,11 +128,11 @@ class _Start:
     progress: Progress
 
     def act(self, yes: bool) -> tuple[str, list[Any]]:
-        """Bring the service to the file by the mildest means; return the action and the changes."""
+        """Bring the service to the file in the mildest way; return the action and the changes."""
         try:
             self.run.service()
         except TabrankError as error:
-            # What runs cannot be compared with the file.
+            # There is no document of the running service with which the file could be compared.
             if self.run.processes() and not yes:
                 raise
             self.progress(str(error))
@@ -142,7 +145,7 @@ class _Start:
                 refusal = "\n".join([*found.lines(), confirm])
                 if not taken_over:
                     raise TabrankError(refusal)
-                # The service runs and is supervised again: a unit of systemd must not end it.
+                # The service runs and is supervised again. An error here would make systemd end it.
                 self.progress(refusal)
                 return "taken over", changes
             if service.haproxy != self.haproxy:
@@ -160,7 +163,7 @@ class _Start:
                     return "deployed", changes
                 self.progress("restarting: the file changes a setting that Serve reads only at its start")
             if self.config.port != urlsplit(service.url).port:
-                # Checked before a healthy service is stopped for the new port.
+                # Check the new port before a healthy service is stopped for it.
                 _refuse_busy_port(self.config)
         _clean(self.run, self.progress)
         _refuse_busy_port(self.config)
@@ -168,7 +171,7 @@ class _Start:
         return "started", changes
 
     def _begin(self, before: Mapping[str, Any]) -> None:
-        """Start the service in place of a document that ran `before`, or of none.
+        """Start the service; `before` is the document that ran until now, or empty.
 
         A start that fails in Ray itself is repeated while time is left.
         """
@@ -179,7 +182,8 @@ class _Start:
             if busy := overload():
                 until = max(until, begin + self.timeout_s * min(load_per_core(), MAX_STRETCH))
                 self.progress(f"{busy}; waiting up to {until - time.monotonic():.0f} s")
-            # The folder is private: everyone who can reach HAProxy's admin socket may use it.
+            # The folder is private, because everyone who can reach HAProxy's admin socket may use
+            # it.
             temp = self.run.make_temp()
             try:
                 env = environment(self.config, self.run, temp, self.haproxy, self.dashboard)
@@ -195,7 +199,7 @@ class _Start:
                 _clean(self.run, self.progress)
                 if not isinstance(error, TabrankError):
                     raise
-                # Serve never had the file, so the file is not the reason.
+                # Serve never got the file, so the file cannot be the reason.
                 is_of_ray = service.state == "failed" and not service.applications
                 if not is_of_ray or not num_left or time.monotonic() > until:
                     busy = overload()
@@ -213,7 +217,7 @@ def _running(run: RunFolder) -> LocalService | None:
 
 
 def _known(run: RunFolder) -> SupervisedState:
-    """Return the content of `service.json`; of one that another version wrote nothing is known."""
+    """Return the content of `service.json`; if another version wrote it, nothing is known."""
     try:
         return run.service() or SupervisedState()
     except TabrankError:
@@ -221,13 +225,13 @@ def _known(run: RunFolder) -> SupervisedState:
 
 
 def _take_over(run: RunFolder, timeout_s: float, progress: Progress) -> bool:
-    """Supervise a running service that has no supervisor; return whether that was needed."""
+    """Supervise a running service that has no supervisor; return True if that was needed."""
     service = _known(run)
     is_known = service.state in ("ready", "deploying") and service.document
     if run.supervisors() or not is_known or len(node := run.node()) < len(NODE):
         return False
     progress("taking over a running service that has no supervisor")
-    # The environment of one of the cluster's processes has the token and the ports of its start.
+    # The environment of any of the cluster's processes has the token and the ports of its start.
     _detach(Path(service.config), run, service.haproxy, node[0].environ())
     follow(run, timeout_s, progress, lambda now: now.pid != service.pid, known=service.error)
     return True
@@ -257,7 +261,7 @@ def _clean(run: RunFolder, progress: Progress) -> tuple[list[str], Path | None]:
 
 
 def _refuse_dashboard(run: RunFolder) -> None:
-    """Raise TabrankError where Ray cannot open its dashboard: it does so at its start alone."""
+    """Raise TabrankError if Ray cannot open its dashboard, which it does only at its start."""
     try:
         importlib.import_module("ray.dashboard.optional_deps")
     except ImportError as error:

@@ -15,24 +15,25 @@ from serve.operate.host.service_state import ApplicationState, Restarted, iso
 MEMORY = "killed by Ray's memory monitor"
 ENDED = "its process ended"
 UNHEALTHY = "did not answer its health checks"
-# Ray's handler writes it into the file of a process's stderr. SIGKILL leaves nothing.
+# Ray's signal handler writes this line into the file of a process's stderr. SIGKILL leaves nothing.
 SIGNAL = re.compile(r"\*\*\* (SIG\w+) received")
-# Of a part that restarts over and over, the last times.
+# If a part restarts over and over, this many of the last times are kept.
 MAX_TIMES = 10
 
 
 class Restarts:
-    """Counter of restarts with the last reason; planned stops do not count.
+    """Count restarts, and keep the last reason; planned stops do not count.
 
     `logs` is the folder in which Ray's processes of this machine write, if it is known.
     """
 
     def __init__(self, logs: Path | None = None) -> None:
         self._logs = logs
-        # Replicas of deployments that were reported as unhealthy, and those of them that ended.
+        # Replicas of deployments that Serve reported as unhealthy, and those of them that have
+        # ended.
         self._unhealthy: set[str] = set()
         self._stopped: set[str] = set()
-        # Ray restarts some actors in place: how often by then, and when that was noticed.
+        # Ray restarts some actors in place. How often it had done so, and when that was noticed.
         self._in_place: dict[str, int] = {}
         self._noticed: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
 
@@ -41,13 +42,14 @@ class Restarts:
     ) -> dict[str, Restarted]:
         """Return the restarts of controller, proxy and deployments (APPLICATION/DEPLOYMENT).
 
-        `times` has the last `MAX_TIMES` that are known. Ray does not say when it restarted an actor
-        in place: the time is that of the first call that finds it; those before the first call have
-        none. `actors` are rows of Ray's table.
+        `times` has the last `MAX_TIMES` times that are known. Ray does not say when it restarted an
+        actor in place. The time is then that of the first call that notices it, and restarts before
+        the first call have none. `actors` are rows of Ray's table.
         """
         for app in applications.values():
             for deployment in app.deployments.values():
-                # Ray reports that a replica was stopped, but not why. Serve reports it meanwhile.
+                # Ray reports that a replica was stopped, but not why. Serve reports the reason in
+                # the deployment's status.
                 if deployment.status == "UNHEALTHY":
                     self._unhealthy |= {*deployment.ids}
                 elif deployment.status == "HEALTHY":
@@ -66,7 +68,7 @@ class Restarts:
         return {name: _row(counts[name], ended[name] + self._noticed[name]) for name in +counts}
 
     def _reason(self, actor: Mapping[str, Any]) -> str:
-        """Return why a dead actor ended, empty where Serve stopped it as planned."""
+        """Return why a dead actor ended, or "" if Serve stopped it as planned."""
         cause = actor["DeathCause"]
         if cause.HasField("oom_context"):
             return MEMORY
@@ -79,15 +81,15 @@ class Restarts:
         return "" if is_replica and replica not in self._stopped else UNHEALTHY
 
     def deploying(self) -> None:
-        """Forget which replicas were unhealthy: a deploy stops replicas as planned."""
+        """Forget which replicas were unhealthy, because a deploy stops replicas as planned."""
         self._unhealthy.clear()
 
 
 @cache
 def _signal(logs: Path, pid: int) -> str:
-    """Return the signal that a process noted in its log as its end, in words; or nothing."""
+    """Return, in words, the signal that ended a process according to its log, or ""."""
     for path in logs.glob(f"worker-*-{pid}.err"):
-        # A file may be larger than memory.
+        # Read line by line, because a file may be larger than memory.
         with path.open(errors="replace") as file:
             if found := next(filter(None, map(SIGNAL.match, file)), None):
                 return f" by {found[1]}"
@@ -95,7 +97,7 @@ def _signal(logs: Path, pid: int) -> str:
 
 
 def _row(count: int, events: list[tuple[str, str]]) -> Restarted:
-    """Return what is known of the restarts of a part, whose `events` are times and reasons."""
+    """Return what is known about a part's restarts; `events` are their times and reasons."""
     times, (at, last) = sorted(at for at, _ in events if at), max(events, default=("", ENDED))
     return Restarted(count, last, at or None, times[-MAX_TIMES:])
 
@@ -104,7 +106,7 @@ REPLICA, CONTROLLER, PROXY = "SERVE_REPLICA::", "SERVE_CONTROLLER_ACTOR", "SERVE
 
 
 def _name(actor: str) -> str:
-    """Return the reported name of one of Serve's actors; empty for others."""
+    """Return the name under which one of Serve's actors is reported; "" for other actors."""
     if actor.startswith(REPLICA):
         return "/".join(actor.removeprefix(REPLICA).split("#")[:2])
     return {CONTROLLER: "controller", PROXY: "proxy"}.get(actor.split("-")[0], "")

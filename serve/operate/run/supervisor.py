@@ -1,4 +1,4 @@
-"""Supervisor of the service's local Ray cluster: start it, deploy the file, watch, shut down.
+"""Supervisor of the service's local Ray cluster: starts it, deploys the file, watches, stops it.
 
 The cluster outlives a killed supervisor, and the next supervisor attaches to it.
 """
@@ -32,18 +32,19 @@ from serve.operate.run.changes import added, broken, described, now
 from serve.operate.run.restarts import Restarts
 
 STATUS_PERIOD_S = 1.0
-# Ray's setting: the interval at which a process reports its counters.
+# Ray's setting for the interval at which a process reports its counters.
 REPORT_MS = "RAY_metrics_report_interval_ms"
-# A service that answers but is not ready, such as one without a store, counts as up after 3 s.
+# A service that answers but is not ready, such as one without a store, counts as up after this
+# time.
 READY_WAIT_S = 3.0
 
 
 class _Superseded(Exception):
-    """Another deploy was requested while one is under way."""
+    """Another deploy was requested while one was under way."""
 
 
 class Supervisor:
-    """Serve the run folder's wanted document until SIGTERM; SIGHUP deploys it again.
+    """Serve the wanted document of a run folder until SIGTERM; deploy it again at SIGHUP.
 
     `service.json` is the interface to other processes. It is written once a second, so that its age
     shows whether it is current.
@@ -72,7 +73,7 @@ class Supervisor:
         )
 
     def attach(self) -> None:
-        """Take over a running service that has no supervisor; a failure ends nothing."""
+        """Take over a running service that has no supervisor; it survives a failure."""
         service = self._run.service()
         assert service is not None, "`up` has read it"
         # The state stays `deploying` after an interrupted deploy, and `error` stays after a failed
@@ -125,10 +126,10 @@ class Supervisor:
             dashboard_host=LOCAL,
             # Without a dashboard Ray ignores its port.
             dashboard_port=int(dashboard or 0),
-            # The service puts nothing into the object store.
+            # The service puts nothing into the object store, so it can be small.
             object_store_memory=128 << 20,
             temp_dir=str(temp / RAY),
-            # Bound to 127.0.0.1, as are all of Ray's own ports (environment.py).
+            # Like all of Ray's own ports, this one is bound to 127.0.0.1 (environment.py).
             metrics_export_port=int(os.environ[METRICS_PORT]),
         )
         node = Node(params, head=True, shutdown_at_exit=False, spawn_reaper=False)
@@ -141,11 +142,11 @@ class Supervisor:
         ray.init(self._service.ray_address, namespace="serve", log_to_driver=False)
         self._node = self._run.node()
         self._run.hold_temp()
-        # After ray.init(), which installs its own handler.
+        # This must come after `ray.init()`, which installs a handler of its own.
         signal.signal(signal.SIGTERM, self._on_terminate)
         signal.signal(signal.SIGHUP, self._on_hangup)
         schema = parsed(config.serve)
-        # `serve run` does the same: Serve has no public call that takes a file.
+        # `serve run` does the same. Serve has no public call that takes a file.
         self._client = serve_start(
             http_options=schema.http_options.model_dump(),
             grpc_options=schema.grpc_options.model_dump(),
@@ -159,7 +160,8 @@ class Supervisor:
         """Pass the file to Serve and wait until it answers; raise TabrankError with the reason."""
         self._save(stage="deploying the application")
         schema = parsed(config.serve)
-        # For the controller and the proxies; each application takes it from its own document.
+        # This is for the controller and the proxies. Each application reads it from its own
+        # document.
         if schema.logging_config:
             self._client.update_global_logging_config(schema.logging_config)
         self._client.deploy_apps(schema)
@@ -180,7 +182,8 @@ class Supervisor:
         self._save(config=str(config.path), document=document_of(config), stage="serving")
 
     def _watch(self) -> None:
-        # Ray's table of actors, dead ones included; the public call needs the dashboard.
+        # This returns Ray's table of actors, dead ones included. The public call needs the
+        # dashboard.
         from ray._private.state import actors
 
         while True:
@@ -194,13 +197,14 @@ class Supervisor:
             if gone:
                 raise TabrankError("a process of the Ray node has ended, and so has the service; restart it")
             try:
-                # A failed deploy was already reported to its caller.
+                # A failed deploy was reported to its caller already.
                 with contextlib.suppress(TabrankError):
                     self._applications()
                 restarts = self._restarts.found(actors().values(), self._service.applications)
                 self._save(nodes=nodes(), restarts=restarts)
             except Exception as error:
-                # For example while the controller restarts. `status` reports that the file is old.
+                # This happens, for example, while the controller restarts. `status` reports that
+                # the file is old.
                 _log(f"the service's state could not be read: {reason(error)}")
 
     def _pause(self) -> None:
@@ -221,7 +225,7 @@ class Supervisor:
             document = self._service.document
             self._note(described(config.path, before, document), broken(before, document))
         except _Superseded:
-            # The deploy could not be placed or takes too long, and its caller no longer waits.
+            # The deploy found no room on a node, or took too long. Its caller no longer waits.
             return
         except Exception as failure:
             _log(traceback.format_exc())
@@ -232,7 +236,7 @@ class Supervisor:
         self._save(state="ready", error=error, deploying=None, num_deploys=self._service.num_deploys + 1)
 
     def _wanted(self) -> tuple[Config, dict[str, Any]]:
-        """Return what is to be deployed, and the document that ran before a restart, or empty."""
+        """Return what is to be deployed, and the document that ran before a restart, if any."""
         wanted = self._run.wanted()
         if wanted is None:
             raise TabrankError(f"{self._run.path}: no file is to be deployed; run: python -m serve up")
@@ -268,7 +272,7 @@ class Supervisor:
 
     def _on_terminate(self, number: int, frame: Any) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        # Unwinds into _shut_down.
+        # This unwinds into `_shut_down`.
         sys.exit(0)
 
     def _on_hangup(self, number: int, frame: Any) -> None:
@@ -277,16 +281,17 @@ class Supervisor:
     def _shut_down(self, error: str) -> None:
         import ray
 
-        # A failed cluster answers only after a minute.
+        # A failed cluster would answer only after a minute, so do not ask it.
         if self._client is not None and not error:
-            # Lets running requests end, then HAProxy. A replica that hangs would hold it for 20 s.
+            # This lets running requests end, and then HAProxy. A replica that hangs would delay it
+            # by 20 s.
             self._client.shutdown(timeout_s=GRACE_S)
             ray.shutdown()
         self._run.end()
 
 
 def settled(applications: Mapping[str, ApplicationState]) -> bool:
-    """Return whether all applications run and no old replica, which may be draining, can answer."""
+    """Return True if all applications run, and no old replica, still draining, can answer."""
     return bool(applications) and all(
         app.status == "RUNNING" and not any("STOPPING" in one.replicas for one in app.deployments.values())
         for app in applications.values()
@@ -294,7 +299,7 @@ def settled(applications: Mapping[str, ApplicationState]) -> bool:
 
 
 def reason(error: Exception) -> str:
-    """Return our own error as it is, and the last line of any other error."""
+    """Return the text of one of our own errors, or the last line of any other error."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return str(error) if isinstance(error, TabrankError) else lines[-1]
 
@@ -315,7 +320,7 @@ def nodes() -> list[NodeState]:
 
 
 def _log(text: str) -> None:
-    """Write a line to the log; a full disk ends nothing."""
+    """Write a line to the log, and go on if the disk is full."""
     with contextlib.suppress(OSError):
         print(text, flush=True)
 

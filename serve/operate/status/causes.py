@@ -16,46 +16,52 @@ from serve.operate.host.run_folder import RunFolder
 from serve.operate.host.serve_details import cause as message_of
 from serve.operate.status.report import Cause, Counted, Health, Report, Traffic
 
-# A replica that finds room on a node starts within this time.
+# A replica for which a node has room starts within this time.
 STARTS_WITHIN = timedelta(seconds=10)
-# The objective allows 0.1 % of failed, refused or not full rankings. At 14.4 times as many, as in
-# the alerts that page, a month's budget is spent in two days.
+# The objective allows 0.1 % of the rankings to fail, to be refused, or not to be full. At 14.4
+# times that share, which is the threshold of the alerts that page, a month's budget is spent in two
+# days.
 MAX_SHARE = 14.4 * 0.001
-# A few seconds hold few requests of a quiet service: one or two of them say little, unless most
+# A quiet service has few requests in a few seconds. One or two that fail say little, unless most
 # fail.
 MIN_FAILED, MOST = 3, 0.5
-# Scanners ask for paths that nobody serves: so few in some seconds mean nothing.
+# Scanners ask for paths that nobody serves. Fewer than this many in some seconds mean nothing.
 MIN_UNROUTED = 10
-# Up to this share it is advice, as before TabrankCallersFail: one bad client may be the cause.
+# Up to this share, callers' errors are only advice, as they do not fire the alert
+# TabrankCallersFail: one bad client may be the cause.
 MAX_ADVICE_SHARE = 0.2
-# Of the candidates, or of the rankings: some ids are always new, or gone since they were retrieved.
+# Largest share of unknown candidates, or of rankings without context, that is normal. Some ids are
+# always new, or have gone since they were retrieved.
 MAX_UNKNOWN_SHARE = 0.05
-# So many rankings that were to come do not stay away by chance.
+# If this many expected rankings do not come, it is not by chance.
 MIN_MISSED = 10
-# Callers may be moved in advance, so that after this time nobody is known to be left behind.
+# What a deploy broke is reported for this long. Callers may have been moved, and after this time
+# nothing tells whether one was left behind.
 BROKEN_WITHIN = timedelta(minutes=10)
-# As in TabrankStaleFeatures, TabrankMemory and TabrankRestarts.
+# The thresholds of the alerts TabrankStaleFeatures, TabrankMemory and TabrankRestarts.
 MAX_FRESHNESS_MS, MAX_MEMORY_SHARE = 5_000.0, 0.9
 MAX_RESTARTS, RESTARTS_WITHIN = 2, timedelta(minutes=30)
-# These states serve nobody.
+# States in which nobody is served, with their diagnoses.
 DOWN = {"stopped": "not_running", "starting": "starting", "failed": "ended", "dead": "ended"}
-# Serve starts and stops replicas in these states, so that missing ones are normal.
+# In these states Serve starts and stops replicas, so it is normal that some are missing.
 CHANGING = ("UPSCALING", "DOWNSCALING", "UPDATING")
-# A stale table and fallbacks follow from these.
+# Diagnoses from which stale features and fallbacks follow.
 OF_STORE = ("no_store", "other_store", "store_unavailable", "events_failing", "stale_features")
 
 
 def causes(found: Report, now: datetime, unread: str) -> list[Cause]:
-    """Return what is wrong with a service: what to mend first is first, advice last.
+    """Return what is wrong with a service, in the order in which to mend it; advice comes last.
 
-    `found` is the report without causes; `unread` is the URL of a page of metrics if none answers.
+    `found` is the report without causes. `unread` is the URL of a page of metrics if no page
+    answers, otherwise "".
     """
     named = [*_of_state(found), *_of_replicas(found, now), *waiting(found, now)]
     named += _of_breaks(found, now)
     named += of_answers(found.surfaces)
     named += _of_traffic(found, {(one.name, one.where) for one in named})
     if unread:
-        # Elsewhere the nodes may be out of reach of this machine.
+        # The nodes of a remote cluster may be out of this machine's reach, so it is only advice
+        # there.
         named.append(_named("no_metrics", "", advice=found.run is None, url=unread))
     order = {name: place for place, name in enumerate(DIAGNOSES)}
     return sorted(named, key=lambda one: (one.advice, order.get(one.name, len(order))))
@@ -73,7 +79,7 @@ def health(found: Report) -> Health:
 
 
 def of_answers(answers: Mapping[str, Mapping[str, Any]]) -> list[Cause]:
-    """Return the diagnoses in each application's /readyz, which is empty where it is silent."""
+    """Return the diagnoses in each application's /readyz; one that is silent has none."""
     found = [_named("no_answer", name) for name, answer in answers.items() if not answer]
     return found + [
         _cause(Diagnosis(one["name"], one["cause"], one["remedy"]), name)
@@ -102,7 +108,7 @@ def waiting(found: Report, now: datetime) -> Iterator[Cause]:
 
 
 def _of_state(found: Report) -> Iterator[Cause]:
-    """Yield what the state says: nobody is served, unsupervised, or the last deploy failed."""
+    """Yield what the state shows: nobody is served, no supervisor, or a failed deploy."""
     state, error = found.state, found.error.rstrip(".")
     run = RunFolder(Path(found.run or RUN))
     up = run.up_command(Path(found.config))
@@ -142,7 +148,7 @@ def _of_replicas(found: Report, now: datetime) -> Iterator[Cause]:
 
 
 def _of_breaks(found: Report, now: datetime) -> Iterator[Cause]:
-    """Yield what the last deploys broke for callers, as `vitals` probed it, while nobody ranks."""
+    """Yield what the last deploys broke for callers, as `vitals` probed it, if no rankings come."""
     traffic = found.traffic or Traffic()
     for one in found.breaks:
         counted = traffic.applications.get(one.where, Counted())
@@ -155,7 +161,7 @@ def _of_breaks(found: Report, now: datetime) -> Iterator[Cause]:
 
 
 def _of_traffic(found: Report, named: set[tuple[str, str]]) -> Iterator[Cause]:
-    """Yield what the metrics show, less what follows from the causes (name, where) in `named`."""
+    """Yield what the metrics show, except what follows from the causes (name, where) in `named`."""
     traffic, memory = found.traffic or Traffic(), found.memory
     used, limit = memory.used_mib or 0, memory.limit_mib
     if limit and used > MAX_MEMORY_SHARE * limit:
@@ -167,7 +173,7 @@ def _of_traffic(found: Report, named: set[tuple[str, str]]) -> Iterator[Cause]:
     yield from of_apps
     share = traffic.unrouted_share or 0.0
     if share > MAX_SHARE and share * traffic.requests >= MIN_UNROUTED:
-        # A scanner asks an idle service too, and then for most.
+        # A scanner asks an idle service too, and most requests are then its own.
         known = {one.name for one in found.breaks} | {one.name for one in of_apps}
         yield _named("unrouted", "", known.isdisjoint(("route_changed", "no_traffic")), share=share)
     if _matters(unattributed := traffic.errors.get("unattributed", 0.0), traffic.requests):
@@ -182,7 +188,7 @@ def _of_app(app: str, counted: Counted, window_s: float, named: set[str]) -> Ite
     refused, shed = counted.overload_share or 0.0, counted.reasons.get("overload", 0.0)
     if _matters(refused, requests) or _matters(shed, rankings):
         yield _named("overloaded", app, refused=refused, shed=shed)
-    # A replica that fills up while a body arrives refuses it without counting that as overload.
+    # A replica that fills up while a body arrives refuses it, and does not count that as overload.
     limited = share if (share := counted.limited_share or 0.0) > refused else 0.0
     for name, share in (("limited", limited), ("errors", counted.error_share or 0.0)):
         if _matters(share, requests):
@@ -197,7 +203,7 @@ def _of_app(app: str, counted: Counted, window_s: float, named: set[str]) -> Ite
         ("unknown_candidates", counted.unknown_share or 0.0, counted.candidates),
         ("no_context", counted.no_context_share or 0.0, counted.model_rankings),
     ):
-        # Without a store nobody knows a candidate.
+        # Without a store, every candidate is unknown.
         if _matters(share, num, MAX_UNKNOWN_SHARE) and not named.intersection(OF_STORE):
             yield _named(name, app, share <= MAX_ADVICE_SHARE, share=share)
     if not rankings and counted.steady_rps * window_s >= MIN_MISSED:
@@ -212,7 +218,7 @@ def _matters(share: float, requests: int, most: float = MAX_SHARE) -> bool:
 
 
 def _named(name: str, where: str | None, advice: bool | None = None, **facts: object) -> Cause:
-    """Return a cause of the list, filled with the facts that its sentences name."""
+    """Return a cause from `diagnoses.toml`, with `facts` filled into its sentences."""
     return _cause(diagnosis(name, **facts), where, advice)
 
 

@@ -1,4 +1,4 @@
-"""Records of what `serve status` reports, and what its JSON holds, by the names of their fields."""
+"""Records of what `serve status` reports; its JSON has the names of their fields."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from serve.operate.host.state import RunState
 
 
 class Cause(Record):
-    """Fault with what to do about it; one that is advice does not degrade the service."""
+    """A fault and what to do about it; a fault that is only advice does not degrade the service."""
 
     name: str
     where: str
@@ -26,7 +26,10 @@ class Cause(Record):
 
 
 class Health(msgspec.Struct, frozen=True):
-    """Health in a line: "healthy", "degraded", "down" (serves nobody), "unknown"; and a remedy."""
+    """Health in a line, with a remedy.
+
+    The state is "healthy", "degraded", "down" (it serves nobody) or "unknown".
+    """
 
     state: str
     line: str
@@ -43,17 +46,28 @@ class Memory(msgspec.Struct, frozen=True):
 
 
 class Counted(Record):
-    """Counts and shares between two pages of metrics; None where no metric shows a value.
+    """Counts and shares between two pages of metrics; None if no metric shows a value.
 
-    `rungs`, `reasons` (of degradation) and `arms` are shares of the rankings. `freshness_ms` is the
-    age of the features of the stalest replica. Of the HTTP `requests`, `error_share` failed (5xx;
-    `errors` by status, `unattributed` where HAProxy counts more than the replicas so far),
-    `unrouted_share` belong to no application, and `refused_share` got 429: `overload_share` from a
-    full replica, `limited_share` for another reason. Of the `calls` of rankings and events,
-    `client_error_share` got another 4xx (`client_errors` by status). `steady_rps` is the rate that
-    rankings kept up for five minutes in the last hour. Of live rankings, without a test's,
-    `unknown_share` of the `candidates` are unknown and so last, and `no_context_share` of the
-    `model_rankings` lack context that the model was trained on.
+    Attributes:
+        rungs: Shares of the rankings by rung, which is how complete an answer is.
+        reasons: Shares of the rankings by reason of degradation.
+        arms: Shares of the rankings by arm.
+        freshness_ms: Age of the features of the stalest replica.
+        requests: Number of HTTP requests, of which the next shares are.
+        error_share: Share that failed (5xx).
+        errors: The same by status; `unattributed` are those that HAProxy counts and no replica has
+            counted so far.
+        unrouted_share: Share that belongs to no application.
+        refused_share: Share that got 429. It is the sum of the next two.
+        overload_share: Share that got 429 from a full replica.
+        limited_share: Share that got 429 for another reason.
+        calls: Number of calls of rankings and events.
+        client_error_share: Share of the calls that got another 4xx; `client_errors` by status.
+        steady_rps: Highest rate that rankings kept up for five minutes in the last hour.
+        candidates: Number of candidates of live rankings, without those of tests.
+        unknown_share: Share of these candidates that are unknown, and therefore last.
+        model_rankings: Number of live rankings by a model.
+        no_context_share: Share of these that lack context on which the model was trained.
     """
 
     freshness_ms: float | None = None
@@ -79,7 +93,7 @@ class Counted(Record):
 
 
 class Traffic(Counted):
-    """Rate, latency and counts of all applications within `window_s`, and the counts of each."""
+    """Rate, latency and counts of all applications within `window_s`, and each one's counts."""
 
     window_s: float = 0.0
     rate_rps: float | None = None
@@ -108,7 +122,7 @@ class Report(RunState):
 
     @property
     def faults(self) -> list[Cause]:
-        """The causes that degrade the service, what to mend first before the others."""
+        """The causes that degrade the service, in the order in which to mend them."""
         return [one for one in self.causes if not one.advice]
 
 

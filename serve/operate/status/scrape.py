@@ -1,4 +1,4 @@
-"""Read the service's Prometheus pages; derive rates, latency, shares and memory from them."""
+"""Read the service's Prometheus pages, and derive rates, latency, shares and memory from them."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ RANKINGS, LATENCY = catalog.RANKINGS.exported, f"{catalog.LATENCY.exported}_buck
 FRESHNESS, REASONS = catalog.FRESHNESS.exported, catalog.DEGRADED.exported
 STEADY = catalog.STEADY.exported
 LOOKUPS, CONTEXTS = catalog.LOOKUPS.exported, catalog.LIVE_RANKINGS.exported
-# Requests that reached a replica, by Ray Serve's label `status_code`.
+# Requests that reached a replica. Ray Serve's label `status_code` has the status.
 REQUESTS = "ray_serve_num_http_requests_total"
-# Answers that clients got, by the class of their status in HAProxy's label `code`.
+# Answers that clients got. HAProxy's label `code` has the class of their status, such as 5xx.
 ANSWERS = "haproxy_frontend_http_responses_total"
-# Of HAProxy's answers, those of its backend for paths that belong to no application.
+# Answers by HAProxy's backend, and the name of the backend for paths that belong to no application.
 OF_BACKENDS, NOWHERE = "haproxy_backend_http_responses_total", "default_backend"
 # The routes of callers; other requests are those of probes, operators and scanners.
 ROUTES = ("/v1/rank", "/v1/events")
-# A replica sends both in one call: answers by their status, and refusals because it was full.
+# Answers by status, and refusals because a replica was full. A replica reports both in one call.
 ANSWERED, REFUSED = f"{catalog.HTTP.exported}_count", f"{catalog.REFUSED.exported}_count"
 STATUS = "http_response_status_code"
 REPLICA = "WorkerId"
-# A node's memory within the limit of its cgroup, of all its processes.
+# The memory that all processes of a node use, and the limit of its cgroup.
 MEMORY_USED, MEMORY_LIMIT = "ray_node_mem_used", "ray_node_mem_total"
 PREFIXES = ("ray_tabrank_", REQUESTS, ANSWERS, OF_BACKENDS, MEMORY_USED, MEMORY_LIMIT + "{")
 # Limits how long `status` waits for rates, so that the command stays interactive.
@@ -72,10 +72,10 @@ def read_pages(urls: Iterable[str]) -> Page:
 
 
 def parse(text: str, at_s: float, urls: frozenset[str] = frozenset()) -> Page:
-    """Return our series of Prometheus' text format; a series of several nodes is summed."""
+    """Return our series from Prometheus' text format; the values of several nodes are summed."""
     values: defaultdict[Series, float] = defaultdict(float)
     for line in text.splitlines():
-        # Ray's own series are thousands.
+        # Parse only what is read: Ray has thousands of series of its own.
         if line.startswith(PREFIXES):
             series, _, value = line.rpartition(" ")
             values[_series(series)] += float(value)
@@ -84,7 +84,7 @@ def parse(text: str, at_s: float, urls: frozenset[str] = frozenset()) -> Page:
 
 @lru_cache(8192)
 def _series(text: str) -> Series:
-    """Return the series of a line without its value; parsed once, as all pages have the same."""
+    """Return the series of a line without its value; cached, because all pages have the same."""
     from prometheus_client.parser import text_string_to_metric_families
 
     (family,) = text_string_to_metric_families(f"{text} 0\n")
@@ -93,10 +93,10 @@ def _series(text: str) -> Series:
 
 
 class PageHistory:
-    """Recent pages, to derive the traffic.
+    """Recent pages, from which the traffic is derived.
 
-    Each replica reports its counters every `every_s`, so that a page is up to that old. A rate is
-    exact only between two moments at which the same replica's counters moved.
+    Each replica reports its counters every `every_s`, so a page may be that old. A rate is exact
+    only between two moments at which the same replica's counters moved.
     """
 
     def __init__(self, every_s: float, read_every_s: float = 0.0) -> None:
@@ -123,7 +123,7 @@ class PageHistory:
             self.add(read_pages(urls))
 
     def traffic(self) -> Traffic | None:
-        """Return the traffic, or None where no page counts rankings."""
+        """Return the traffic, or None if no page counts rankings."""
         before, after = self._comparable[0], self._pages[-1]
         if not any(name == RANKINGS for name, _ in after.values):
             return None
@@ -144,15 +144,15 @@ class PageHistory:
 
     @property
     def _comparable(self) -> list[Page]:
-        """The pages on which all nodes of the newest answered.
+        """The pages for which all nodes of the newest page answered.
 
-        Counters of a node that did not answer would seem to grow by their whole life.
+        If a node had not answered before, its counters would seem to have grown from 0.
         """
         return [page for page in self._pages if page.urls >= self._pages[-1].urls]
 
     @property
     def is_empty(self) -> bool:
-        """True if no page of a node had a series that is read here."""
+        """True if no node's page had a series that is read here."""
         return all(name in (ANSWERS, OF_BACKENDS) for page in self._pages for name, _ in page.values)
 
     def memory(self) -> Memory:
@@ -171,7 +171,7 @@ class PageHistory:
     def _rate_rps(self) -> float:
         """Return the sum of the replicas' rates, each between its first and last moved counter.
 
-        Of a counter that moved once, it is the growth over all pages.
+        For a counter that moved only once, the growth over all pages counts.
         """
         pages, rate = self._comparable, 0.0
         steps = [(now.at_s, _grown(was, now, RANKINGS, REPLICA)) for was, now in itertools.pairwise(pages)]
@@ -198,12 +198,13 @@ def _counted(before: Page, after: Page) -> dict[str, Any]:
     rungs, statuses = grown(RANKINGS, "rung"), grown(REQUESTS, "status_code")
     rankings = sum(rungs.values())
     failed = {status: count for status, count in statuses.items() if status.startswith("5")}
-    # Without a replica HAProxy itself answers with 5xx. It counts seconds before replicas report.
+    # If no replica is there, HAProxy itself answers 5xx. Its counters are seconds ahead of the
+    # reports of replicas.
     lost = max(grown(ANSWERS, "code").get("5xx", 0.0) - sum(failed.values()), 0.0)
     failed |= {"unattributed": lost} if lost else {}
     unrouted = grown(OF_BACKENDS, "proxy").get(NOWHERE, 0.0)
     total = sum(statuses.values()) + lost + unrouted
-    # Ray's own proxy, where it stands in for HAProxy, has such requests among the others.
+    # If Ray's own proxy is used, it counts such requests among the others, without an application.
     nowhere = before.of("application", ""), after.of("application", "")
     unrouted += _grown(*nowhere, REQUESTS, "status_code").get("404", 0.0)
     overload = sum(grown(REFUSED, "").values())
@@ -252,7 +253,7 @@ def _quantile_ms(within: Mapping[str, float], quantile: float) -> float | None:
     """
     if not within.get("+Inf"):
         return None
-    # A series appears with its first count, so that a missing bound has none.
+    # A series appears with its first count, so a bound that is missing has counted nothing.
     bounds = [(float(bound) * 1e3, within.get(bound, 0.0)) for bound in (*map(str, catalog.BOUNDS_S), "+Inf")]
     wanted = quantile * bounds[-1][1]
     pairs = itertools.pairwise([(0.0, 0.0), *bounds])

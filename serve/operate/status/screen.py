@@ -23,20 +23,20 @@ from serve.operate.status.report import Report, Traffic, unread
 from serve.operate.status.scrape import PageHistory
 from serve.report.rows import number
 
-# Shown for an unknown value.
+# What is shown for an unknown value.
 NOTHING = "–"
-# A command between backticks stays in one line, so that it can be copied.
+# A command between backticks stays on one line, so that it can be copied.
 COMMAND = re.compile(r"`[^`]*`")
 COLOURS = {"healthy": "bold green", "degraded": "bold red", "down": "bold red", "unknown": "bold yellow"}
 # The width of the labels, and how many changes fit beside the rest on 24 lines.
 LABEL, MAX_CHANGES = 10, 4
 
-# A label, its text, and their style.
+# A label, a text, and their style.
 Row = tuple[str, str, str]
 
 
 def show(found: Report, as_json: bool) -> None:
-    """Print JSON, or the screen: on a terminal wrapped and coloured, else a line for each item."""
+    """Print JSON or the screen, which is wrapped and coloured on a terminal only."""
     console = Console()
     if as_json:
         print(msgspec.json.encode(found).decode(), flush=True)
@@ -45,7 +45,7 @@ def show(found: Report, as_json: bool) -> None:
 
 
 def keep_showing(run: Path | None, address: str | None, every_s: float, as_json: bool) -> Report:
-    """Refresh the screen, or print a line of JSON, until Ctrl-C; return the last report."""
+    """Refresh the screen, or print lines of JSON, until Ctrl-C; return the last report."""
     from serve.operate.status.vitals import look
 
     history, found = PageHistory(every_s), unread("unknown")
@@ -62,9 +62,9 @@ def keep_showing(run: Path | None, address: str | None, every_s: float, as_json:
 
 
 def screen(found: Report, width: int | None = None) -> Text:
-    """Return the screen of a report, in lines of at most `width` except for long commands.
+    """Return the screen of a report, in lines of at most `width`; commands may be longer.
 
-    Without a width each item is one line.
+    Without a width, each item takes one line.
     """
     lines: list[Text] = []
     for label, text, style in _rows(found):
@@ -76,7 +76,8 @@ def screen(found: Report, width: int | None = None) -> Text:
 
 def _rows(found: Report) -> Iterator[Row]:
     health, faults = found.health, found.faults
-    # Silent metrics of another machine are advice, and yet the first thing to do.
+    # If the metrics of another machine are silent, this is only advice, and yet the first thing to
+    # do.
     first = (faults or [one for one in found.causes if one.text == health.line])[:1]
     runbook = f" ({health.runbook})" if health.runbook else ""
     yield health.state, "".join(map(str, first)) + runbook or "nothing to do", COLOURS[health.state]
@@ -110,7 +111,7 @@ def _of_traffic(found: Report, traffic: Traffic, faults: set[str]) -> Iterator[R
     yield "rankings", numbers, _red(faults & {"no_traffic"})
     reasons = f"; degraded by {shown(traffic.reasons)}" if traffic.reasons else ""
     yield "answers", (shown(traffic.rungs) or NOTHING) + reasons, _red(faults & {"not_full"})
-    # A healthy service fits a small terminal.
+    # The line is left out if all is well, so that a healthy service fits a small terminal.
     if traffic.unknown_share or traffic.no_context_share:
         unknown = f"{number(traffic.unknown_share, '.1%')} of the candidates"
         lacking = f"{number(traffic.no_context_share, '.1%')} of the rankings lack the model's context"
@@ -121,7 +122,7 @@ def _of_traffic(found: Report, traffic: Traffic, faults: set[str]) -> Iterator[R
     red = _red(faults & {"errors", "unattributed", "overloaded", "limited", "client_errors", "unrouted"})
     yield "errors", f"{failed}, {refused}, {mistaken}", red
     old = "features_old", "stale_features"
-    # The age is that of an exposure that is not taken, or of the table while it cannot be read.
+    # The age is that of an exposure that Ingest has not taken, or of a table that cannot be read.
     has_age = traffic.freshness_ms != 0 or traffic.rate_rps != 0
     age = f"{_number(traffic.freshness_ms)} ms old" if has_age else "no traffic"
     yield "features", age, _red(faults.intersection(old))
@@ -151,7 +152,7 @@ def _several(label: str, texts: list[str]) -> Iterator[Row]:
 
 
 def _wrapped(text: str, width: int | None) -> list[str]:
-    """Return the text in lines of at most `width`, if any; a longer word has its own."""
+    """Return the text in lines of at most `width`, if given; a longer word has its own line."""
     if width is None:
         return [text]
     joined = COMMAND.sub(lambda command: command[0].replace(" ", "\0"), text)
@@ -160,7 +161,7 @@ def _wrapped(text: str, width: int | None) -> list[str]:
 
 
 def _replicas(deployment: DeploymentState) -> str:
-    """Return the counts of a deployment's replicas by state, and its status unless healthy."""
+    """Return a deployment's counts of replicas by state, and its status if it is not healthy."""
     replicas, status = dict(deployment.replicas), deployment.status.lower()
     if status == "unknown":
         return status

@@ -1,4 +1,4 @@
-"""Read the health of a service: its supervisor's or cluster's state, its answers, its counters."""
+"""Read the health of a service, from its supervisor or cluster, its answers and its counters."""
 
 from __future__ import annotations
 
@@ -24,16 +24,17 @@ from serve.operate.status.scrape import PageHistory, read_pages
 from serve.rollout import history as releases
 from serve.storage.bucket import place
 
-# In these states it may answer; "unhealthy" is what a dashboard reports.
+# In these states a service may answer; a dashboard reports "unhealthy".
 ANSWERING = ("ready", "deploying", "unwatched", "unhealthy")
-# What changed is of interest this long, the newest of it.
+# Changes are shown for this long, and no more than this many of the newest.
 CHANGES_WITHIN, MAX_CHANGES = timedelta(hours=1), 20
 
 
 def look(run: Path | None, address: str | None, history: PageHistory | None = None) -> Report:
     """Return the report of the running service.
 
-    Reading rates takes some seconds, unless `history` holds earlier pages. New pages are added.
+    Reading rates takes some seconds, unless `history` holds earlier pages. New pages are added
+    to it.
 
     Raises:
         TabrankError: the dashboard at `address` does not answer, or no application runs there; or
@@ -68,7 +69,7 @@ def _state(run: Path | None, address: str | None) -> RunState:
 
 
 def metrics_pages(run: Path | None, address: str | None) -> list[str]:
-    """Return the URLs of the nodes' metrics pages; raise TabrankError where none is known."""
+    """Return the URLs of the nodes' metrics pages; raise TabrankError if none is known."""
     pages = pages_of(_state(run, address))
     if not pages:
         raise TabrankError(
@@ -83,29 +84,29 @@ def median_ms(service: ServiceState, app: str) -> float | None:
 
 
 def pages_of(service: ServiceState) -> list[str]:
-    """Return the pages of the nodes and, last, that of HAProxy; none where nothing is served."""
+    """Return the pages of the nodes and, last, that of HAProxy; none if nothing is served."""
     nodes = service.nodes if service.state not in DOWN else ()
     pages = [node.metrics_url for node in nodes if node.alive and node.metrics_url]
     haproxy = service.haproxy_metrics_url
-    # HAProxy writes its page in the thread that forwards requests: ask for what is read.
+    # HAProxy writes its page in the thread that forwards requests, so ask only for what is read.
     return [*pages, f"{haproxy}?scope=frontend&scope=backend"] if pages and haproxy else pages
 
 
 def answers_of(service: ServiceState) -> dict[str, dict[str, Any]]:
-    """Return each of our applications' /readyz, with the experiment of /v1/model; empty if silent.
+    """Return the /readyz of each of our applications, with the experiment of its /v1/model.
 
-    An application without a route cannot be asked.
+    It is empty for one that does not answer. An application without a route cannot be asked.
     """
     found = {}
     for name, url in service.our_urls.items():
         ready, model = _get(f"{url}/readyz"), _get(f"{url}/v1/model")
-        # An error has a body too.
+        # An error has a body too, so look for a field that only a good answer has.
         found[name] = {**ready, "experiment": model.get("experiment")} if "store" in ready else {}
     return found
 
 
 def by_kind(named: Iterable[Cause]) -> tuple[list[str], list[str]]:
-    """Return the texts of what degrades the service, and those of advice."""
+    """Return the texts of causes that degrade the service, and those of advice."""
     texts: tuple[list[str], list[str]] = ([], [])
     for one in named:
         texts[one.advice].append(str(one))
@@ -125,15 +126,15 @@ def _changes(found: Report, now: datetime) -> list[ServiceChange]:
         with contextlib.suppress(OSError):
             changes += [_released(entry) for entry in releases.read(models).entries[-MAX_CHANGES:]]
     recent = [one for one in changes if now - datetime.fromisoformat(one.at) < CHANGES_WITHIN]
-    # Of the same second, the one that was noted last comes first.
+    # Among changes of the same second, the one that was noted last comes first.
     return sorted(recent, key=lambda one: one.at)[::-1][:MAX_CHANGES]
 
 
 def _breaks(found: Report) -> Iterator[Probe]:
-    """Yield what the last deploys broke for callers, if it still is so.
+    """Yield what the last deploys broke for callers and is still broken.
 
-    Each is a probe of `changes.broken`, asked without a key, as callers of before do; of the same
-    one, the newest.
+    Each is a probe from `changes.broken`, sent without a key, as callers did before the deploy. If
+    several deploys have the same probe, the newest one counts.
     """
     probes = {
         (probe.name, probe.path): msgspec.structs.replace(probe, at=change.at)
@@ -157,7 +158,7 @@ def _switched(answers: Mapping[str, Mapping[str, Any]]) -> list[str] | None:
 
 
 def _get(url: str) -> dict[str, Any]:
-    # Without a key, the /v1/model of a service with keys is unknown.
+    # If the environment has no key, the /v1/model of a service with keys stays unknown.
     _, body = get(url, key_header())
     with contextlib.suppress(ValueError):
         answer = json.loads(body)

@@ -1,7 +1,9 @@
 """Re-rank: the rules of an arm and the pins of a request, after the order by utility.
 
-Each rule has a module of its own in this folder: pure functions over the arrays of one request.
-What evaluates a model on a log orders by score alone, without rules. Shapes: C candidates.
+Each rule has a module of its own in this folder, with pure functions over the arrays of one
+request. The evaluation of a model on a log orders by score alone, without rules.
+
+Shapes: C candidates.
 """
 
 from __future__ import annotations
@@ -29,8 +31,8 @@ from serve.ranking.slate.where import Facts, meeting
 class Reranked(NamedTuple):
     """Order `[C]` after rules and pins, and how it came about.
 
-    `why` has the number of each rule that moved a candidate, in the order of the rules.
-    `num_unmet` counts the places at which each candidate that was left broke a rule.
+    `why` has, by candidate, the numbers of the rules that moved it, in the order of the rules.
+    `num_unmet` counts the places at which every candidate that was left broke a rule.
     """
 
     order: I64
@@ -39,7 +41,7 @@ class Reranked(NamedTuple):
 
 
 def ruled(slate: Slate, standing: Standings, facts: Facts) -> Slate:
-    """Return the slate with its order changed by the rules of its arm and the pins of its query."""
+    """Return the slate after the rules of its arm and the pins of its query changed its order."""
     query = slate.query
     given = slate.order, slate.score, standing, facts, query.limit
     found = rerank(query.arm.slate, query.pins, *given, tells=bool(query.explain))
@@ -62,20 +64,20 @@ def rerank(
     *,
     tells: bool = False,
 ) -> Reranked:
-    """Return the order after boosts, and then with pins, spreads and limits at the places shown.
+    """Return the order after boosts, and then after pins, spreads and limits at the shown places.
 
-    Boosts move scored candidates alone. Live candidates come before ended ones, and these before
-    unknown ones, under every rule but a pin.
+    Boosts move only scored candidates. Live candidates come before ended ones, and these before
+    unknown ones; only a pin changes that.
 
     Args:
-        rules: Those of the arm.
-        pins: Candidates by place, from 0.
-        order: `[C]`, by utility, or by what replaces it.
-        score: `[C]`, NaN where unscored.
-        standing: `[C]`.
-        facts: Values of fields and features of the candidates.
-        num_shown: Most places that are shown.
-        tells: Whether `why` is wanted, which takes time.
+        rules: The rules of the arm.
+        pins: Pinned candidates by place, from 0.
+        order: The candidates `[C]` by utility, or by what replaces it.
+        score: The utilities `[C]`, NaN where unscored.
+        standing: The standing `[C]` of each candidate.
+        facts: Returns the values of a field or feature of the candidates.
+        num_shown: How many places are shown at most.
+        tells: True if `why` is wanted, which takes time.
     """
     why: defaultdict[int, list[int]] = defaultdict(list)
     boosts = {k: rule.boost for k, rule in enumerate(rules) if rule.boost}
@@ -90,7 +92,7 @@ def rerank(
         return Reranked(order, why, 0)
     rank_of = np.argsort(order) if pins else order
     ranks = {place: int(rank_of[i]) for place, i in pins.items()}
-    # Candidates of a lower standing come later.
+    # Where the candidates of each standing end: live ones first, then ended and unknown ones.
     ends = np.cumsum(np.bincount(standing)).tolist()
     found = arrange(windows, ends, ranks, num_shown)
     for rank, k in found.waited.items() if tells else ():

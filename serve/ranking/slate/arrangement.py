@@ -1,7 +1,9 @@
-"""Arrange the places of one request: at each comes the best candidate that breaks no rule.
+"""Arrange the places of one request: each place gets the best candidate that breaks no rule there.
 
-Candidates are numbered by rank, best first. A rule gives a *code* to candidates that it counts
-together, and NONE to those that it does not count; no two rules share a code.
+Candidates are numbered by rank, best first. A rule gives the same *code* to candidates that it
+counts together, such as the rooms of one host, and NONE to those that it does not count. No two
+rules share a code.
+
 Letters: C candidates, K rules, N codes.
 """
 
@@ -23,8 +25,8 @@ Window = Spacing | Quota
 class Arranged(NamedTuple):
     """Order of the candidates that are not pinned, and how it came about.
 
-    `waited` has the rule for which some had to wait.
-    `num_unmet` counts the places at which each candidate that was left broke a rule.
+    `waited` has, by candidate, the rule for which it had to wait.
+    `num_unmet` counts the places at which every candidate that was left broke a rule.
     """
 
     order: list[int]
@@ -36,11 +38,13 @@ class Codes(NamedTuple):
     """Codes of the rules that a candidate can break.
 
     Attributes:
-        of: `[C, K]`, those of each candidate.
-        rule: `[N]`, the rule of each code.
-        take: `[N]`, takes a place for the code; returns until which one, exclusive, others wait.
-        closed: Spans of places that pins close to a code: begin, end, and the code; sorted.
-        end: The place from which no rule changes anything.
+        of: The codes `[C, K]` of each candidate.
+        rule: The rule `[N]` of each code.
+        take: A function `[N]` for each code. It takes a place for a candidate with the code, and
+            returns the place before which no other candidate with the code may come.
+        closed: Spans of places at which, because of pins, no candidate with a code may come: begin,
+            end (exclusive) and code, sorted.
+        end: The place from which on no rule changes anything.
     """
 
     of: list[tuple[int, ...]]
@@ -53,14 +57,16 @@ class Codes(NamedTuple):
 def arrange(
     windows: Mapping[int, Window], ends: Sequence[int], pins: Mapping[int, int], num_shown: int
 ) -> Arranged:
-    """Fill the places shown: at each comes the best candidate that breaks no rule.
+    """Fill each shown place with the best candidate that breaks no rule there.
 
-    If each that is left breaks one, the best one comes. The rest follows in its order.
+    If every candidate that is left breaks a rule, the best one comes. Candidates that are not shown
+    follow in their order. Example: ranks 0, 1 and 2, where 0 and 1 are rooms of one host, and a
+    spread allows one room of a host in two places. The order is then 0, 2, 1.
 
     Args:
         windows: The rules by number.
-        ends: Rank at which each tier ends; all of a tier come before the next one.
-        pins: Candidates by place, from 0.
+        ends: Rank at which each tier ends; a whole tier comes before the next one.
+        pins: Pinned candidates by place, from 0.
         num_shown: Number of places that are shown.
     """
     codes_of, rule_of, take_of, closed, end_of_rules = _codes(windows, pins)
@@ -70,17 +76,18 @@ def arrange(
     for rank in pins.values():
         is_left[rank] = False
     others = list(compress(range(ends[-1]), is_left))
-    # [N + 1], the place from which on a code may come; the last one is that of NONE.
+    # [N + 1], the place from which on each code may come; the last one stands for NONE.
     free = [0] * (len(take_of) + 1)
     order: list[int] = []
     waited: dict[int, int] = {}
     num_unmet = 0
     for end in ends:
         tier = others[len(order) : bisect_left(others, end)]
-        # Those not looked at yet, the best one last.
+        # Candidates that were not looked at yet, the best one last.
         unseen, best = tier[::-1], iter(tier)
-        # Heaps: the candidates that wait for a code; the turns of these codes, each a place; and
-        # the first candidate of each whose turn has come, with the code. Entries may be outdated.
+        # Three heaps. `held` has the candidates that wait, by code. `turns` has the place at which
+        # each of these codes may come again. `ready` has the first candidate of each code whose
+        # turn has come. Entries may be outdated.
         held: defaultdict[int, list[int]] = defaultdict(list)
         turns: list[tuple[int, int]] = []
         ready: list[tuple[int, int]] = []
@@ -125,13 +132,13 @@ def arrange(
                     free[code] = until
                     if code in held:
                         heappush(turns, (until, code))
-    # Of a tier that is not shown in full, and of those after it.
+    # The candidates that are not shown follow: those left of the last tier, and later tiers.
     order += compress(range(ends[-1]), is_left)
     return Arranged(order, {rank: rule_of[code] for rank, code in waited.items()}, num_unmet)
 
 
 def _codes(windows: Mapping[int, Window], pins: Mapping[int, int]) -> Codes:
-    """Return the codes of the rules, which then count the pins."""
+    """Return the codes of the rules, and let the rules count the pins."""
     by_rule: list[list[int]] = []
     rule_of: list[int] = []
     take_of: list[Callable[[int, int], int]] = []

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 
 def pinned(others: Sequence[int], pins: Mapping[int, int]) -> list[int]:
-    """Return the other candidates in their order, and each pin at its place.
+    """Return the other candidates in their order, with each pinned candidate at its place.
 
-    `pins` are candidates by place, from 0, below the number of all candidates.
+    `pins` are candidates by place, from 0. Each place is below the number of all candidates.
     """
     order = list(others)
     for place in sorted(pins):

@@ -9,26 +9,26 @@ from itertools import repeat
 
 from serve.config.slate import Spread
 
-# Code of a candidate that a rule does not count, and a place that no request has.
+# The code of a candidate that a rule does not count, and a place beyond those of any request.
 NONE, NEVER = -1, 1 << 30
 
 
 class Spacing:
-    """Spread over one request; `values` `[C]` are those of its candidates by rank, 0 if missing."""
+    """Spread over one request; `values` `[C]` are its candidates' values by rank, 0 if missing."""
 
-    # The place from which the rule changes nothing.
+    # The place from which on the rule changes nothing.
     end = NEVER
 
     def __init__(self, rule: Spread, values: Sequence[int]) -> None:
         self._most, self._within, self._values = rule.most, rule.within, values
-        # Ascending places by code, pinned ones included.
+        # The places taken by each code, ascending, those of pins included.
         self._places: defaultdict[int, list[int]] = defaultdict(list)
         self.take: Callable[[int, int], int] = self._take_last if rule.most == 1 else self._take
 
     def is_kept(self, num_shown: int) -> bool:
-        """Return whether the first ranks keep the rule as they are."""
+        """Return True if the order by rank keeps the rule at the shown places."""
         values = self._values[:num_shown]
-        # Mostly each has one of its own.
+        # Mostly, each candidate has a value of its own.
         if len(set(values)) == len(values):
             return True
         places: defaultdict[int, list[int]] = defaultdict(list)
@@ -40,10 +40,10 @@ class Spacing:
         return True
 
     def codes(self, first: int) -> list[int]:
-        """Return a code `[C]` for each value, NONE for a missing one or one of too few candidates.
+        """Return codes `[C]`: from `first` on, one for each value that could break the rule.
 
-        The codes begin at `first`. So few cannot break the rule: it is [] if all are. Candidates
-        without a value share none.
+        The code is NONE for a missing value, and for a value of so few candidates that they cannot
+        break the rule. Return [] if this is so for all.
         """
         values = self._values
         many = (value for value, num in Counter(values).items() if num > self._most and value)
@@ -51,9 +51,10 @@ class Spacing:
         return list(map(code_of.get, values, repeat(NONE))) if code_of else []
 
     def pin(self, pinned: Mapping[int, list[int]]) -> Iterator[tuple[int, int, int]]:
-        """Take the places of pins, ascending by code.
+        """Take the places of pins, which are ascending for each code.
 
-        Yields spans of places [begin, end) that pins alone close to others of a code.
+        Yield (begin, end, code) for spans of places [begin, end) at which, because of pins alone,
+        no other candidate with the code may come.
         """
         self._places |= pinned
         if pinned:
@@ -64,21 +65,21 @@ class Spacing:
                     yield max(last - self._within + 1, 0), first + self._within, code
 
     def _take(self, code: int, place: int) -> int:
-        """Take a place, and return until which one, exclusive, others of the code must wait."""
+        """Take a place; return the place before which no other candidate of the code may come."""
         places = self._places[code]
         places.append(place)
         return places[-self._most] + self._within if len(places) >= self._most else 0
 
     def _take_last(self, code: int, place: int) -> int:
-        """Take a place if one candidate is the most; a third of the time of a spread goes to it."""
+        """Take a place if `most` is 1; this is short, as a third of a spread's time goes here."""
         return place + self._within
 
     def _take_among_pins(self, code: int, place: int) -> int:
-        """Take a place; no other may come between so many that are so near."""
+        """Take a place, like `_take`, but with pins that may come later."""
         most, places = self._most, self._places[code]
         at = bisect(places, place)
         places.insert(at, place)
-        # The place is one of the `most` that begin here, the last ones first.
+        # Look at each run of `most` taken places that includes this one, the last run first.
         begins = range(min(at, len(places) - most), max(at - most, -1), -1)
         near = (places[i] for i in begins if places[i + most - 1] - places[i] < self._within)
         return next(near, -self._within) + self._within

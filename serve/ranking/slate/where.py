@@ -16,14 +16,14 @@ from serve.contract.hashing import hash64
 from serve.features.matrix import Columns, Matrix
 from serve.features.slots import I64, Bools, PackedRows
 
-# Values of a field or a feature: numbers, NaN if missing, or hashes of words, 0 if missing. They
-# are `[C]`, one for all candidates, or `[C, M]` of sets.
+# Returns the values of a field or a feature: numbers, NaN if missing, or hashes of words, 0 if
+# missing. Their shape is `[C]`, `[1]` for a value that all candidates share, or `[C, M]` for a set.
 Facts = Callable[[str], NDArray[Any]]
 
 
 def meeting(where: Mapping[str, Wanted], facts: Facts, num: int) -> Bools:
-    """Return which of `num` candidates meet all conditions, `[C]`; a missing value meets none."""
-    # Each call of numpy costs more than its work on so few candidates.
+    """Return which of `num` candidates `[C]` meet all conditions; a missing value meets none."""
+    # With so few candidates, a call of NumPy costs more than its work, so save calls.
     met: Bools | None = None
     for name, wanted in where.items():
         values = facts(name)
@@ -38,7 +38,7 @@ def meeting(where: Mapping[str, Wanted], facts: Facts, num: int) -> Bools:
         hit = hit.any(axis=1) if hit.ndim == 2 else hit
         met = hit if met is None else met & hit
     assert met is not None, "rules without a condition are refused"
-    # One value may hold for all.
+    # All candidates may share one value.
     return met if len(met) == num else np.repeat(met, num)
 
 
@@ -48,10 +48,10 @@ def facts_of(
     """Return the facts of one request.
 
     Args:
-        owners: The rows of its candidates `[C]`, its viewer `[1]` and its context `[1]`.
+        owners: The rows of the candidates `[C]`, of the viewer `[1]` and of the context `[1]`.
         columns: The names of the matrix's columns.
         matrix: The features of the candidates, if they were computed.
-        at: The candidates that the matrix has, if not all.
+        at: Which candidates the matrix has; None if it has all.
     """
 
     def facts(name: str) -> NDArray[Any]:
@@ -59,7 +59,7 @@ def facts_of(
         if dot:
             return owners[owner][field]
         assert matrix is not None, "only boosts name features, and they need scores"
-        # `missing` stands for the candidates that the matrix lacks.
+        # Candidates that the matrix lacks get `missing`.
         values: NDArray[Any]
         if name in columns.numeric:
             values, missing = matrix.numeric[:, columns.numeric.index(name)], np.nan

@@ -39,6 +39,7 @@ from serve.ranking.service import RankingService
 from serve.ranking.upkeep import keep_up, refresh
 from serve.rollout.registry import ModelRegistry
 from serve.storage import bucket
+from serve.storage.atomic_files import content_of
 from tests.support.s3_server import environment
 from tests.support.small_surface import TOML, tables
 from tests.support.stub_artifact import MODEL, publish_stub
@@ -246,7 +247,7 @@ def promote_made_for(home, state: str, pointer: str = CURRENT) -> None:
     manifest = {"version": NEW, "surface": "tiny", "state_fingerprint": state}
     manifest["outcomes"] = made.manifest["outcomes"]
     save(home.folder / "models" / NEW, contents, manifest)
-    point(home.folder / "models", pointer, NEW)
+    point(home.folder / "models", pointer, NEW, content_of(home.folder / "models" / pointer))
 
 
 LOAD = "python -m serve load --surface tiny.toml --log log --store lmdb:store`"
@@ -500,7 +501,7 @@ def test_a_model_of_the_same_state_ranks(home):
 def test_a_model_of_another_state_is_neither_published_nor_promoted(home, monkeypatch):
     models = home.folder / "models"
     promote_made_for(home, OTHER_STATE)
-    point(models, CURRENT, MODEL)
+    point(models, CURRENT, MODEL, content_of(models / CURRENT))
     registry = ModelRegistry(models)
     for change in (registry.promote, registry.start_canary):
         with pytest.raises(StateMismatch, match="fit a model with this surface and publish it"):

@@ -545,7 +545,7 @@ def test_a_batch_of_events_counts_once_for_each_hundred_records(service):
     assert [answer.status_code for answer in few] == [200] * 5
     assert (many.status_code, after.status_code) == (200, 429)
     assert after.json()["title"] == "too many requests"
-    assert "a batch of events as its records / 100" in after.json()["detail"]
+    assert "a batch of events as one per 100 records" in after.json()["detail"]
     assert 1 <= int(after.headers["retry-after"]) <= 2
 
 

@@ -216,7 +216,7 @@ BROKEN = [
     (
         "candidates",
         lambda t: t.drop_columns("topic"),
-        "the column 'topic' is missing; it holds strings; add it, of nulls where nothing is known",
+        "the column 'topic' is missing; it holds strings; add it, with nulls where nothing is known",
     ),
     (
         "events",

@@ -322,7 +322,7 @@ def test_publishing_copies_once_and_promotion_points(tmp_path: Path) -> None:
     assert current(models) is None
     point(models, CURRENT, OLD)
     assert current(models) == OLD
-    point(models, CURRENT, NEW)
+    point(models, CURRENT, NEW, f"{OLD}\n".encode())
     assert current(models) == NEW
     assert publish(tmp_path / "a", models) == OLD
     assert load(models / OLD).manifest == load(tmp_path / "a").manifest
@@ -364,7 +364,7 @@ def test_a_pointer_that_is_a_link_is_refused_until_it_is_promoted_over(tmp_path:
     (models / "CURRENT").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ArtifactRefused, match="CURRENT is not a plain file"):
         current(models)
-    point(models, CURRENT, OLD)
+    point(models, CURRENT, OLD, NEW.encode())
     assert current(models) == OLD
     assert (tmp_path / "elsewhere").read_text() == NEW
 

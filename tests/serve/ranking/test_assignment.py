@@ -192,7 +192,7 @@ GOOD = {"name": "e", "salt": "s", "arms": ARMS}
             },
             "they name 4 artifacts by version; a scorer holds 3 beside the promoted one",
         ),
-        ({"experiment": GOOD | {"start": "now"}}, "each replica and report would have another now"),
+        ({"experiment": GOOD | {"start": "now"}}, "now would differ in each replica and report"),
         ({"experiment": GOOD | {"start": "tomorrow"}}, "experiment.start: 'tomorrow' is not a time"),
         ({"experiment": GOOD | {"start": 20261201}}, "experiment.start: 20261201 must be in quotes"),
         (

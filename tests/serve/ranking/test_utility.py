@@ -23,6 +23,7 @@ from serve.model.compatibility import load_for
 from serve.model.scorer_cache import timed
 from serve.ranking.upkeep import refresh
 from serve.ranking.utility import PROBABILITY, Weighing, Weighings, weighed
+from serve.storage.atomic_files import content_of
 from tests.support.live_service import Live
 from tests.support.small_surface import TOML
 from tests.support.stub_artifact import MODEL, publish_stub
@@ -205,7 +206,7 @@ def refused(service, *arms):
 def publish(service, toml, pointer=None, version=NEW):
     publish_stub(service.folder / "models", toml, version)
     if pointer:
-        point(service.folder / "models", pointer, version)
+        point(service.folder / "models", pointer, version, content_of(service.folder / "models" / pointer))
 
 
 LACKS = (

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -259,7 +258,7 @@ def test_a_history_that_cannot_be_read_is_neither_forgotten_nor_replaced(models,
     (models / "HISTORY").rmdir()
     (models / "kept").rename(models / "HISTORY")
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_bytes", _failing)
+        patch.setattr(history, "content_of", _failing)
         with pytest.raises(TabrankError, match="HISTORY cannot be written"):
             releases.promote(C)
     assert [entry.action for entry in history.read(models).entries] == ["promote", "promote", "rollback"]

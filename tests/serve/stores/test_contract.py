@@ -346,7 +346,7 @@ def test_a_fenced_writer_cannot_write(open_: Open, replace: bool) -> None:
         lambda: first.trim(1),
     )
     for refused in writes:
-        with pytest.raises(WriterFenced, match="its epoch is 2, this one's was 1"):
+        with pytest.raises(WriterFenced, match="its epoch is 2, and this writer's was 1"):
             refused()
     assert second.read(["ann", "bob"], 0) == ([b"1", None], Changes(1, {"x": b"1"}))
     assert second.journal(0, 10) == [(1, b"one")]
@@ -355,7 +355,7 @@ def test_a_fenced_writer_cannot_write(open_: Open, replace: bool) -> None:
         write(first, 3, {"ann": b"4"}, {}, replace=replace)
     first.take_epoch()
     first.commit(3, {"ann": b"5"}, {})
-    with pytest.raises(WriterFenced, match="its epoch is 3, this one's was 2"):
+    with pytest.raises(WriterFenced, match="its epoch is 3, and this writer's was 2"):
         second.commit(4, {"ann": b"6"}, {})
     assert read_viewers(second, ["ann"]) == [b"5"]
 

@@ -540,7 +540,7 @@ def test_an_epoch_outlives_its_process(folder: Path) -> None:
     store = writer(folder)
     code = IMPORT + "s = LmdbStore(F, writable=True); print(s.take_epoch())"
     assert run(code, folder) == "3"
-    with pytest.raises(WriterFenced, match="its epoch is 3, this one's was 2"):
+    with pytest.raises(WriterFenced, match="its epoch is 3, and this writer's was 2"):
         store.commit(2, {"ann": b"2"}, {})
     store.close()
 

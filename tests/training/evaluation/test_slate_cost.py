@@ -221,7 +221,7 @@ def home(tmp_path_factory):
     write_drawn(home / "log")
     curve = replace(KNOWN, theta=KNOWN.theta[:6], error=KNOWN.error[:6])
     model = write_random_model(home / "model", home / "log", TOML, examination=curve)
-    point(home / "models", CURRENT, publish(model, home / "models"))
+    point(home / "models", CURRENT, publish(model, home / "models"), None)
     (home / "tiny.toml").write_text(TOML)
     (home / "cluster.yaml").write_text(CLUSTER)
     return home

@@ -20,7 +20,7 @@ def test_a_folder_of_models_is_of_one_surface(tmp_path):
     models = tmp_path / "models"
     check_surface(models, "spaces")
     save(tmp_path / "made", dict.fromkeys(FILES, b""), {"version": VERSION, "surface": "spaces"})
-    point(models, CURRENT, publish(tmp_path / "made", models))
+    point(models, CURRENT, publish(tmp_path / "made", models), None)
     check_surface(models, "spaces")
     with pytest.raises(
         TabrankError,

@@ -59,7 +59,7 @@ def test_a_winner_takes_the_place_of_what_it_follows(models, tmp_path, surface, 
 
 def test_what_was_made_current_while_the_search_ran_stays_so(models, tmp_path, surface, capsys):
     winner = artifact(tmp_path / "out", NEW, surface)
-    point(models, CURRENT, CHOSEN)
+    point(models, CURRENT, CHOSEN, f"{OLD}\n".encode())
     assert not take_place(winner, models, OLD)
     assert current(models) == CHOSEN
     assert (models / NEW).exists()

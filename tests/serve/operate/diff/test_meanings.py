@@ -174,7 +174,7 @@ DANGEROUS = [
         {f"{LIVE}/api_keys/app/sha256": OTHER["sha256"]},
         "requests with these keys get 401: app",
     ),
-    ({f"{LIVE}/api_keys": {"app": KEY}}, {f"{LIVE}/api_keys": ...}, "callers need a key no longer, but"),
+    ({f"{LIVE}/api_keys": {"app": KEY}}, {f"{LIVE}/api_keys": ...}, "callers no longer need a key, but"),
     ({}, {f"{APP}/route_prefix": "/ranking"}, "every request to / gets 404: its callers fail"),
     ({}, {f"{APP}/route_prefix": None}, "every request to / gets 404: its callers fail"),
     ({}, {f"{LIVE}/deadline_ms": 11}, "the measured p50 is 12.0 ms: most answers become fallback"),
@@ -247,6 +247,12 @@ NOTED = [
         "rows are not carried over; lmdb:full has 1,234 viewers and 1 candidates",
     ),
 ]
+
+
+def test_a_file_that_turns_the_kill_switch_off_says_so(document, applied):
+    result, lines, held = applied(changed(document, **{f"{LIVE}/kill_switch": True}), document)
+    assert (held, result["needs_yes"]) == (True, False)
+    assert any(line.startswith("    note: turns the kill switch off: the arms rank again") for line in lines)
 
 
 @pytest.mark.parametrize(("change", "sentence"), NOTED)

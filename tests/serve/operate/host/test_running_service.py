@@ -154,7 +154,9 @@ def test_a_deploy_under_way_and_the_remedy_of_a_refusal_are_reported(written, mo
         {"config": "/srv/big.yaml", "since": "2026-01-31T12:00:00+00:00"},
         False,
     )
-    assert lines[-2].startswith("a deploy of /srv/big.yaml is under way since 2026-01-31T12:00:00+00:00; ")
+    assert lines[-2].startswith(
+        "a deploy of /srv/big.yaml has been under way since 2026-01-31T12:00:00+00:00; "
+    )
     assert lines[-1].endswith(f"serve deploy --address {URL} {written}")
 
 

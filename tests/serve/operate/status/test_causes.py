@@ -264,10 +264,10 @@ def test_what_haproxy_alone_counts_as_failed_is_blamed_on_nobody(stub):
 REMEDIES = {
     401: "Callers send no API key",
     403: "Callers may not do",
-    404: "Callers use a route of before",
-    408: "Bodies do not arrive",
+    404: "Callers use an earlier route",
+    408: "Request bodies do not arrive",
     415: "Read the `detail`",
-    422: "Bodies do not fit the surface",
+    422: "Request bodies do not fit the surface",
 }
 
 
@@ -349,7 +349,7 @@ def test_requests_of_no_application_are_a_fault_if_the_route_has_changed(stub):
     stub.statuses["/old/livez"] = 404
     found = unrouted(900)
     assert named(found) == {"unrouted": "90.9% of the requests are for paths of no application and get 404."}
-    assert found.health.remedy.startswith("If they are those of callers, restore `route_prefix`")
+    assert found.health.remedy.startswith("If callers send them, restore `route_prefix`")
     assert found.health.runbook == "docs/runbook.md#tabrankunrouted"
 
 
@@ -379,7 +379,7 @@ def changed(name: str, path: str, status: int, **ago_: float) -> dict:
             "route_changed",
             "/old/livez",
             404,
-            "changed the route. `/old/livez`, below the one before, gets 404",
+            "changed the route. `/old/livez`, below the earlier route, gets 404",
         ),
         ("first_key", "/v1/keyless", 401, "set the first API key. `/v1/keyless` without a key gets 401"),
     ],
@@ -535,7 +535,7 @@ def test_deploys_that_run_wait_or_failed_are_named(stub):
     stub.service["applications"]["spaces"]["deployments"]["Scorer"] = deployment(0, 1, "UPDATING", STARTING=1)
     found = stub.look()
     assert named(found) == {
-        "deploying": f"A deploy of /srv/a.yaml is under way since {since}.",
+        "deploying": f"A deploy of /srv/a.yaml has been under way since {since}.",
         "not_starting": "Replicas do not start: no room? 1 wait for 1 CPUs each.",
         "replicas_missing": "0 of 1 replicas run, 1 starting.",
     }
