@@ -1,7 +1,15 @@
-# The service's image, for KubeRay: docker build --tag REGISTRY/tabrank:0.1 .
-# With a scorer on GPUs: --build-arg EXTRAS=redis,bucket,torch. The image holds no secret; tokens
-# and passwords come when it runs. A base named by its digest stays the same:
-# --build-arg BASE=python:3.11-slim@sha256:… (from docker buildx imagetools inspect).
+# The image of the service, which KubeRay runs on Kubernetes (docs/kubernetes.md). Build it with:
+#
+#     docker build --tag REGISTRY/tabrank:0.1 .
+#
+# EXTRAS names the optional packages of pyproject.toml. For a Scorer on a GPU, add
+# `--build-arg EXTRAS=redis,bucket,torch`.
+#
+# BASE names the image to start from. A tag may mean another image tomorrow; a digest always means
+# the same one. `docker buildx imagetools inspect python:3.11-slim` prints the digest of today, for
+# `--build-arg BASE=python:3.11-slim@sha256:…`.
+#
+# The image holds no secret. Tokens and passwords reach the container when it starts.
 ARG BASE=python:3.11-slim
 FROM ${BASE}
 
@@ -11,16 +19,16 @@ COPY pyproject.toml README.md LICENSE lock.txt constraints.txt cluster.yaml ./
 COPY serve serve
 COPY training training
 COPY loadtest loadtest
-# Into the system's own Python: a login shell forgets any other PATH. Every package must match a
-# hash of the lock, torch and its CUDA libraries apart. Install the lock's own pip first: an older
-# one does not check the hashes of constraints.
+# The packages go into the system's own Python, because a login shell forgets the PATH of any other.
+# Every package must match a hash of lock.txt, except torch and its CUDA libraries. The pip that the
+# lock names is installed first, because an older pip does not check hashes of constraints.
 RUN sed -n '/^pip==/,/[^\\]$/p' lock.txt > pip.txt \
  && python -m pip install --no-cache-dir --require-hashes --requirement pip.txt \
  && python -m pip install --no-cache-dir --no-require-hashes --only-binary :all: --constraint constraints.txt \
     --constraint lock.txt --build-constraint lock.txt ".[${EXTRAS}]" \
  && rm -rf /src
 
-# A number, because Kubernetes cannot see from a name that the user is not root.
+# The user is given as a number, because from a name Kubernetes cannot see that it is not root.
 RUN useradd --uid 1000 --create-home tabrank \
  && install --directory --owner=1000 --group=1000 /home/tabrank/app/var
 USER 1000
