@@ -52,8 +52,9 @@ class Counted(Record):
     full replica, `limited_share` for another reason. Of the `calls` of rankings and events,
     `client_error_share` got another 4xx (`client_errors` by status). `steady_rps` is the rate that
     rankings kept up for five minutes in the last hour. Of live rankings, without a test's,
-    `unknown_share` of the `candidates` are unknown and so last, and `no_context_share` of the
-    `model_rankings` lack context that the model was trained on.
+    `unknown_share` of the `candidates` are unknown and so last, `unknown_viewer_share` of the
+    `viewers` are unknown, and `no_context_share` of the `model_rankings` lack context that the
+    model was trained on.
     """
 
     freshness_ms: float | None = None
@@ -74,18 +75,25 @@ class Counted(Record):
     steady_rps: float = 0.0
     candidates: int = 0
     unknown_share: float | None = None
+    viewers: int = 0
+    unknown_viewer_share: float | None = None
     model_rankings: int = 0
     no_context_share: float | None = None
 
 
 class Traffic(Counted):
-    """Rate, latency and counts of all applications within `window_s`, and the counts of each."""
+    """Rates, latency and counts of all applications within `window_s`, and the counts of each.
+
+    `records_rps` are the records of `/v1/events` a second that were "accepted", were a "duplicate"
+    of an earlier one, or were "rejected". It is empty without a metric that counts them.
+    """
 
     window_s: float = 0.0
     rate_rps: float | None = None
     p50_ms: float | None = None
     p90_ms: float | None = None
     p99_ms: float | None = None
+    records_rps: dict[str, float] = field(default_factory=dict)
     applications: dict[str, Counted] = field(default_factory=dict)
 
 

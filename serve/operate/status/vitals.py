@@ -92,15 +92,17 @@ def pages_of(service: ServiceState) -> list[str]:
 
 
 def answers_of(service: ServiceState) -> dict[str, dict[str, Any]]:
-    """Return each of our applications' /readyz, with the experiment of /v1/model; empty if silent.
+    """Return what each application says of itself; empty for one that does not answer.
 
-    An application without a route cannot be asked.
+    It is the body of `/readyz`, with the experiment, outcomes and weights of `/v1/model`. An
+    application without a route cannot be asked.
     """
     found = {}
     for name, url in service.our_urls.items():
         ready, model = _get(f"{url}/readyz"), _get(f"{url}/v1/model")
         # An error has a body too.
-        found[name] = {**ready, "experiment": model.get("experiment")} if "store" in ready else {}
+        told = {key: model.get(key) for key in ("experiment", "outcomes", "weights")}
+        found[name] = ready | told if "store" in ready else {}
     return found
 
 
