@@ -23,11 +23,8 @@ VIEWERS = catalog.VIEWERS.exported
 # Records of /v1/events by what became of them: the kinds that Ingest counts. A replica also counts
 # those that it rejects itself, which Ingest never sees.
 TAKEN, REJECTED = catalog.RECORDS.exported, catalog.REJECTED.exported
-KINDS = {
-    "accepted": ("event", "viewer", "candidate", "forget", "ended"),
-    "duplicate": ("duplicate",),
-    "rejected": ("rejected",),
-}
+ACCEPTED = ("event", "viewer", "candidate", "forget", "ended")
+KINDS = {"accepted": ACCEPTED, "duplicate": ("duplicate",), "rejected": ("rejected",)}
 # Requests that reached a replica, by Ray Serve's label `status_code`.
 REQUESTS = "ray_serve_num_http_requests_total"
 # Answers that clients got, by the class of their status in HAProxy's label `code`.
