@@ -29,7 +29,8 @@ class Axis:
     """Axis of a plot: title with the unit, scale, and format of values in d3's language.
 
     Values that are text make an axis of categories in the order of their first mention. `whole`
-    leaves out ticks between whole numbers; `log` needs values above 0.
+    leaves out ticks between whole numbers; `log` needs values above 0. Along an axis of time, the
+    legend has the latest value of each line.
     """
 
     title: str
@@ -37,6 +38,7 @@ class Axis:
     zero: bool = False
     format: str = ",.4~r"
     whole: bool = False
+    is_time: bool = False
 
 
 @dataclass(frozen=True)

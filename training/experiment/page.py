@@ -248,4 +248,4 @@ def _cumulative_chart(metric: Mapping[str, Any], days: Sequence[str], ended: boo
     ]
     y = Axis("effect", format=PERCENT) if relative else Axis(f"effect, {metric['unit']}")
     none = Limit("", y=0, colour="muted")
-    return plot(f"{metric['title']}, cumulative by day", Axis(""), y, series, [none])
+    return plot(f"{metric['title']}, cumulative by day", Axis("", is_time=True), y, series, [none])
