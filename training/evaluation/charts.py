@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from serve.report.charts import Axis, Limit, Series, plot
 from training.evaluation.verdict import MEASURES, TITLES
 
 MOST_FEATURES = 20
+Line = Mapping[str, Any]
+Lines = Sequence[Line]
 
 
 def contenders(evaluation: Mapping[str, Any], by: str) -> str:
@@ -34,7 +36,7 @@ def learning(history: Sequence[Mapping[str, Any]], best_epoch: int) -> str:
     ]
     caption = "Where the lines part, the network overfits its training rows."
     best = [Limit("best", x=best_epoch, colour="muted")]
-    return plot("", Axis("epoch", whole=True), Axis("logloss"), lines, best, caption=caption)
+    return plot("", Axis("epoch", whole=True, is_time=True), Axis("logloss"), lines, best, caption=caption)
 
 
 def importance(lines: Sequence[Mapping[str, Any]]) -> str:
@@ -58,17 +60,7 @@ def costs(search: Mapping[str, Any]) -> str:
         "over the budget": ([line for line in rest if not line["fits"]], "line"),
         "winner": ([line for line in tried if line["name"] == search["winner"]], "model"),
     }
-    series = [
-        Series(
-            name,
-            [line["us_per_candidate"] for line in lines],
-            [line["valid_logloss"] for line in lines],
-            "points",
-            colour=colour,
-            notes=[line["name"] for line in lines],
-        )
-        for name, (lines, colour) in groups.items()
-    ]
+    series = dots(groups, lambda line: line["us_per_candidate"])
     ends = [pick(line["us_per_candidate"] for line in tried) for pick in (min, max)]
     for line in board:
         if line["kind"] != "tabnet":
@@ -77,6 +69,15 @@ def costs(search: Mapping[str, Any]) -> str:
     budget = [] if most_us is None else [Limit("budget", x=most_us)]
     caption = "Lower and further left is better. Dashed lines are other models, at any cost."
     return plot("", x, Axis("validation logloss"), series, budget, caption=caption, height=320)
+
+
+def dots(groups: Mapping[str, tuple[Lines, str]], x: Callable[[Line], Any]) -> list[Series]:
+    """Return dots of the validation logloss against `x`, by the name of a group and its colour."""
+    series = []
+    for name, (lines, colour) in groups.items():
+        losses, notes = ([line[key] for line in lines] for key in ("valid_logloss", "name"))
+        series.append(Series(name, [*map(x, lines)], losses, "points", colour=colour, notes=notes))
+    return series
 
 
 def _rows(title: str, x: str, series: Sequence[Series], *, caption: str, pixels: int) -> str:

@@ -13,7 +13,7 @@ from serve.model.artifact import load
 from serve.report.charts import reliability
 from serve.report.page import banner, details, footer, paragraph, section, table, tiles, whole_page
 from serve.report.rows import markdown
-from training.evaluation import charts, verdict
+from training.evaluation import charts, trials, verdict
 from training.evaluation.moves import moves
 from training.examination.examination import Examination
 
@@ -73,13 +73,14 @@ def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
         *map(paragraph, headline + verdict.support(evaluation)),
     ]
     if search:
-        budget = f"Budget: {spelled(search['budget_s'])}, {search['tuning_share']:.0%} for LightGBM. "
-        budget += f"Looks at the test rows: {search['test_looks']}."
-        optimistic = "These rows chose the winner, so its figures on them are optimistic"
-        board = table(verdict.leaderboard(search), optimistic)
-        best = details("Leaderboard: the best 20 on the validation rows", board)
+        budget = f"The search had {spelled(search['budget_s'])}, {search['tuning_share']:.0%} of it to tune LightGBM. "
+        budget += f"Looks at the test rows so far: {search['test_looks']}; each makes later ones optimistic."
+        chosen = "These rows chose the winner, so its figures on them are optimistic. A tie is level with it"
+        board = table(verdict.leaderboard(search), chosen)
+        best = details("Leaderboard: the best 20 models on the validation rows", board)
         taught = table(verdict.teachers(search), "In brackets: 95 % intervals; below 0 is better")
-        parts.append(section("Search", charts.costs(search), paragraph(budget), taught, best))
+        found = charts.costs(search), paragraph(budget), taught, best, *trials.page_parts(search)
+        parts.append(section("Search", *found))
     measured = (
         f"{evaluation['rows']:,} {rows}, {evaluation['positives']:,} of them positive, "
         f"{verdict.order(evaluation)}; {span}."

@@ -106,6 +106,7 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
         "budget_s": run.clock.budget_s,
         "tuning_share": TUNING_SHARE,
         "leaderboard": run.board.table(task.settings.max_us, winner),
+        "trials": run.board.trials(),
         "max_us_per_candidate": task.settings.max_us,
         "test_looks": run.clock.increment(TEST_LOOKS),
         **stands_for,
