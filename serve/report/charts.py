@@ -117,7 +117,7 @@ def reliability(points: Sequence[Sequence[float]]) -> str:
         Series("exactly right", [0, top], [0, top], colour="muted", dashed=True),
         Series("model", predicted, observed),
     ]
-    caption = f"Each corner is one of {len(points)} equal parts of the rows. "
+    caption = f"Each corner is one of {len(points)} equal parts of the rows, ordered by prediction. "
     caption += "Below the dashed line the predictions are too high."
     x, y = (Axis(f"{name} rate", zero=True, format=".2~%") for name in ("predicted", "observed"))
     return plot("", x, y, lines, caption=caption)

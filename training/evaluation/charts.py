@@ -9,8 +9,7 @@ from serve.report.charts import Axis, Limit, Series, plot
 from training.evaluation.verdict import MEASURES, TITLES
 
 MOST_FEATURES = 20
-Line = Mapping[str, Any]
-Lines = Sequence[Line]
+Lines = Sequence[Mapping[str, Any]]
 
 
 def contenders(evaluation: Mapping[str, Any], by: str) -> str:
@@ -45,7 +44,7 @@ def importance(lines: Sequence[Mapping[str, Any]]) -> str:
     lost = sum(max(line["logloss"], 0.0) for line in lines) or 1.0
     losses = [100 * max(line["logloss"], 0.0) / lost for line in shown]
     names = [line["feature"] for line in shown]
-    caption = "Loss of the model without the feature. Features that can replace each other lose little each."
+    caption = "How much worse predictions are once a feature is shuffled. One that another can replace loses little."
     bars = [Series("logloss lost when permuted", losses, names, "bars", colour="model")]
     return _rows("", "% of all features", bars, caption=caption, pixels=30)
 
@@ -61,17 +60,20 @@ def costs(search: Mapping[str, Any]) -> str:
         "winner": ([line for line in tried if line["name"] == search["winner"]], "model"),
     }
     series = dots(groups, lambda line: line["us_per_candidate"])
-    ends = [pick(line["us_per_candidate"] for line in tried) for pick in (min, max)]
+    # Beyond the dots, so that one dot has lines beside it too.
+    ends = [by * pick(line["us_per_candidate"] for line in tried) for pick, by in ((min, 0.9), (max, 1.1))]
     for line in board:
         if line["kind"] != "tabnet":
             series.append(Series(line["name"], ends, [line["valid_logloss"]] * 2, dashed=True))
     most_us = search["max_us_per_candidate"]
     budget = [] if most_us is None else [Limit("budget", x=most_us)]
-    caption = "Lower and further left is better. Dashed lines are other models, at any cost."
+    caption = (
+        "Each dot is a network: lower is better, further left is cheaper. Dashed lines are other models."
+    )
     return plot("", x, Axis("validation logloss"), series, budget, caption=caption, height=320)
 
 
-def dots(groups: Mapping[str, tuple[Lines, str]], x: Callable[[Line], Any]) -> list[Series]:
+def dots(groups: Mapping[str, tuple[Lines, str]], x: Callable[[Any], Any]) -> list[Series]:
     """Return dots of the validation logloss against `x`, by the name of a group and its colour."""
     series = []
     for name, (lines, colour) in groups.items():

@@ -18,10 +18,10 @@ from training.evaluation.moves import moves
 from training.examination.examination import Examination
 
 EXPECTED = {
-    "expected_labels": "Expected labels: label events per exposure that an order would earn.",
-    "expected_utility": "Expected utility: the sum of weights times amounts per exposure that an order would earn.",
+    "expected_labels": "Expected labels are the label events per exposure that an order would earn.",
+    "expected_utility": "Expected utility is the sum of weights times amounts per exposure that an order would earn.",
 }
-LEGEND = "Examination: how often a position is looked at, relative to the first; ± one standard error."
+LEGEND = "Examination is how often a position is looked at, relative to the first; ± is one standard error."
 OF_PRIMARY = " AUC, logloss and ECE are of {}; NDCG@10 gains weights times amounts."
 OF_OUTCOMES = (
     "Expected: the amount per exposure that an order would earn, without position bias, in events, minutes or the "
@@ -86,14 +86,14 @@ def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
         f"{verdict.order(evaluation)}; {span}."
     )
     differences = (
-        "Side by side on the same rows, in brackets 95 % intervals with viewers as clusters; for logloss, below 0 is "
-        "better. Popular has probabilities from a calibration fitted on these same rows, which favours it."
+        "Differences on the same rows. In brackets are 95 % intervals, with viewers as clusters. For logloss, below 0 "
+        "is better. The probabilities of popular are calibrated on these same rows, which favours it."
     )
     sliced = (
-        "NDCG@10 is of labels as shown, which favour the shown order. In brackets: 95 % intervals; one slice in twenty "
-        "is outside its interval by chance. A dash: too few rows"
+        "NDCG@10 rewards orders that resemble the one that was shown. In brackets are 95 % intervals; one slice in "
+        "twenty is outside its own by chance. A dash stands where there are too few rows"
     )
-    learned = "Of the winning trial; the model itself was then trained again, on more rows."
+    learned = "These are of the winning trial. The model itself was then trained again, on more rows."
     parts += [
         section(
             "Measures",

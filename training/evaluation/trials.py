@@ -18,7 +18,6 @@ from training.terminal import decimal
 WIDE = 10
 # A ranking of parameters from fewer trials would be one of chance.
 ENOUGH_TRIALS = 6
-TABLE = "Every network that was tried, the lowest validation logloss first. A click on a head sorts by its column."
 PLOTS = (
     "Each dot is a trial; the lower, the better. A parameter matters where the dots rise or fall from one side to the "
     "other. The plots are ordered by that: first comes the parameter whose values explain most of the differences "
@@ -39,7 +38,8 @@ def page_parts(search: Mapping[str, Any]) -> list[str]:
     names = [name for name in trials[0]["point"] if len({one["point"][name] for one in scored}) > 1]
     names.sort(key=lambda name: -explained([one["point"][name] for one in whole], losses))
     plots = [_plot(name, scored, search["winner"]) for name in names if len(scored) >= ENOUGH_TRIALS]
-    told = details("All trials with their parameters", table(_rows(trials, search["winner"]), TABLE))
+    summary = "All trials with their parameters, the lowest validation logloss first"
+    told = details(summary, table(_rows(trials, search["winner"])))
     return [section("Which parameters matter", paragraph(PLOTS), multiples(*plots)) * bool(plots), told]
 
 

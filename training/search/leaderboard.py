@@ -32,6 +32,7 @@ from training.search.task import Task
 from training.terminal import PARTS
 
 MEASURES = ("name", "kind", "valid_logloss", "valid_auc", "valid_ndcg", "us_per_candidate")
+# What a report has of each network, also of one that was stopped or failed.
 SHOWN = (*MEASURES, "seconds", "rows", "share", "failed", "point")
 # Groups of viewers whose losses an entry keeps. From so many, an error is known to about 7 %.
 GROUPS = 100
@@ -102,10 +103,6 @@ class Leaderboard:
     def tried(self) -> list[BoardEntry]:
         """Return the entries of networks, in the order in which their trials ended."""
         return [entry for entry in self.entries if entry.kind == "tabnet"]
-
-    def trials(self) -> list[dict[str, Any]]:
-        """Return what a report shows of each network, also of one that was stopped or failed."""
-        return [{name: getattr(entry, name) for name in SHOWN} for entry in self.tried()]
 
     def of(self, kind: str) -> BoardEntry | None:
         """Return the first entry of a kind."""

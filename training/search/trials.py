@@ -124,8 +124,7 @@ class Progress(tune.Callback):  # type: ignore[misc]
     """Tells every `TOLD_EVERY_S` how far the networks are that are in training."""
 
     def __init__(self, deadline: Deadline, board: Leaderboard) -> None:
-        self._deadline, self._board = deadline, board
-        self._told_s = time.monotonic()
+        self._deadline, self._board, self._told_s = deadline, board, time.monotonic()
 
     def on_step_end(self, iteration: int, trials: Sequence[Trial], **info: Any) -> None:
         """Print a line if it is time; Ray Tune calls this many times a second."""
@@ -133,9 +132,9 @@ class Progress(tune.Callback):  # type: ignore[misc]
             self._told_s = time.monotonic()
             running = [one.last_result or {} for one in trials if one.status == Trial.RUNNING]
             far = " and ".join(f"{result.get('percent', 0)} %" for result in running)
-            now = f"{len(running)} in training, at {far} of their epochs" if running else "none in training"
+            now = f"in training: {len(running)}" + f", at {far} of their epochs" * bool(running)
             left = max(self._deadline.left_s(), 0) / 60
-            print_progress(f"{len(self._board.tried())} networks tried; {now}; {left:.1f} min left")
+            print_progress(f"networks tried: {len(self._board.tried())}; {now}; {left:.1f} min left")
 
 
 def run_trials(run: SearchRun, costs: Costs, first: Sequence[FitConfig]) -> None:

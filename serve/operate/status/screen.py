@@ -117,8 +117,8 @@ def _of_traffic(found: Report, traffic: Traffic, faults: set[str]) -> Iterator[R
             unknown += f", {number(traffic.unknown_viewer_share, '.1%')} of the viewers"
         lacking = f"{number(traffic.no_context_share, '.1%')} of the rankings lack the model's context"
         yield "unknown", f"{unknown}; {lacking}", _red(faults & {"unknown_candidates", "no_context"})
-    records = [f"{_number(rate)}/s {name}" for name, rate in traffic.records_rps.items()]
-    yield "records", ", ".join(records) or NOTHING, ""
+    records = ", ".join(f"{_number(rate)}/s {name}" for name, rate in traffic.records_rps.items())
+    yield "records", records or NOTHING, ""
     failed = f"{number(traffic.error_share, '.1%')} failed{_kinds(traffic.errors)}"
     refused = f"{number(traffic.refused_share, '.1%')} refused"
     mistaken = f"{number(traffic.client_error_share, '.1%')} client errors{_kinds(traffic.client_errors)}"

@@ -199,8 +199,8 @@ def test_while_networks_train_the_search_tells_how_far_they_are(search, capsys, 
     for step in range(40):
         now_s += 1.0
         progress.on_step_end(step, trials)
-    told = "0 networks tried; 2 in training, at 40 % and 0 % of their epochs; 4.7 min left\n"
+    told = "networks tried: 0; in training: 2, at 40 % and 0 % of their epochs; 4.7 min left\n"
     assert capsys.readouterr().err == 2 * told
     now_s += 20.0
     progress.on_step_end(40, [])
-    assert "; none in training; " in capsys.readouterr().err
+    assert "; in training: 0; " in capsys.readouterr().err
