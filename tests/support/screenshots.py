@@ -42,7 +42,7 @@ def console(chromium, out):
         page_at(chromium, url) as page,
     ):
         page.wait_for_selector(".tiles")
-        page.screenshot(path=out, clip={"x": 0, "y": 0, "width": 1440, "height": 740})
+        page.screenshot(path=out, clip={"x": 0, "y": 0, "width": 1440, "height": 790})
 
 
 def report(chromium, html, out):
