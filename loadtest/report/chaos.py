@@ -64,7 +64,7 @@ def write_chaos(folder: Path, report: Report, lines: Mapping[str, Sequence[Momen
     failed, sent = (sum(one.get(key, 0) for one in run) for key in ("failed", "requests"))
     load = ("knee", f"{number(report['knee_rps'])} /s", "the load is 60 % of it")
     if rate_rps := report.get("rate_rps"):
-        load = ("load", f"{rate_rps:g} /s", "named, no knee was measured")
+        load = ("load", f"{rate_rps:g} /s", "as the command was told; no knee was measured")
     numbers = [
         ("faults held", f"{num_held} of {len(faults)}", f"{len(left)} not run"),
         ("requests that failed", f"{failed:,} of {sent:,}", "after one retry"),
@@ -73,7 +73,7 @@ def write_chaos(folder: Path, report: Report, lines: Mapping[str, Sequence[Momen
     skipped = [f"Not run: {', '.join(left)}."] if left else []
     doubt = doubts(report, "Each fault was injected once, and none during another.", *skipped)
     claim = f"survival of faults under load ({len(run)} run)"
-    held = "each fault had no more effect than is allowed for it"
+    held = "each fault had at most the effect that is allowed for it"
     body = [
         verdict(report, claim, held, reasons, doubt),
         tiles(marked(report["verdict"], numbers)),
@@ -87,6 +87,6 @@ def write_chaos(folder: Path, report: Report, lines: Mapping[str, Sequence[Momen
     write_report(folder, report, "Chaos", body, footer)
 
 
-FOOTER = f"""{SAME_CORES}Open loop, Poisson arrivals; changes have a third more load.
-The client has a timeout of {{timeout_ms:g}} ms and retries once, within its budget. The plots begin 3 s into the
-load; the fault begins 5 s later."""
+FOOTER = f"""{SAME_CORES}Open loop: requests are sent at random times (Poisson arrivals), a third more of them
+during changes of the service. The client has a timeout of {{timeout_ms:g}} ms and retries once, within its budget. The
+plots begin 3 s into the load; the fault begins 5 s later."""

@@ -22,7 +22,7 @@ def write_compare(folder: Path, report: Report) -> None:
         TabrankError: if `folder` exists.
     """
     *ratios, last = (note for note in _notes(report) if note not in report["reasons"])
-    doubt = doubts(report, "Each stays up in the turns of the other. FastAPI is an example, not tuned.")
+    doubt = doubts(report, "Each stays up while the other is measured. FastAPI is an untuned example.")
     loads = report["loads"]
     answers = {at: {name: one["rps"] for name, one in load["services"].items()} for at, load in loads.items()}
     # The colours of `look.css` tell the services apart.
@@ -83,6 +83,7 @@ def _ratio(found: Report | None) -> str:
     return f"{middle} ({found['lowest']:.2f} to {found['highest']:.2f})"
 
 
-FOOTER = f"""{SAME_CORES}Closed loop × connections; open loop with Poisson arrivals, latency from the
-due time. Numbers are medians over the rounds; requests/s and CPU count full answers. Seconds in which
-the generator was late are excluded. A ratio is meaningless if it varies by more than 1.5 times."""
+FOOTER = f"""{SAME_CORES}In a closed loop, a connection sends a request once the one before is answered. In
+an open loop, requests are sent at random times (Poisson arrivals), and latency counts from when a request is due.
+Numbers are medians over the rounds; requests/s and CPU count full answers. Seconds in which the generator was late are
+excluded. A ratio is meaningless if it varies by more than 1.5 times."""

@@ -24,10 +24,10 @@ def write_knee(folder: Path, report: Report) -> None:
     steps = {step["rate_rps"]: step for step in report["steps"]}
     lines = {name: [(rate, step[f"{name}_ms"]) for rate, step in steps.items()] for name in PERCENTILES}
     found, slo = knee_findings(report), Slo(**report["slo"])
-    held = f"The highest rate that held its limits in two of three last steps; p99 {_ms(report['p99_ms'])}"
+    held = f"The highest rate that held in two of the three last steps; p99 {_ms(report['p99_ms'])}"
     claim = f"a knee at {number(report['knee_rps'])} requests/s"
     claim = claim if report["verdict"] == "held" else "a rate within the limits"
-    doubt = doubts(report, "Near the knee chance decides a step: the next search may end some percent off.")
+    doubt = doubts(report, "Near the knee, chance decides a step: another search may end some percent off.")
     plots = {"Latency against rate": latency_against_rate(lines, slo)}
     body = found.body(verdict(report, claim, held, found.notes, doubt), TILES, plots)
     write_report(folder, report, found.title, [*body, section("Steps", _steps(report))], FOOTER)
@@ -96,5 +96,5 @@ def _each(steps: Iterable[Report]) -> str:
     return ", ".join(f"{_ms(step['p99_ms'])} with {_share(step['full_share'])}" for step in steps) or "–"
 
 
-FOOTER = f"""{SAME_CORES}Open loop, Poisson arrivals; latency counts from the due time of a request.
-The knee is the highest rate that held its limits in two of three last, longer steps."""
+FOOTER = f"""{SAME_CORES}Open loop: requests are sent at random times (Poisson arrivals) and wait for no answer.
+Latency counts from when a request is due. The knee held its limits in two of the three last, longer steps."""

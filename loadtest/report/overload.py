@@ -64,10 +64,10 @@ def write_overload(folder: Path, report: Report, lines: Mapping[str, Sequence[Mo
         reasons.append(_control(report))
     shown = [("knee", f"{number(report['knee_rps'])} /s", "the lower of two")]
     for run in runs:
-        full = (run_title(run), f"{run['full_of_knee']:.1%}", "full answers, of the knee")
+        full = (run_title(run), f"{run['full_of_knee']:.1%}", "full answers, as a share of the knee")
         shown += marked(run["verdict"], [full])
     claim, held = "answers of the model under overload", f"All runs held; {_control(report)}"
-    doubt = "One machine: one core for the service and one for the load generator. A fleet has more parts."
+    doubt = "The service had one core of one machine, and the load generator another. A fleet has more parts."
     control, cells = report["control"], [*map(_cells, runs)]
     # A control that could not run has a verdict and a reason only.
     if "times" in control:
@@ -113,5 +113,5 @@ def _cells(run: Report) -> dict[str, str]:
     }
 
 
-FOOTER = """. Open loop, Poisson arrivals; latency counts from the due time of a request.
-Not sent: 1,000 requests were unanswered at that moment, which is the generator's limit."""
+FOOTER = """. Open loop: requests are sent at random times (Poisson arrivals) and wait for no answer. Latency counts
+from when a request is due. A request is not sent while 1,000 are unanswered, which is the generator's limit."""

@@ -11,7 +11,7 @@ from loadtest.measure.timeline import Moment
 from loadtest.workload.profiles import Slo
 from serve.report.charts import Axis, Limit, Series, plot
 
-SECOND = Axis("second of the measurement")
+SECOND = Axis("second of the measurement", is_time=True)
 # Colour of each percentile on every plot.
 PERCENTILES = {"p50": "muted", "p90": "other", "p99": "text"}
 HEIGHT = 180

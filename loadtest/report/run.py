@@ -42,7 +42,7 @@ def report_run(
     found = findings(report)
     claim = f"{profile.offered_rps:,.0f} requests/s within the limits"
     held = f"p99 {milliseconds(report['p99_ms'])} of {slo.p99_ms:g} ms allowed, {report['errors']} errors"
-    doubt = doubts(report, f"It took {spelled(report['seconds'])}; drift and leaks need loadtest soak.")
+    doubt = doubts(report, f"It took {spelled(report['seconds'])}. For drift and leaks, run loadtest soak.")
     head = verdict(report, claim, held, report["reasons"], doubt)
     watched = "" if report["watched"] else "With --cluster the page shows replicas and nodes too."
     plots = {
@@ -170,8 +170,8 @@ def _grown(report: Report, values: str, share: str, unit: str) -> str:
     return f"{shown}{unit} ({number(report[share], '+.1%')})"
 
 
-RUN_FOOTER = """. Latency counts from the due time of a request (an open loop: Poisson arrivals);
-a failed request counts as never answered."""
+RUN_FOOTER = """. Open loop: requests are sent at random times (Poisson arrivals) and wait for no answer. Latency counts
+from when a request is due, and a failed request counts as never answered."""
 SOAK_FOOTER = f"""{SAME_CORES}Growth is that of a straight line through the samples after the warm-up, over all
 processes of the service. Private resident memory is memory that a process does not share. It excludes pages of
 the store's file, which the kernel can reclaim, and of libraries."""

@@ -21,7 +21,7 @@ def write_scale(folder: Path, report: Report) -> None:
     parts = report["parts"]
     reasons = [f"{name}: {reason}" for name, part in parts.items() for reason in part["reasons"]]
     held = "; ".join(f"{name}: {part['measured']}" for name, part in parts.items())
-    doubt = "The Scorer is throttled, all on one machine: new machines start slower."
+    doubt = "The Scorer is slowed down on purpose, and all is on one machine. New machines start slower."
     body = [
         verdict(report, "replicas that follow the load", held, reasons, doubt),
         tiles([(name, WORDS[part["verdict"]], part["measured"]) for name, part in parts.items()]),
@@ -47,6 +47,6 @@ def part_line(name: str, part: Report) -> str:
     return with_reasons(f"  {name}: {WORDS[part['verdict']]}; {part['measured']}", part["reasons"])
 
 
-FOOTER = f"""{SAME_CORES}The Scorer is throttled: a batch takes at least {{ms_per_batch:g}} ms and
+FOOTER = f"""{SAME_CORES}The Scorer is slowed down on purpose: a batch takes at least {{ms_per_batch:g}} ms and
 {{us_per_candidate:g}} µs per candidate, mostly asleep, so that two replicas do twice the work of one on any machine.
-Latency counts from the due time of a request (an open loop: Poisson arrivals)."""
+Open loop: requests are sent at random times (Poisson arrivals), and latency counts from when a request is due."""

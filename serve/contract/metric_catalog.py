@@ -48,6 +48,7 @@ _BY_NAME = {metric.name: metric for metric in METRICS}
 RANKINGS = _BY_NAME["tabrank_rankings"]
 CANDIDATES = _BY_NAME["tabrank_candidates"]
 LOOKUPS = _BY_NAME["tabrank_candidate_lookups"]
+VIEWERS = _BY_NAME["tabrank_viewer_lookups"]
 LIVE_RANKINGS = _BY_NAME["tabrank_live_rankings"]
 MODEL_RANKINGS = _BY_NAME["tabrank_model_rankings"]
 DEGRADED = _BY_NAME["tabrank_degraded"]

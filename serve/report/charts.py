@@ -29,7 +29,8 @@ class Axis:
     """Axis of a plot: title with the unit, scale, and format of values in d3's language.
 
     Values that are text make an axis of categories in the order of their first mention. `whole`
-    leaves out ticks between whole numbers; `log` needs values above 0.
+    leaves out ticks between whole numbers; `log` needs values above 0. Along an axis of time, the
+    legend has the latest value of each line.
     """
 
     title: str
@@ -37,6 +38,7 @@ class Axis:
     zero: bool = False
     format: str = ",.4~r"
     whole: bool = False
+    is_time: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def reliability(points: Sequence[Sequence[float]]) -> str:
         Series("exactly right", [0, top], [0, top], colour="muted", dashed=True),
         Series("model", predicted, observed),
     ]
-    caption = f"Each corner is one of {len(points)} equal parts of the rows. "
+    caption = f"Each corner is one of {len(points)} equal parts of the rows, ordered by prediction. "
     caption += "Below the dashed line the predictions are too high."
     x, y = (Axis(f"{name} rate", zero=True, format=".2~%") for name in ("predicted", "observed"))
     return plot("", x, y, lines, caption=caption)

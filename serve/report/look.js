@@ -48,8 +48,8 @@ function channel(name, given, series, isFixed) {
   // One value has no extent, and so one tick.
   const ends = series.flatMap((one) => [...one[name], ...(one.low ?? []), ...(one.high ?? [])]);
   const [known] = new Set(ends.filter((value) => value !== null));
-  if (isFixed && !given.log && known !== undefined && ends.every((value) => value === known || value === null)) {
-    scale.domain = given.zero ? [Math.min(known, 0), Math.max(known, 0) || 1] : [known - 1, known + 1];
+  if (isFixed && known !== undefined && ends.every((value) => value === known || value === null)) {
+    scale.domain = given.log ? [known / 2, 2 * known] : given.zero ? [Math.min(known, 0), Math.max(known, 0) || 1] : [known - 1, known + 1];
   }
   const ticks = { format: given.format };
   if (given.whole) ticks.tickMinStep = 1;
@@ -163,7 +163,15 @@ function specOf(given) {
   };
 }
 
-function legendOf(series) {
+// The latest value of a line over time, in the words of its axis; others have none.
+function latest(one, { x, y }) {
+  if (!x.is_time || !["line", "step"].includes(one.kind)) return "";
+  const value = one.y.findLast((each) => each !== null);
+  return value === undefined ? "" : ` ${vega.defaultLocale().format(y.format)(value)}`;
+}
+
+function legendOf(given) {
+  const { series } = given;
   const list = document.createElement("ul");
   list.className = "legend";
   for (const one of series) {
@@ -173,6 +181,9 @@ function legendOf(series) {
     key.style.color = colour(one.colour);
     const item = document.createElement("li");
     item.append(key, one.name);
+    const value = document.createElement("b");
+    value.textContent = latest(one, given);
+    item.append(value);
     list.append(item);
   }
   return list;
@@ -185,9 +196,11 @@ for (const place of document.querySelectorAll(".plot")) {
   for (const one of series) {
     one.colour ??= COLOURS[one.name.toLowerCase()] ?? OTHERS[others++ % OTHERS.length];
   }
-  // Rows that are named on the axis need no legend.
-  if (series.length > 1 && !series.every((one) => one.y.every((row) => row === one.name))) {
-    place.before(legendOf(series));
+  // Rows that are named on the axis need no legend, and one line only for its latest value.
+  if ((series.length > 1 || latest(series[0], given)) && !series.every((one) => one.y.every((row) => row === one.name))) {
+    // Small plots beside each other share one.
+    const all = place.closest(".multiples") ?? place;
+    if (!all.previousElementSibling?.matches(".legend")) all.before(legendOf(given));
   }
   // The label of the place describes the plot; its numbers are in the page's tables.
   const inside = document.createElement("div");

@@ -40,6 +40,7 @@ class RankMetrics(Metrics):
             self._buffer.add(catalog.DEGRADED, (reason,), 0)
         for answer in (YES, NO):
             self._buffer.add(catalog.LOOKUPS, answer, 0)
+            self._buffer.add(catalog.VIEWERS, answer, 0)
             self._buffer.add(catalog.LIVE_RANKINGS, answer, 0)
         self._steady_rate = SteadyRate(time.monotonic())
         self._oldest_ms = 0.0
@@ -56,6 +57,8 @@ class RankMetrics(Metrics):
             self._steady_rate.add()
             add(catalog.LOOKUPS, YES, len(query.candidates) - slate.num_unknown)
             add(catalog.LOOKUPS, NO, slate.num_unknown)
+            if query.viewer is not None:
+                add(catalog.VIEWERS, NO if slate.unknown_viewer else YES)
             if query.model is not None:
                 add(catalog.LIVE_RANKINGS, NO if query.lacks_context else YES)
         add(catalog.RANKINGS, (experiment, arm, rung))

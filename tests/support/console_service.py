@@ -15,9 +15,11 @@ from serve.operate.status.report import Report
 
 MODEL = "20260131T120000Z-ab12"
 ARMS = [
-    {"name": "model", "scorer": "current", "share": 0.5, "model": MODEL},
-    {"name": "popular", "scorer": "popular", "share": 0.5, "model": None},
+    {"name": "model", "scorer": "current", "share": 0.5, "model": MODEL, "weights": {"join": 1.0}},
+    {"name": "popular", "scorer": "popular", "share": 0.5, "model": None, "weights": {}},
 ]
+# As in rooms: whether the viewer joins. Left out are the keys that the console does not read.
+JOIN = {"event": "join", "within_ms": 1_800_000, "until": None, "sum": None, "cap": None}
 REASON = {
     "feature": "host_affinity",
     "label": "joined this host's rooms",
@@ -73,6 +75,11 @@ def healthy(url="http://127.0.0.1:8000", **more):
         "error_share": 0.0,
         "client_error_share": 0.0,
         "errors": {},
+        "records_rps": {"accepted": 412.0, "duplicate": 1.5, "rejected": 0.4},
+        "candidates": 496_650,
+        "unknown_share": 0.004,
+        "viewers": 8_600,
+        "unknown_viewer_share": 0.031,
     }
     report = {
         "state": "ready",
@@ -81,7 +88,12 @@ def healthy(url="http://127.0.0.1:8000", **more):
         "causes": [],
         "applications": {"spaces": app},
         "surfaces": {
-            "spaces": {"model": MODEL, "experiment": {"name": "launch", "holdout": 0.0, "arms": ARMS}}
+            "spaces": {
+                "model": MODEL,
+                "experiment": {"name": "launch", "holdout": 0.0, "arms": ARMS},
+                "outcomes": {"join": JOIN},
+                "weights": {"join": 1.0},
+            }
         },
         "traffic": traffic,
         "memory": {"used_mib": 2855, "limit_mib": 6144},

@@ -111,3 +111,25 @@ def evaluation(surface: Surface) -> dict[str, Any]:
             "leaderboard": board,
         },
     }
+
+
+def trial(
+    number: int, loss: float | None, *, share: float = 1.0, failed: str | None = None, **given: Any
+) -> dict[str, Any]:
+    """Return a trial of a search as its report holds it; `given` are parameters of its network."""
+    point = {"width": 8, "mask_type": "entmax", "learning_rate": 0.01, "epochs": 20} | given
+    measured = {"valid_auc": 0.7, "valid_ndcg": None, "us_per_candidate": 1.25, "seconds": 3.0}
+    about = {"name": f"TabNet {number}", "kind": "tabnet", "valid_logloss": loss, "rows": 1_234_567.0}
+    return about | measured | {"share": share, "failed": failed, "point": point}
+
+
+TRIALS = [
+    trial(1, 0.30, width=8, learning_rate=0.01),
+    trial(2, 0.25, width=16, learning_rate=0.3),
+    trial(3, 0.20, width=32, learning_rate=0.02),
+    trial(4, None, share=0.0, failed="Diverged: the loss is not finite"),
+    trial(5, 0.40, share=0.25, width=16, learning_rate=0.05),
+    trial(6, 0.21, width=32, learning_rate=0.2),
+    trial(7, 0.31, width=8, learning_rate=0.4),
+    trial(8, 0.26, width=16, learning_rate=0.015),
+]

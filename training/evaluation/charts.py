@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from serve.report.charts import Axis, Limit, Series, plot
 from training.evaluation.verdict import MEASURES, TITLES
 
 MOST_FEATURES = 20
+Lines = Sequence[Mapping[str, Any]]
 
 
 def contenders(evaluation: Mapping[str, Any], by: str) -> str:
@@ -34,7 +35,7 @@ def learning(history: Sequence[Mapping[str, Any]], best_epoch: int) -> str:
     ]
     caption = "Where the lines part, the network overfits its training rows."
     best = [Limit("best", x=best_epoch, colour="muted")]
-    return plot("", Axis("epoch", whole=True), Axis("logloss"), lines, best, caption=caption)
+    return plot("", Axis("epoch", whole=True, is_time=True), Axis("logloss"), lines, best, caption=caption)
 
 
 def importance(lines: Sequence[Mapping[str, Any]]) -> str:
@@ -43,7 +44,7 @@ def importance(lines: Sequence[Mapping[str, Any]]) -> str:
     lost = sum(max(line["logloss"], 0.0) for line in lines) or 1.0
     losses = [100 * max(line["logloss"], 0.0) / lost for line in shown]
     names = [line["feature"] for line in shown]
-    caption = "Loss of the model without the feature. Features that can replace each other lose little each."
+    caption = "How much worse predictions are once a feature is shuffled. One that another can replace loses little."
     bars = [Series("logloss lost when permuted", losses, names, "bars", colour="model")]
     return _rows("", "% of all features", bars, caption=caption, pixels=30)
 
@@ -58,25 +59,27 @@ def costs(search: Mapping[str, Any]) -> str:
         "over the budget": ([line for line in rest if not line["fits"]], "line"),
         "winner": ([line for line in tried if line["name"] == search["winner"]], "model"),
     }
-    series = [
-        Series(
-            name,
-            [line["us_per_candidate"] for line in lines],
-            [line["valid_logloss"] for line in lines],
-            "points",
-            colour=colour,
-            notes=[line["name"] for line in lines],
-        )
-        for name, (lines, colour) in groups.items()
-    ]
-    ends = [pick(line["us_per_candidate"] for line in tried) for pick in (min, max)]
+    series = dots(groups, lambda line: line["us_per_candidate"])
+    # Beyond the dots, so that one dot has lines beside it too.
+    ends = [by * pick(line["us_per_candidate"] for line in tried) for pick, by in ((min, 0.9), (max, 1.1))]
     for line in board:
         if line["kind"] != "tabnet":
             series.append(Series(line["name"], ends, [line["valid_logloss"]] * 2, dashed=True))
     most_us = search["max_us_per_candidate"]
     budget = [] if most_us is None else [Limit("budget", x=most_us)]
-    caption = "Lower and further left is better. Dashed lines are other models, at any cost."
+    caption = (
+        "Each dot is a network: lower is better, further left is cheaper. Dashed lines are other models."
+    )
     return plot("", x, Axis("validation logloss"), series, budget, caption=caption, height=320)
+
+
+def dots(groups: Mapping[str, tuple[Lines, str]], x: Callable[[Any], Any]) -> list[Series]:
+    """Return dots of the validation logloss against `x`, by the name of a group and its colour."""
+    series = []
+    for name, (lines, colour) in groups.items():
+        losses, notes = ([line[key] for line in lines] for key in ("valid_logloss", "name"))
+        series.append(Series(name, [*map(x, lines)], losses, "points", colour=colour, notes=notes))
+    return series
 
 
 def _rows(title: str, x: str, series: Sequence[Series], *, caption: str, pixels: int) -> str:

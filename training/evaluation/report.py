@@ -13,15 +13,15 @@ from serve.model.artifact import load
 from serve.report.charts import reliability
 from serve.report.page import banner, details, footer, paragraph, section, table, tiles, whole_page
 from serve.report.rows import markdown
-from training.evaluation import charts, verdict
+from training.evaluation import charts, trials, verdict
 from training.evaluation.moves import moves
 from training.examination.examination import Examination
 
 EXPECTED = {
-    "expected_labels": "Expected labels: label events per exposure that an order would earn.",
-    "expected_utility": "Expected utility: the sum of weights times amounts per exposure that an order would earn.",
+    "expected_labels": "Expected labels are the label events per exposure that an order would earn.",
+    "expected_utility": "Expected utility is the sum of weights times amounts per exposure that an order would earn.",
 }
-LEGEND = "Examination: how often a position is looked at, relative to the first; ± one standard error."
+LEGEND = "Examination is how often a position is looked at, relative to the first; ± is one standard error."
 OF_PRIMARY = " AUC, logloss and ECE are of {}; NDCG@10 gains weights times amounts."
 OF_OUTCOMES = (
     "Expected: the amount per exposure that an order would earn, without position bias, in events, minutes or the "
@@ -73,26 +73,27 @@ def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
         *map(paragraph, headline + verdict.support(evaluation)),
     ]
     if search:
-        budget = f"Budget: {spelled(search['budget_s'])}, {search['tuning_share']:.0%} for LightGBM. "
-        budget += f"Looks at the test rows: {search['test_looks']}."
-        optimistic = "These rows chose the winner, so its figures on them are optimistic"
-        board = table(verdict.leaderboard(search), optimistic)
-        best = details("Leaderboard: the best 20 on the validation rows", board)
+        budget = f"The search had {spelled(search['budget_s'])}, {search['tuning_share']:.0%} of it to tune LightGBM. "
+        budget += f"Looks at the test rows so far: {search['test_looks']}; each makes later ones optimistic."
+        chosen = "These rows chose the winner, so its figures on them are optimistic. A tie is level with it"
+        board = table(verdict.leaderboard(search), chosen)
+        best = details("Leaderboard: the best 20 models on the validation rows", board)
         taught = table(verdict.teachers(search), "In brackets: 95 % intervals; below 0 is better")
-        parts.append(section("Search", charts.costs(search), paragraph(budget), taught, best))
+        found = charts.costs(search), paragraph(budget), taught, best, *trials.page_parts(search)
+        parts.append(section("Search", *found))
     measured = (
         f"{evaluation['rows']:,} {rows}, {evaluation['positives']:,} of them positive, "
         f"{verdict.order(evaluation)}; {span}."
     )
     differences = (
-        "Side by side on the same rows, in brackets 95 % intervals with viewers as clusters; for logloss, below 0 is "
-        "better. Popular has probabilities from a calibration fitted on these same rows, which favours it."
+        "Differences on the same rows. In brackets are 95 % intervals, with viewers as clusters. For logloss, below 0 "
+        "is better. The probabilities of popular are calibrated on these same rows, which favours it."
     )
     sliced = (
-        "NDCG@10 is of labels as shown, which favour the shown order. In brackets: 95 % intervals; one slice in twenty "
-        "is outside its interval by chance. A dash: too few rows"
+        "NDCG@10 rewards orders that resemble the one that was shown. In brackets are 95 % intervals; one slice in "
+        "twenty is outside its own by chance. A dash stands where there are too few rows"
     )
-    learned = "Of the winning trial; the model itself was then trained again, on more rows."
+    learned = "These are of the winning trial. The model itself was then trained again, on more rows."
     parts += [
         section(
             "Measures",

@@ -56,7 +56,7 @@ SAMPLED = {
 }
 COUNTS = ("rows", "slates", "positives")
 SLICE_COLUMNS = ("slice", *COUNTS, "NDCG@10", "popular's", "difference", "AUC", "logloss", "ECE")
-BOARD_COLUMNS = ("", "logloss", "AUC", "NDCG@10", "µs a candidate", "in budget", "tie", "epochs", "choices")
+BOARD_COLUMNS = ("", "logloss", "AUC", "NDCG@10", "µs a candidate", "in budget", "tie", "epochs")
 Evaluation = Mapping[str, Any]
 Rows = list[tuple[str, ...]]
 
@@ -277,16 +277,14 @@ def worst(parts: list[Mapping[str, Any]], most: int = 5) -> list[Mapping[str, An
 
 
 def leaderboard(search: Mapping[str, Any], most: int = 20) -> Rows:
-    """Return a header, then the best `most` of a search; a tie is one with the winner."""
+    """Return a header, then the best `most` of a search; a tie is level with the winner."""
     rows: Rows = [BOARD_COLUMNS]
     for line in search["leaderboard"][:most]:
         us, epochs = line["us_per_candidate"], line["epochs"]
         cells = [decimal(line[key]) for key in ("valid_logloss", "valid_auc", "valid_ndcg")]
         cells.append("–" if us is None else f"{us:.2f}")
         cells += [{True: "yes", False: "no"}.get(line.get(key), "–") for key in ("fits", "tie")]
-        config = {key: value for key, value in line["config"].items() if key != "epochs"}
-        choices = ", ".join(f"{key} {_short(value)}" for key, value in config.items())
-        rows.append((line["name"], *cells, "–" if epochs is None else str(epochs), choices))
+        rows.append((line["name"], *cells, "–" if epochs is None else str(epochs)))
     return rows
 
 
@@ -331,7 +329,3 @@ def _signed(value: float | None, error: float | None) -> str:
     if value is None or error is None:
         return "–"
     return f"{value:+.4f}{_bounds([value - ENOUGH * error, value + ENOUGH * error], '+')}"
-
-
-def _short(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

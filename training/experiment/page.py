@@ -23,13 +23,15 @@ TONES: Mapping[str, tuple[kit.Tone, str]] = {
     "no difference shown": ("unsure", "{treatment} neither won nor lost against {control}"),
     "invalid": ("bad", "invalid: the arms cannot be compared"),
 }
-CAPPED = "So that few do not decide, a viewer counts up to the 99th percentile, or if higher the 95th of those above 0"
+CAPPED = (
+    "A viewer's amount is capped at the 99th percentile, or at the 95th of those above 0 if that is higher"
+)
 HOW_TO_READ = (
-    "Effects are of the treatment against the control, by assigned arm, for answers of all rungs. Control and "
-    "treatment are means, adjusted by the same viewers' behaviour in the pre-period if there is one. The interval of "
-    "one look (fixed horizon) holds at a time set in advance and decides at the declared end; until then the other "
-    "one decides, which you may read as often as you like, like the p-values. p (Holm) is corrected for the number of "
-    "metrics. Formulas and sources: docs/experiments.md."
+    "Effects compare the treatment with the control. A viewer counts in the assigned arm, whatever the rung (how "
+    "complete an answer is). Means are adjusted by what the same viewers did before, if that is known. The interval at "
+    "one look (fixed horizon) holds at a time that was set in advance, and decides at the declared end. Until then "
+    "the other one decides, which you may read as often as you like, and the p-values go with it. p (Holm) is "
+    "corrected for the number of metrics. Formulas and sources: docs/experiments.md."
 )
 
 
@@ -51,8 +53,8 @@ def page(result: Report) -> str:
     doubt = (
         "No number here compares the arms, until the cause is found."
         if result["verdict"] == "invalid"
-        else f"The effect is of the viewers of these {len(days)} days: a first effect may fade, and what viewers of "
-        "one arm do may reach those of the other."
+        else f"whether the effect lasts. It is that of the viewers of these {len(days)} days. What viewers of one arm "
+        "do may also reach those of the other."
     )
     how = kit.paragraph(HOW_TO_READ * bool(result["metrics"]))
     shown = [metric for metric in result["metrics"] if metric["effect"]]
@@ -248,4 +250,4 @@ def _cumulative_chart(metric: Mapping[str, Any], days: Sequence[str], ended: boo
     ]
     y = Axis("effect", format=PERCENT) if relative else Axis(f"effect, {metric['unit']}")
     none = Limit("", y=0, colour="muted")
-    return plot(f"{metric['title']}, cumulative by day", Axis(""), y, series, [none])
+    return plot(f"{metric['title']}, cumulative by day", Axis("", is_time=True), y, series, [none])

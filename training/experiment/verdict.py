@@ -123,7 +123,7 @@ def outlook(verdict: Verdict, days: int | None, awaited: str, instead: str | Non
         return instead
     if days is None:
         return f"the days until {awaited} are unknown: there is too little data, or no new viewers come"
-    more = f"after {days} more day{'s' * (days != 1)}" if days else "with the viewers so far"
+    more = f"after {days:,} more day{'s' * (days != 1)}" if days else "with the viewers so far"
     return f"{awaited} {more}"
 
 

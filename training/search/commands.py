@@ -89,7 +89,7 @@ def _search(surface: str, log: Path, out: Path, budget: str, as_json: bool, **gi
     if found["teachers"]:
         lines.append(columns(teachers(found)))
     lines.append("on the validation rows, which chose the winner:")
-    lines.append(columns([row[:-1] for row in leaderboard(found, most=10)]))
+    lines.append(columns(leaderboard(found, most=10)))
     lines += [f"NOT passed: {reason}" for reason in found["reasons"]] or ["passed"]
     if given["models"] and not found["passed"]:
         lines.append(not_published(out, given["models"]))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from statistics import median
 from typing import Any
 
 from ray import tune
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler
 
 from serve.contract.errors import TabrankError
@@ -40,6 +42,8 @@ ROWS_PER_S = 500
 MIN_TRIAL_ROWS = 15_000
 # End the trials after this many failures. Fewer may be the fault of single points of the space.
 MAX_FAILED_TRIALS = 5
+# Tell the progress this often, because a single trial may take minutes.
+TOLD_EVERY_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,23 @@ class Deadline(tune.Stopper):  # type: ignore[misc]
         return is_late and any(entry.finished for entry in tried)
 
 
+class Progress(tune.Callback):  # type: ignore[misc]
+    """Tells every `TOLD_EVERY_S` how far the networks are that are in training."""
+
+    def __init__(self, deadline: Deadline, board: Leaderboard) -> None:
+        self._deadline, self._board, self._told_s = deadline, board, time.monotonic()
+
+    def on_step_end(self, iteration: int, trials: Sequence[Trial], **info: Any) -> None:
+        """Print a line if it is time; Ray Tune calls this many times a second."""
+        if time.monotonic() - self._told_s >= TOLD_EVERY_S:
+            self._told_s = time.monotonic()
+            running = [one.last_result or {} for one in trials if one.status == Trial.RUNNING]
+            far = " and ".join(f"{result.get('percent', 0)} %" for result in running)
+            now = f"in training: {len(running)}" + f", at {far} of their epochs" * bool(running)
+            left = max(self._deadline.left_s(), 0) / 60
+            print_progress(f"networks tried: {len(self._board.tried())}; {now}; {left:.1f} min left")
+
+
 def run_trials(run: SearchRun, costs: Costs, first: Sequence[FitConfig]) -> None:
     """Train networks until the winner's training needs the rest of the budget; try `first` first.
 
@@ -140,7 +161,7 @@ def run_trials(run: SearchRun, costs: Costs, first: Sequence[FitConfig]) -> None
         train.save(folder, "train")
         encode_rows(task.encoder, valid, task.examinations).save(folder, "valid")
         try:
-            _tuner(task, folder, study, deadline).fit()
+            _tuner(task, folder, study, deadline, Progress(deadline, board)).fit()
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     if run.winner() is None:
@@ -206,7 +227,7 @@ def describe_trial(entry: BoardEntry, best: BoardEntry | None, left_s: float) ->
     return "; ".join([*parts, f"{max(left_s, 0) / 60:.1f} min left"])
 
 
-def _tuner(task: Task, folder: Path, study: Study, deadline: Deadline) -> tune.Tuner:
+def _tuner(task: Task, folder: Path, study: Study, deadline: Deadline, progress: Progress) -> tune.Tuner:
     shared = {"folder": folder, "encoder": task.encoder, "base": task.base, "judged": Judged.of(task)}
     trainable = tune.with_parameters(run_trial, **shared)
     return tune.Tuner(
@@ -226,5 +247,7 @@ def _tuner(task: Task, folder: Path, study: Study, deadline: Deadline) -> tune.T
             max_concurrent_trials=num_at_once(),
             reuse_actors=True,
         ),
-        run_config=tune.RunConfig(name="run", storage_path=str(folder / "tune"), stop=deadline, verbose=0),
+        run_config=tune.RunConfig(
+            name="run", storage_path=str(folder / "tune"), stop=deadline, callbacks=[progress], verbose=0
+        ),
     )

@@ -34,7 +34,7 @@ from training.fit.trainer import train
 from training.network.model import Model
 from training.search.budget import MONITORED_SHARE, FinalTraining
 from training.search.distil import brought, distilled
-from training.search.leaderboard import BoardEntry
+from training.search.leaderboard import SHOWN, BoardEntry
 from training.search.space import Space
 from training.search.trials import SearchRun
 from training.terminal import PARTS, print_progress
@@ -106,6 +106,7 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
         "budget_s": run.clock.budget_s,
         "tuning_share": TUNING_SHARE,
         "leaderboard": run.board.table(task.settings.max_us, winner),
+        "trials": [{name: getattr(one, name) for name in SHOWN} for one in run.board.tried()],
         "max_us_per_candidate": task.settings.max_us,
         "test_looks": run.clock.increment(TEST_LOOKS),
         **stands_for,

@@ -13,6 +13,8 @@ from typing import Any
 
 import msgspec
 
+from serve.contract.errors import ArtifactRefused
+from serve.model.artifact import peek
 from serve.model.mirror import mirror_of
 from serve.operate.status.report import Report
 from serve.rollout import history
@@ -20,6 +22,10 @@ from serve.rollout.registry import ModelRegistry
 from serve.storage.bucket import is_bucket, place
 
 NUM_CHANGES, NUM_NEWEST = 8, 20
+# Versions that can be compared, the newest. Each reads an evaluation, a few milliseconds.
+NUM_COMPARED = 20
+COMPARED = ["measured_on", "test_rows", "validation_rows", "outcomes", "rows", "span_ms", "log", "teachers"]
+COMPARED += ["seconds", "network", "fit"]
 LOGGED = ["ts_ms", "viewer", "candidates", "context", "stated", "pinned"]
 
 
@@ -41,7 +47,8 @@ class Application:
     def described(self) -> dict[str, Any]:
         """Return its paths, versions (newest first), last changes, and the experiment's report.
 
-        The report is one that `training experiment report` wrote beside the log, or None.
+        The newest versions have `about`, by which to compare them. The report is one that `training
+        experiment report` wrote beside the log, or None.
         """
         # Reports are on the disk: of a log in a bucket, beside the configuration.
         beside = self.config.parent if is_bucket(str(self.log)) else self.log.parent
@@ -49,12 +56,15 @@ class Application:
         changes = history.read(models).entries
         reports = (_read(folder / "report.json") for folder in (out, beside / "report"))
         ours = (report for report in reports if report.get("experiment") == self.experiment)
+        versions = ModelRegistry(models).table()
+        for one in versions[:NUM_COMPARED]:
+            one["about"] = _about(models / one["version"])
         return {
             "name": self.name,
             "experiment": self.experiment,
             **{key: _shown(getattr(self, key)) for key in ("config", "log", "models")},
             "out": _shown(out),
-            "versions": ModelRegistry(models).table(),
+            "versions": versions,
             "changes": msgspec.to_builtins(changes[: -NUM_CHANGES - 1 : -1]),
             "report": next(ours, None) if self.experiment else None,
         }
@@ -101,6 +111,26 @@ def applications(found: Report, deployed: Mapping[str, Any]) -> list[Application
         return Application(name, url, config, log, models, experiment.get("name", ""), given.get("clock", ""))
 
     return [application(name, url) for name, url in (found.our_urls or {"": found.url}).items()]
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    """Return what the artifact in a folder says of itself; empty if it is refused.
+
+    Besides `COMPARED` of the manifest these are `features`, the `weights` of the outcomes when they
+    were measured, the winner's `us_per_candidate` in its search, and the `bytes` of each file.
+    """
+    if (artifact := peek(folder)) is None:
+        return {}
+    found = {key: artifact.manifest[key] for key in COMPARED if key in artifact.manifest}
+    found["bytes"] = {name: (folder / name).stat().st_size for name in artifact.manifest["files"]}
+    with suppress(ArtifactRefused, ValueError):
+        evaluation = json.loads(artifact.read("evaluation.json"))
+        search = evaluation.get("search", {})
+        cost = {one["name"]: one["us_per_candidate"] for one in search.get("leaderboard", ())}
+        found["features"] = [*evaluation["features"]]
+        found["weights"] = {name: one["weight"] for name, one in evaluation.get("outcomes", {}).items()}
+        found["us_per_candidate"] = cost.get(search.get("winner"))
+    return found
 
 
 def _newest(segment: Path) -> list[dict[str, Any]]:

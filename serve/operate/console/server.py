@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
 import urllib.error
 import urllib.request
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
@@ -66,6 +67,9 @@ class OwnOrigin:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one ASGI scope, with headers that bind the page to this origin."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
 
         async def send_bound(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -134,7 +138,14 @@ def console(watch: Watch, run: Path | None, address: str | None, port: int) -> A
         Route("/data/requests", requests),
         Route("/data/rank", rank, methods=["POST"]),
     ]
-    return OwnOrigin(Starlette(routes=routes), port)
+
+    @asynccontextmanager
+    async def reading(_: Starlette) -> AsyncIterator[None]:
+        task = asyncio.create_task(watch.keep_reading())
+        yield
+        task.cancel()
+
+    return OwnOrigin(Starlette(routes=routes, lifespan=reading), port)
 
 
 def tried(url: str, body: bytes) -> tuple[dict[str, Any], int]:
@@ -183,7 +194,7 @@ def serve(run: Path | None, address: str | None, port: int | None, progress: Cal
 
 def server(app: ASGIApp) -> uvicorn.Server:
     """Return a server of an application."""
-    return uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off"))
+    return uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
 
 
 def _listener(port: int | None) -> socket.socket:

@@ -132,7 +132,7 @@ def write_plan(folder: Path, report: Report) -> None:
 def _page(report: Report) -> str:
     """Return report.html: the verdict, the plot, then the changes."""
     timeline, names = report["timeline"], [*report["deployments"], NODES]
-    at_s = [row[TIME] for row in timeline]
+    at_s, time = [row[TIME] for row in timeline], Axis("second of the trace", is_time=True)
     colours = dict.fromkeys(names[:1], "model")
     series = [Series(n, at_s, [row[n] for row in timeline], "step", colour=colours.get(n)) for n in names]
     numbers = [
@@ -148,7 +148,7 @@ def _page(report: Report) -> str:
     parts = [
         banner("good" if report["fits"] else "bad", _verdict(report).capitalize(), why, doubt),
         tiles(numbers),
-        plot("Replicas and nodes", Axis("second of the trace"), Axis("count", zero=True, whole=True), series),
+        plot("Replicas and nodes", time, Axis("count", zero=True, whole=True), series),
         section("Changes", tabled(_rows(report)), bullets(_lines(report))),
         footer({}, "Ray's own scaling code ran on simulated time.", ("plan.json",)),
     ]

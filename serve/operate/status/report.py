@@ -66,6 +66,8 @@ class Counted(Record):
         steady_rps: Highest rate that rankings kept up for five minutes in the last hour.
         candidates: Number of candidates of live rankings, without those of tests.
         unknown_share: Share of these candidates that are unknown, and therefore last.
+        viewers: Number of viewers that live rankings looked up.
+        unknown_viewer_share: Share of these viewers that are unknown.
         model_rankings: Number of live rankings by a model.
         no_context_share: Share of these that lack context on which the model was trained.
     """
@@ -88,18 +90,25 @@ class Counted(Record):
     steady_rps: float = 0.0
     candidates: int = 0
     unknown_share: float | None = None
+    viewers: int = 0
+    unknown_viewer_share: float | None = None
     model_rankings: int = 0
     no_context_share: float | None = None
 
 
 class Traffic(Counted):
-    """Rate, latency and counts of all applications within `window_s`, and each one's counts."""
+    """Rates, latency and counts of all applications within `window_s`, and the counts of each.
+
+    `records_rps` has the records of `/v1/events` a second, by what became of them: "accepted",
+    "duplicate" (of an earlier one) or "rejected". It is empty if no metric counts them.
+    """
 
     window_s: float = 0.0
     rate_rps: float | None = None
     p50_ms: float | None = None
     p90_ms: float | None = None
     p99_ms: float | None = None
+    records_rps: dict[str, float] = field(default_factory=dict)
     applications: dict[str, Counted] = field(default_factory=dict)
 
 

@@ -19,6 +19,12 @@ RANKINGS, LATENCY = catalog.RANKINGS.exported, f"{catalog.LATENCY.exported}_buck
 FRESHNESS, REASONS = catalog.FRESHNESS.exported, catalog.DEGRADED.exported
 STEADY = catalog.STEADY.exported
 LOOKUPS, CONTEXTS = catalog.LOOKUPS.exported, catalog.LIVE_RANKINGS.exported
+VIEWERS = catalog.VIEWERS.exported
+# Records of /v1/events by what became of them: the kinds that Ingest counts. A replica also counts
+# those that it rejects itself, which Ingest never sees.
+TAKEN, REJECTED = catalog.RECORDS.exported, catalog.REJECTED.exported
+ACCEPTED = ("event", "viewer", "candidate", "forget", "ended")
+KINDS = {"accepted": ACCEPTED, "duplicate": ("duplicate",), "rejected": ("rejected",)}
 # Requests that reached a replica. Ray Serve's label `status_code` has the status.
 REQUESTS = "ray_serve_num_http_requests_total"
 # Answers that clients got. HAProxy's label `code` has the class of their status, such as 5xx.
@@ -136,6 +142,7 @@ class PageHistory:
             p50_ms=_quantile_ms(within, 0.5),
             p90_ms=_quantile_ms(within, 0.9),
             p99_ms=_quantile_ms(within, 0.99),
+            records_rps=self._records_rps(),
             applications={
                 name: Counted(**_counted(before.of("application", name), after.of("application", name)))
                 for name in sorted(names)
@@ -168,15 +175,24 @@ class PageHistory:
                 return Memory(round(used) >> 20, round(limit) >> 20, node)
         return Memory()
 
-    def _rate_rps(self) -> float:
+    def _records_rps(self) -> dict[str, float]:
+        """Return the rates of records by what became of them; empty if no page counts any."""
+        if not self._pages[-1].all(REJECTED):
+            return {}
+        rates = {name: self._rate_rps(TAKEN, *kinds) for name, kinds in KINDS.items()}
+        rates["rejected"] += self._rate_rps(REJECTED)
+        return {name: round(rate, 3) for name, rate in rates.items()}
+
+    def _rate_rps(self, name: str = RANKINGS, *kinds: str) -> float:
         """Return the sum of the replicas' rates, each between its first and last moved counter.
 
-        For a counter that moved only once, the growth over all pages counts.
+        With `kinds`, only series with one of these values of the label `kind` count. For a counter
+        that moved only once, the growth over all pages counts.
         """
-        pages, rate = self._comparable, 0.0
-        steps = [(now.at_s, _grown(was, now, RANKINGS, REPLICA)) for was, now in itertools.pairwise(pages)]
+        pages, rate = [page.of("kind", *kinds) if kinds else page for page in self._comparable], 0.0
+        steps = [(now.at_s, _grown(was, now, name, REPLICA)) for was, now in itertools.pairwise(pages)]
         window_s = pages[-1].at_s - pages[0].at_s
-        for replica in _grown(pages[0], pages[-1], RANKINGS, REPLICA):
+        for replica in _grown(pages[0], pages[-1], name, REPLICA):
             (since, first), *later = [(at_s, grown[replica]) for at_s, grown in steps if replica in grown]
             rate += sum(count for _, count in later) / (later[-1][0] - since) if later else first / window_s
         return rate
@@ -212,6 +228,7 @@ def _counted(before: Page, after: Page) -> dict[str, Any]:
     of_callers = before.of("http_route", *ROUTES), after.of("http_route", *ROUTES)
     calls = _grown(*of_callers, ANSWERED, STATUS)
     known, has_context = grown(LOOKUPS, "known"), grown(CONTEXTS, "has_context")
+    viewers = grown(VIEWERS, "known")
     candidates, asked = sum(known.values()), sum(has_context.values())
     mistaken = {status: n for status, n in calls.items() if status.startswith("4") and status != "429"}
     return {
@@ -233,6 +250,8 @@ def _counted(before: Page, after: Page) -> dict[str, Any]:
         "steady_rps": sum(after.all(STEADY)),
         "candidates": round(candidates),
         "unknown_share": _share(known.get("false", 0.0), candidates),
+        "viewers": round(sum(viewers.values())),
+        "unknown_viewer_share": _share(viewers.get("false", 0.0), sum(viewers.values())),
         "model_rankings": round(asked),
         "no_context_share": _share(has_context.get("false", 0.0), asked),
     }

@@ -29,7 +29,7 @@ NOTHING = "–"
 COMMAND = re.compile(r"`[^`]*`")
 COLOURS = {"healthy": "bold green", "degraded": "bold red", "down": "bold red", "unknown": "bold yellow"}
 # The width of the labels, and how many changes fit beside the rest on 24 lines.
-LABEL, MAX_CHANGES = 10, 4
+LABEL, MAX_CHANGES = 10, 3
 
 # A label, a text, and their style.
 Row = tuple[str, str, str]
@@ -112,10 +112,14 @@ def _of_traffic(found: Report, traffic: Traffic, faults: set[str]) -> Iterator[R
     reasons = f"; degraded by {shown(traffic.reasons)}" if traffic.reasons else ""
     yield "answers", (shown(traffic.rungs) or NOTHING) + reasons, _red(faults & {"not_full"})
     # The line is left out if all is well, so that a healthy service fits a small terminal.
-    if traffic.unknown_share or traffic.no_context_share:
+    if traffic.unknown_share or traffic.unknown_viewer_share or traffic.no_context_share:
         unknown = f"{number(traffic.unknown_share, '.1%')} of the candidates"
+        if traffic.viewers:
+            unknown += f", {number(traffic.unknown_viewer_share, '.1%')} of the viewers"
         lacking = f"{number(traffic.no_context_share, '.1%')} of the rankings lack the model's context"
         yield "unknown", f"{unknown}; {lacking}", _red(faults & {"unknown_candidates", "no_context"})
+    records = ", ".join(f"{_number(rate)}/s {name}" for name, rate in traffic.records_rps.items())
+    yield "records", records or NOTHING, ""
     failed = f"{number(traffic.error_share, '.1%')} failed{_kinds(traffic.errors)}"
     refused = f"{number(traffic.refused_share, '.1%')} refused"
     mistaken = f"{number(traffic.client_error_share, '.1%')} client errors{_kinds(traffic.client_errors)}"

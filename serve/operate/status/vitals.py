@@ -93,15 +93,17 @@ def pages_of(service: ServiceState) -> list[str]:
 
 
 def answers_of(service: ServiceState) -> dict[str, dict[str, Any]]:
-    """Return the /readyz of each of our applications, with the experiment of its /v1/model.
+    """Return what each application says of itself; empty for one that does not answer.
 
-    It is empty for one that does not answer. An application without a route cannot be asked.
+    It is the body of `/readyz`, with the experiment, outcomes and weights of `/v1/model`. An
+    application without a route cannot be asked.
     """
     found = {}
     for name, url in service.our_urls.items():
         ready, model = _get(f"{url}/readyz"), _get(f"{url}/v1/model")
         # An error has a body too, so look for a field that only a good answer has.
-        found[name] = {**ready, "experiment": model.get("experiment")} if "store" in ready else {}
+        told = {key: model.get(key) for key in ("experiment", "outcomes", "weights")}
+        found[name] = ready | told if "store" in ready else {}
     return found
 
 

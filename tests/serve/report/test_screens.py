@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from serve.__main__ import app
 from tests.support.browser import WIDTHS, browser, needs_axe, needs_chromium, page_at, violations
-from tests.support.evaluation_rows import evaluation
+from tests.support.evaluation_rows import TRIALS, evaluation
 from tests.support.experiment_log import SURFACE, write_experiment
 from training.evaluation.report import report_page
 from training.evaluation.sweep_page import write
@@ -50,6 +50,7 @@ def pages(tmp_path_factory, surface):
     folder = tmp_path_factory.mktemp("reports")
     (folder / "model").mkdir()
     found = json.loads(json.dumps(evaluation(surface)))
+    found["search"]["trials"] = TRIALS
     (folder / "model" / "report.html").write_text(report_page(MANIFEST, found))
     log = write_experiment(folder / "log", uplift=0.5, days=3)
     found = report(log, Declared("launch"), SURFACE)

@@ -58,10 +58,11 @@ def slate(
     num_unknown=0,
     rules=(),
     num_unmet=0,
+    unknown_viewer=False,
     **asked,
 ):
     arm, candidates = SimpleNamespace(name=arm, slate=rules), ["c"] * candidates
-    asked = {"model": model, "lacks_context": False} | asked
+    asked = {"model": model, "lacks_context": False, "viewer": "ann"} | asked
     query = SimpleNamespace(experiment="launch", arm=arm, candidates=candidates, traffic=traffic, **asked)
     stage_ms = {"features": 2.0, "score": 5.0}
     return SimpleNamespace(
@@ -72,6 +73,7 @@ def slate(
         stage_ms=stage_ms,
         num_unknown=num_unknown,
         num_unmet=num_unmet,
+        unknown_viewer=unknown_viewer,
     )
 
 
@@ -116,20 +118,24 @@ def test_rankings_are_counted_by_arm_rung_and_model(reported):
     assert reported["tabrank_degraded", "kill_switch"] == 0
 
 
-def test_unknown_candidates_and_missing_context_are_counted_in_live_traffic(reported):
+def test_unknown_ids_and_missing_context_are_counted_in_live_traffic(reported):
     tab = RankMetrics("tab")
     tab.tick(moment())
     # A counter's first sample is not an increase.
-    for name in ("tabrank_candidate_lookups", "tabrank_live_rankings"):
+    for name in ("tabrank_candidate_lookups", "tabrank_viewer_lookups", "tabrank_live_rankings"):
         assert (reported[name, "true"], reported[name, "false"]) == (0, 0)
     tab.ranked(slate(candidates=10), 12.0)
-    tab.ranked(slate(candidates=10, num_unknown=4, lacks_context=True), 12.0)
+    tab.ranked(slate(candidates=10, num_unknown=4, lacks_context=True, unknown_viewer=True), 12.0)
     # An arm without a model needs no context, and a test may make up ids.
-    tab.ranked(slate("popular", model=None, candidates=3), 12.0)
-    tab.ranked(slate(candidates=10, num_unknown=10, lacks_context=True, traffic="test"), 12.0)
+    tab.ranked(slate("popular", model=None, candidates=3, viewer=None), 12.0)
+    tab.ranked(
+        slate(candidates=10, num_unknown=10, lacks_context=True, unknown_viewer=True, traffic="test"), 12.0
+    )
     tab.tick(moment())
     assert reported["tabrank_candidate_lookups", "true"] == 10 + 6 + 3
     assert reported["tabrank_candidate_lookups", "false"] == 4
+    # A request without a viewer has none that could be unknown.
+    assert (reported["tabrank_viewer_lookups", "true"], reported["tabrank_viewer_lookups", "false"]) == (1, 1)
     assert (reported["tabrank_live_rankings", "true"], reported["tabrank_live_rankings", "false"]) == (1, 1)
 
 

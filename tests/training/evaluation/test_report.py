@@ -53,7 +53,7 @@ def test_the_page_is_whole_in_itself_and_fits_a_phone(page):
 def test_the_verdict_comes_first_then_the_searchs_headline_escaped(page, evaluation):
     headline = page.index("&lt;trial 3&gt; (24 wide, 2 steps, entmax, 4.0 µs a candidate)")
     assert page.index("<strong>The model beats popular</strong>") < headline < page.index("<h2>")
-    assert "Budget: 15 min, 10% for LightGBM. Looks at the test rows: 1." in page
+    assert "The search had 15 min, 10% of it to tune LightGBM. Looks at the test rows so far: 1;" in page
     without = {key: value for key, value in evaluation.items() if key != "search"}
     assert Page(report_page(MANIFEST, without)).tags.count("figure") == 4
 

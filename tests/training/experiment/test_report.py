@@ -622,7 +622,7 @@ def test_the_limit_of_exposures_is_named_without_a_metric_that_uses_it(tmp_path)
     result = report(write_rows(tmp_path / "log", exposures, []), LAUNCH)
     assert result["primary_metric"] == "active_days"
     assert result["guardrail_tests"][0]["capped"] == {"exposures": {"at": 3.0, "viewers": 0}}
-    assert "or if higher the 95th of those above 0: exposures 3 (viewers above: 0)" in text(result)
+    assert "or at the 95th of those above 0 if that is higher: exposures 3 (viewers above: 0)" in text(result)
 
 
 def test_an_effect_that_a_handful_of_viewers_would_show_has_a_report(tmp_path):

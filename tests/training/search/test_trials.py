@@ -10,7 +10,7 @@ from training.fit.loop import FitConfig
 from training.search.budget import Forecast
 from training.search.leaderboard import BoardEntry, Leaderboard
 from training.search.task import SearchSettings
-from training.search.trials import MAX_FAILED_TRIALS, Deadline, SearchRun
+from training.search.trials import MAX_FAILED_TRIALS, Deadline, Progress, SearchRun
 
 # The trial takes 10 s for 100,000 row passes; the winner trains on 200,000 rows.
 TRIAL = BoardEntry(
@@ -185,3 +185,22 @@ def test_a_first_trial_that_was_stopped_tells_how_long_a_whole_one_takes(search,
     search.clock.budget_s, search.clock.spent_s = 40.0, 30.0
     deadline.warn_of_shortage(stopped)
     assert "TabNet 1 takes 10 s; --budget" in capsys.readouterr().err
+
+
+def test_while_networks_train_the_search_tells_how_far_they_are(search, capsys, monkeypatch):
+    now_s = 1_000.0
+    monkeypatch.setattr("training.search.trials.time", SimpleNamespace(monotonic=lambda: now_s))
+    progress = Progress(search.deadline(), search.board)
+    trials = [
+        SimpleNamespace(status="RUNNING", last_result={"percent": 40}),
+        SimpleNamespace(status="RUNNING", last_result=None),
+        SimpleNamespace(status="TERMINATED", last_result={"percent": 100}),
+    ]
+    for step in range(40):
+        now_s += 1.0
+        progress.on_step_end(step, trials)
+    told = "networks tried: 0; in training: 2, at 40 % and 0 % of their epochs; 4.7 min left\n"
+    assert capsys.readouterr().err == 2 * told
+    now_s += 20.0
+    progress.on_step_end(40, [])
+    assert "; in training: 0; " in capsys.readouterr().err

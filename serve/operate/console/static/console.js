@@ -6,7 +6,8 @@ import { Try } from "./try.js";
 
 const { html, render, useEffect, useState } = htmPreact;
 const PAGES = { now: ["Now", Now], try: ["Try", Try], models: ["Models and experiments", Models] };
-const MAX_POINTS = 300;
+// The console keeps an hour of points, at most one for every read.
+const HISTORY_MS = 3600e3;
 const EVERY_MS = 2000, SILENT_MS = 5000;
 
 // What the console said last, with all points, and `lost`: since when it has been silent.
@@ -20,7 +21,8 @@ function useNews() {
         const news = await answer.json();
         heard = Date.now();
         newest = news.points.at(-1)?.[0] ?? newest;
-        setState((old) => ({ ...news, lost: null, points: [...old.points, ...news.points].slice(-MAX_POINTS) }));
+        const recent = ([at]) => at >= newest - HISTORY_MS;
+        setState((old) => ({ ...news, lost: null, points: [...old.points, ...news.points].filter(recent) }));
       } catch {
         setState((old) => ({ ...old, lost: old.lost ?? heard }));
       }

@@ -1,9 +1,14 @@
-// Models and experiments: versions with their yardstick, the verdict, and the commands that change them.
+// Models and experiments: versions beside each other, the verdict, and the commands that change them.
 import { AWAY, Banner, clock, Command, DASH, load, number, percent, signed, Table } from "./parts.js";
 
 const { html, useEffect, useState } = htmPreact;
-const MEASURES = { expected_labels: "expected labels", "ndcg@10": "NDCG@10", logloss: "logloss" };
+const MEASURES = { expected_labels: "expected labels", expected_utility: "expected utility", "ndcg@10": "NDCG@10", logloss: "logloss" };
 const VERDICTS = { won: "healthy", lost: "down", invalid: "down" };
+const MEASURED_ON = { test: "test rows", validation: "validation rows, which also chose its calibration" };
+// Settings that change neither the quality of a model nor its cost.
+const SILENT = ["num_workers"];
+// More names than these are shown by their number.
+const FEW = 5;
 
 export function Models({ found }) {
   const [data, setData] = useState(null);
@@ -16,7 +21,9 @@ export function Models({ found }) {
   const named = Object.entries(found?.surfaces ?? {}).map(([name, one]) => ({ name, experiment: one.experiment?.name }));
   return [data.applications, named, [{}]].find((some) => some.length).map((app) => html`
     <${Experiment} app=${app} declared=${found?.surfaces?.[app.name]?.experiment} seen=${found?.traffic?.arms ?? {}} />
-    <${Versions} app=${app} shifts=${data.shifts.filter((one) => one.application === app.name)} />
+    <${Versions} app=${app} />
+    <${SideBySide} versions=${app.versions ?? []} />
+    <${History} app=${app} shifts=${data.shifts.filter((one) => one.application === app.name)} />
     <${Commands} app=${app} options=${data.options} />`);
 }
 
@@ -26,13 +33,14 @@ function Experiment({ app, declared, seen }) {
   const command = `python -m training experiment report --log ${app.log} --config ${app.config} --experiment ${app.experiment} --out ${out}`;
   const shared = declared?.arms.filter((arm) => arm.share > 0).length !== 1;
   return html`<h2>Experiment ${app.experiment}</h2>
-    ${declared ? html`<${Table} caption="Arms" head=${["arm", "scorer", "model", "#share", "#seen now"]}
+    ${declared ? html`<${Table} caption="Arms: the share of viewers that each is to have, and its share of the rankings now"
+      head=${["arm", "scorer", "model", "#share", "#seen now"]}
       rows=${declared.arms.map((arm) => [arm.name, arm.scorer, arm.model ?? DASH, percent(arm.share), percent(seen[arm.name])])} />`
       : html`<p>The service does not answer, so its arms are not known.</p>`}
     ${report && html`<${Verdict} report=${report} />`}
-    ${!shared && html`<p>One arm has all viewers: there is nothing to compare until another has a share.</p>`}
+    ${!shared && html`<p>One arm has all viewers. There is nothing to compare until another arm has a share.</p>`}
     ${shared && app.experiment && app.log && html`<${Command} text=${command}
-      about=${report ? "Judge it anew" : "No report is beside the log yet; this makes one"} />`}`;
+      about=${report ? "Judge the experiment again, with the log as it is now" : "There is no report beside the log yet. This command writes one"} />`}`;
 }
 
 function Verdict({ report }) {
@@ -46,8 +54,8 @@ function Verdict({ report }) {
   return html`
     <${Banner} state=${VERDICTS[report.verdict] ?? "unknown"} doubt=${report.warnings.join("; ")}
       line=${`${report.treatment} against ${report.control}: ${report.verdict}`}><p>${report.reason}; ${report.outlook}.</p><//>
-    <${Table} caption=${`${report.treatment} against ${report.control}, 95 % ${ended ? "at the declared end" : "valid however often you look"}`}
-      head=${["metric", "#effect", "#from", "#to", "interval; dashed: no difference"]}
+    <${Table} caption=${`${report.treatment} beside ${report.control}. The 95 % intervals are ${ended ? "those of the declared end" : "valid however often you look"}.`}
+      head=${["metric", "#effect", "#from", "#to", "interval; the dashed line is no difference"]}
       rows=${rows.map((one) => [one.title, text(one.middle), text(one.low), text(one.high), html`<${Interval} ...${one} widest=${widest} />`])} />`;
 }
 
@@ -68,21 +76,96 @@ function yardstick({ metrics, measured_on, paired }) {
   // Logloss decides without an order, so it shows better predictions only.
   const better = by === "logloss" ? "predicts better than popular" : "beats popular";
   const outcome = { true: better, false: "does not beat popular" }[pair.gate.beats] ?? "undecided";
-  return `${MEASURES[by] ?? by} ${ours.toFixed(4)}; to popular ${signed(pair[by])}${spread}: ${outcome}`;
+  return `${MEASURES[by] ?? by} ${ours.toFixed(4)}, beside popular ${signed(pair[by])}${spread}: ${outcome}`;
 }
 
-function Versions({ app, shifts }) {
-  const rows = app.versions?.map((one) => [
-    one.version, one.state + (one.current && one.state !== "current" ? " (current)" : ""),
-    clock(one.made), yardstick(one), one.reason,
-  ]);
+const stateOf = (one) => one.state + (one.current && one.state !== "current" ? " (current)" : "");
+
+function Versions({ app }) {
+  const rows = app.versions?.map((one) => [one.version, stateOf(one), clock(one.made), yardstick(one), one.reason]);
+  const caption = `Versions in ${app.models}, newest first. ± is two standard errors.`;
   return html`<h2>Versions</h2>
-    ${!rows ? html`<p>Versions, changes and reports: ${AWAY}.</p>` : rows.length ? html`<${Table} caption=${`Versions in ${app.models}, newest first; differences with two standard errors`}
-      head=${["version", "state", "made", "yardstick", "reason"]} rows=${rows} />` : html`<p>None is published in ${app.models}.</p>`}
-    <${Table} caption="Trials: rows that two versions scored (shadow, canary, newly promoted)"
+    ${!rows ? html`<p>Versions, changes and reports: ${AWAY}.</p>` : rows.length ? html`<${Table} caption=${caption}
+      head=${["version", "state", "made", "yardstick", "reason"]} rows=${rows} />` : html`<p>No version is published in ${app.models}.</p>`}`;
+}
+
+// What a version says of itself, by question, in the order in which to read: how good it is, what it
+// predicts, what it has learned from, what it costs, and its settings. An answer is a text or names.
+function facts({ about, metrics }) {
+  const found = {}, { outcomes = {}, weights = {}, bytes = {} } = about;
+  const where = about.measured_on;
+  if (where) found["measured on"] = `${number(about[`${where}_rows`], 0)} ${MEASURED_ON[where]}`;
+  for (const [name, value] of Object.entries(metrics?.[where] ?? {})) {
+    found[MEASURES[name] ?? name.toUpperCase()] = value == null ? DASH : value.toFixed(4);
+  }
+  found.predicts = Object.keys(outcomes);
+  for (const [name, { calibration, examination }] of Object.entries(outcomes)) {
+    if (name in weights) found[`weight of ${name} when measured`] = String(weights[name]);
+    if (calibration) {
+      const { a, b } = calibration;
+      found[`calibration of ${name}`] = a === 1 && b === 0 ? "none needed" : `a ${a.toFixed(3)}, b ${b.toFixed(3)}`;
+    }
+    if (examination) found[`position bias of ${name}`] = examination.source;
+  }
+  if (about.rows != null) {
+    found["training rows"] = number(about.rows, 0);
+    found["training window"] = about.span_ms.map((at) => new Date(at).toISOString().slice(0, 16).replace("T", " ")).join(" to ") + " UTC";
+    found.log = String(about.log);
+    found.teachers = String(about.teachers || "none");
+  }
+  if (about.features) found.features = about.features;
+  found["scoring on one core"] = about.us_per_candidate == null ? "not measured" : `${number(about.us_per_candidate, 2)} µs a candidate`;
+  found["network on disk"] = `${number(bytes["model.onnx"] / 1e3, 0)} kB`;
+  found["all files on disk"] = `${number(sum(Object.values(bytes)) / 1e6, 1)} MB`;
+  if (about.seconds != null) found["training took"] = `${number(about.seconds, 0)} s`;
+  for (const [name, value] of Object.entries({ ...about.network, ...about.fit })) {
+    if (!SILENT.includes(name)) found[`setting ${name}`] = typeof value === "number" ? String(Number(value.toPrecision(3))) : String(value);
+  }
+  return found;
+}
+
+const sum = (values) => values.reduce((all, one) => all + one, 0);
+
+// The chosen versions beside each other. Rows in which they differ are marked and come first.
+function SideBySide({ versions }) {
+  const known = versions.filter((one) => one.about?.bytes);
+  // At first the two that matter most: those that rank, the one before, then the newest.
+  const weight = (one) => [one.current, one.state === "canary", one.state === "previous"].indexOf(true) + 1 || 4;
+  const [chosen, setChosen] = useState(() => [...known].sort((a, b) => weight(a) - weight(b)).slice(0, 2).map((one) => one.version));
+  if (known.length < 2) return null;
+  const shown = known.filter((one) => chosen.includes(one.version)).map((one) => ({ ...one, facts: facts(one) }));
+  const choose = ({ target }) =>
+    setChosen(target.checked ? [...chosen, target.value] : chosen.filter((name) => name !== target.value));
+  const rows = [...new Set(shown.flatMap((one) => Object.keys(one.facts)))].map((name) => {
+    const facts = shown.map((one) => one.facts[name]);
+    return { name, facts, differs: new Set(facts.map((one) => JSON.stringify(one))).size > 1 };
+  });
+  const cells = ({ name, facts, differs }) =>
+    [differs ? html`<b title="differs">≠</b>` : "=", differs ? html`<b>${name}</b>` : name, ...facts.map((one) => told(one, facts))];
+  return html`<h2>Versions side by side</h2>
+    <fieldset class="chosen"><legend>Choose two or more</legend>${known.map((one) => html`
+      <label><input type="checkbox" value=${one.version} checked=${chosen.includes(one.version)} onChange=${choose} />
+        ${one.version} (${stateOf(one)})</label>`)}</fieldset>
+    ${shown.length < 2 ? html`<p>Choose another version to compare.</p>` : html`<div class="beside"><${Table}
+      caption="What each version says of itself. Rows marked ≠ differ and come first. Measures of two versions are of different rows, unless they were measured on the same ones: a difference between them can be one between the rows."
+      head=${["", "", ...shown.map((one) => one.version)]}
+      rows=${[...rows].sort((a, b) => b.differs - a.differs).map(cells)} /></div>`}`;
+}
+
+// A text; of many names their number, and those that not all versions have.
+function told(one, all) {
+  if (!Array.isArray(one)) return one ?? DASH;
+  const own = one.filter((name) => !all.every((other) => other?.includes(name)));
+  if (one.length <= FEW) return one.join(", ") || DASH;
+  return own.length ? `${one.length}, of which not all versions have ${own.join(", ")}` : `${one.length}`;
+}
+
+function History({ app, shifts }) {
+  return html`
+    <${Table} caption="What a new version scores beside the old one, on the same rows of live requests, while it is on trial (shadow, canary) or newly promoted"
       head=${["new", "old", "#rows", "#mean shift", "#PSI", "#top 10 kept", "#time, new/old"]}
       rows=${shifts.map((one) => [one.new, one.old, number(one.rows, 0), number(one.mean_shift, 4), number(one.psi, 3), percent(one.top10_kept), number(one.latency_ratio, 2)])} />
-    <${Table} caption="Last changes" head=${["when", "change", "version", "by", "reason"]}
+    <${Table} caption="Last changes of the current version and the canary" head=${["when", "change", "version", "by", "reason"]}
       rows=${(app.changes ?? []).map((one) => [clock(one.at_ms), one.action, one.version, one.by, one.reason])} />`;
 }
 
@@ -91,12 +174,12 @@ function Commands({ app, options }) {
   const [version, setVersion] = useState(names[0] ?? "VERSION");
   const models = `--models ${app.models ?? "FOLDER"}`;
   return html`<h2>Change them</h2>
-    <p class="hint">This page changes nothing. Copy a command into a shell of the service's folder.</p>
+    <p class="hint">This page changes nothing. Copy a command into a shell in the folder of the service.</p>
     ${names.length > 0 && html`<label class="version">Version<select value=${version} onChange=${(event) => setVersion(event.target.value)}>
       ${names.map((one) => html`<option value=${one}>${one}</option>`)}</select></label>`}
     <${Command} about="Let this version rank" text=${`python -m serve models promote ${version} ${models}`} />
-    <${Command} about="Let it rank for the arms with scorer canary" text=${`python -m serve models canary ${version} ${models}`} />
-    <${Command} about="Go back to the good version before" text=${`python -m serve models rollback --reason "WHY" ${models}`} />
-    <${Command} about="Every ranking in popular order, at once; --off reverts" text=${`python -m serve popular${options}`} />
-    <${Command} about="Change arms and shares: edit the file, then" text=${`python -m serve diff ${app.config ?? "FILE"} --apply${options}`} />`;
+    <${Command} about="Let this version rank for the arms whose scorer is canary" text=${`python -m serve models canary ${version} ${models}`} />
+    <${Command} about="Go back to the last good version before the current one" text=${`python -m serve models rollback --reason "WHY" ${models}`} />
+    <${Command} about="Answer every request in the popular order, from now on. The same command with --off ends it" text=${`python -m serve popular${options}`} />
+    <${Command} about="Change arms and their shares: edit the file, then apply it" text=${`python -m serve diff ${app.config ?? "FILE"} --apply${options}`} />`;
 }

@@ -71,6 +71,6 @@ export async function load(url, options) {
     const body = await response.json();
     return response.ok ? body : { ...body, detail: body.detail ?? `${response.status} ${response.statusText}` };
   } catch {
-    return { detail: "The console does not answer; start it: python -m serve console" };
+    return { detail: "The console does not answer. Start it: python -m serve console" };
   }
 }

@@ -31,13 +31,13 @@ export function Try({ found }) {
     update({ busy: false, result: await load(`/data/rank?application=${encodeURIComponent(application)}`, options) });
   }
   return html`<h2>Try a ranking</h2>
-    <p class="hint">It is sent as test traffic: it counts as no impression, and training ignores it.</p>
+    <p class="hint">The request is sent as test traffic. The candidates do not count as shown, and training ignores them.</p>
     <form onSubmit=${rank}>
       <div>
         ${names.length > 1 && html`<label>Application<select value=${application} onChange=${(event) => setName(event.target.value)}>
           ${names.map((one) => html`<option value=${one}>${one}</option>`)}</select></label>`}
         <label>Take a logged request<select onChange=${(event) => pick(samples[event.target.value])}>
-          ${samples?.length ? null : html`<option>${samples ? "the log holds none" : AWAY}</option>`}
+          ${samples?.length ? null : html`<option>${samples ? "the log holds no request" : AWAY}</option>`}
           ${samples?.map((one, i) => html`<option value=${i}>${titled(one)}</option>`)}</select></label>
         <label>Viewer (empty: anonymous)<input disabled=${!request} value=${request?.viewer ?? ""}
           onInput=${(event) => change({ viewer: event.target.value || null })} /></label>
@@ -50,12 +50,12 @@ export function Try({ found }) {
       <div>
         <label>The whole request<textarea rows="11" spellcheck="false" value=${state.text}
           onInput=${(event) => update({ text: event.target.value })} /></label>
-        ${request ? null : html`<p class="refused" role="alert">A request is JSON with a list of candidates: {"viewer": …, "candidates": […]}.</p>`}
+        ${request ? null : html`<p class="refused" role="alert">This is not a request. Write JSON with a list of candidates: {"viewer": …, "candidates": […]}.</p>`}
         <div><button class="main" disabled=${!request || state.busy}>Rank</button></div>
       </div>
     </form>
     <div role="status" aria-live="polite">${state.result && html`<${Head} answer=${state.result} />`}</div>
-    ${state.result?.ranking && html`<${Ranking} ranking=${state.result.ranking} />`}`;
+    ${state.result?.ranking && html`<${Ranking} answer=${state.result} surface=${found?.surfaces?.[application]} />`}`;
 }
 
 function parsed(text) {
@@ -105,37 +105,49 @@ function Head({ answer }) {
   }
   const { timing_ms: time } = answer;
   const degraded = answer.degraded.length ? ` because of ${answer.degraded.join(", ")}` : "";
-  const unknown = answer.unknown_candidates.length ? `; ${answer.unknown_candidates.length} candidates are not known` : "";
-  return html`<h2>Rung: ${answer.rung}${degraded}</h2>
-    <p>${number(time.total)} ms: queue ${number(time.queue)}, features ${number(time.features)}, score ${number(time.score)}.
-      Arm ${answer.arm}, model ${answer.model ?? "none"}; features ${number(answer.freshness_ms)} ms
-      old${answer.unknown_viewer ? "; the viewer is not known" : ""}${unknown}.</p>`;
+  const unknown = answer.unknown_candidates.length;
+  return html`<h2>Answer: ${answer.rung}${degraded}</h2>
+    <p>The ranking took ${number(time.total)} ms: ${number(time.queue)} ms in the queue, ${number(time.features)} ms for features and ${
+      number(time.score)} ms for scores. It was made by the arm ${answer.arm} with ${answer.model ? `model ${answer.model}` : "no model"}, from
+      features that were ${number(answer.freshness_ms)} ms old.
+      ${answer.unknown_viewer && " The service does not know the viewer."}
+      ${unknown > 0 && ` It does not know ${unknown} of the candidates.`}</p>`;
 }
 
-function Ranking({ ranking }) {
+// The outcome whose probability the score is: the arm's only one. An amount, such as minutes, is none.
+function probableOf({ arm }, surface) {
+  const weights = surface?.experiment?.arms.find((one) => one.name === arm)?.weights ?? surface?.weights ?? {};
+  const [[name, weight] = [], ...others] = Object.entries(weights), outcome = surface?.outcomes?.[name];
+  return weight === 1 && !others.length && outcome && !outcome.until && !outcome.sum ? name : null;
+}
+
+function Ranking({ answer, surface }) {
+  const { ranking } = answer, probable = probableOf(answer, surface);
   const rows = ranking.slice(0, MAX_ROWS).map((one) => [
-    one.position, before(one), one.candidate, score(one), html`<${Reasons} one=${one} />`,
+    one.position, before(one), one.candidate, score(one, probable), html`<${Reasons} one=${one} />`,
     one.moved && (one.moved.rules.join("; ") || "others moved"),
     one.features && html`<details><summary>${Object.keys(one.features).length} features</summary>
       ${Object.entries(one.features).map(([name, value]) => html`<div>${name}: ${shown(value)}</div>`)}</details>`,
   ]);
   const more = ranking.length > MAX_ROWS ? `, the first ${MAX_ROWS} of ${ranking.length}` : "";
-  return html`<${Table} caption=${`Ranking${more}. Reasons add to the score, in log-odds of a probability, against a typical candidate of the request`}
+  const scores = probable ? `The score is the probability of ${probable}. ` : "";
+  const scale = probable ? "in log-odds" : "in units of the score";
+  return html`<${Table} caption=${`Ranking${more}. ${scores}A reason says how much a value adds to the score beside a typical candidate of this request, ${scale}.`}
     head=${["#position", "#by utility", "candidate", "#score", "reasons", "moved by", "features"]} rows=${rows} />`;
 }
 
 // The position before rules and pins; none where there are neither.
 const before = ({ moved, position }) => (moved === undefined ? null : moved?.position_before ?? position);
 
-// With one outcome a score is a probability; with several it is a utility, beside what is predicted.
-function score(one) {
+// A probability, else a utility; with several outcomes beside what is predicted of each.
+function score(one, probable) {
   if (one.score == null) return DASH;
-  if (!one.predictions) return percent(one.score);
+  if (!one.predictions) return probable ? percent(one.score) : number(one.score, 3);
   return `${signed(one.score, 3)} (${Object.entries(one.predictions).map(([name, amount]) => `${name} ${shown(amount)}`).join(", ")})`;
 }
 
 function Reasons({ one }) {
-  if (!one.reasons?.length) return one.reasons ? "nothing sets it apart" : "not given: no model scored it";
+  if (!one.reasons?.length) return one.reasons ? "nothing sets it apart" : "none: no model scored it";
   return html`<ul class="reasons">${one.reasons.map(({ contribution }, i) => html`
     <li><b class=${contribution < 0 ? "against" : "for"}>${signed(contribution, 2)}</b> ${one.words[i]}</li>`)}</ul>`;
 }

@@ -185,7 +185,10 @@ def test_the_page_names_what_was_not_run_and_the_load_that_was_named(tmp_path, m
     assert ">1 of 2<" in page
     assert ">1 not run<" in page
     assert "Not run: redis." in page
-    assert '<dt>load</dt><dd class="value">90 /s</dd><dd class="note">named, no knee was measured' in page
+    assert (
+        '<dt>load</dt><dd class="value">90 /s</dd><dd class="note">as the command was told; no knee was measured'
+        in page
+    )
     assert "60 %" not in page
 
 

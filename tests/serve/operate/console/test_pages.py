@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from tests.support.browser import browser, needs_axe, needs_chromium, page_at, violations
-from tests.support.console_service import MODEL, Service, degraded, gone, healthy, listening
+from tests.support.console_service import JOIN, MODEL, Service, degraded, gone, healthy, listening
 from tests.support.screenshots import console
 
 pytestmark = [pytest.mark.integration, pytest.mark.no_ray]
@@ -89,10 +89,13 @@ def test_a_ranking_is_tried_by_keyboard_and_models_are_read(chromium, url, stage
         page.wait_for_selector(".verdict.good")
         assert page.text_content(".verdict strong") == "healthy"
         assert "903" in words(page, ".tiles")
-        assert "Full answers 99.8 % as the arm says; fallback 0.2 %, by deadline 0.2 %" in words(
-            page, ".tiles"
+        tiles = words(page, ".tiles")
+        assert (
+            "99.8 % ranked as their arm says; the others fallback 0.2 %, because of deadline 0.2 %" in tiles
         )
-        assert page.locator(".charts canvas").count() == 3
+        assert "412 accepted by /v1/events; duplicates 1.5 /s, rejected 0.4 /s" in tiles
+        assert "0.4 % 199 /s in live rankings; of the viewers 3.1 % are unknown" in tiles
+        assert page.locator(".charts canvas").count() == 5
         page.get_by_role("link", name="Try").focus()
         page.keyboard.press("Enter")
         page.get_by_label("The whole request").fill('{"viewer": "ann", "candidates": ["s1", "s2"]}')
@@ -127,11 +130,11 @@ Object.defineProperty(window, "uPlot", { get: () => kept, set: (made) => {
 
 @needs_chromium
 @pytest.mark.parametrize("width", [390, 1440])
-@pytest.mark.parametrize("seconds", [8, 20, 40, 66, 100, 130, 200, 310, 420, 599])
+@pytest.mark.parametrize("seconds", [8, 20, 40, 66, 100, 130, 200, 310, 420, 599, 700, 1300, 2100, 3598])
 def test_a_chart_has_at_least_two_times(chromium, stage, seconds, width):
     stage.state = stage.healthy
     now_s = round(time.time())
-    points = [[(now_s - ago_s) * 1e3, *[1.0] * 8] for ago_s in range(seconds, 0, -2)]
+    points = [[(now_s - ago_s) * 1e3, *[1.0] * 13] for ago_s in range(seconds, 0, -2)]
     with (
         listening(stage.look, stage.run, every_s=EVERY_S, points=points) as url,
         page_at(chromium, url, width=width) as page,
@@ -139,10 +142,156 @@ def test_a_chart_has_at_least_two_times(chromium, stage, seconds, width):
         page.add_init_script(KEEP_CHARTS)
         page.reload()
         page.wait_for_selector(".verdict")
+        if seconds > 600:
+            page.get_by_label("1 hour").check()
         page.wait_for_timeout(500)
         drawn = page.evaluate("charts.filter(one => one.data[0].length > 1).map(one => one.axes[0]._values)")
         assert drawn
         assert all(len(set(times)) >= 2 for times in drawn), drawn
+
+
+@needs_chromium
+def test_an_hour_is_shown_again_after_a_reload_and_a_legend_has_the_value_below_the_pointer(chromium, stage):
+    stage.state = stage.healthy
+    now_s = round(time.time())
+    points = [[(now_s - ago_s) * 1e3, float(ago_s), *[1.0] * 12] for ago_s in range(3_590, 2, -10)]
+    with (
+        listening(stage.look, stage.run, every_s=EVERY_S, points=points) as url,
+        page_at(chromium, url) as page,
+    ):
+        for _ in range(2):
+            page.reload()
+            page.get_by_label("1 hour").check()
+            chart = page.locator(".charts figure").first
+            page.wait_for_function("document.querySelector('.charts figcaption').innerText.includes('903')")
+            box = chart.locator("canvas").bounding_box()
+            page.mouse.move(box["x"] + 60, box["y"] + 50)
+            page.wait_for_function("document.querySelector('.charts figcaption').innerText.includes(' at ')")
+            shown = words(page, ".charts figcaption >> nth=0")
+            # Near the left edge, almost an hour ago.
+            assert float(shown.split("rate ")[1].split(" ")[0].replace(",", "")) > 3_000
+            page.mouse.move(0, 0)
+            page.wait_for_function("document.querySelector('.charts figcaption').innerText.includes(' now')")
+
+
+@needs_chromium
+@pytest.mark.parametrize(
+    ("weight", "more", "shown"),
+    [
+        (1.0, {}, "9.2 %"),
+        (2.0, {}, "0.092"),
+        (1.0, {"until": "leave", "cap": 60.0}, "0.092"),
+        (1.0, {"sum": "value", "cap": 500.0}, "0.092"),
+    ],
+)
+def test_a_score_is_a_percentage_only_if_it_is_a_probability(chromium, url, stage, weight, more, shown):
+    def state():
+        found = stage.healthy()
+        about = found.surfaces["spaces"]
+        arms = [arm | {"weights": {"join": weight}} for arm in about["experiment"]["arms"]]
+        told = {"outcomes": {"join": JOIN | more}, "experiment": about["experiment"] | {"arms": arms}}
+        return msgspec.structs.replace(found, surfaces={"spaces": about | told})
+
+    stage.state = state
+    with page_at(chromium, url) as page:
+        page.wait_for_selector(".verdict.good")
+        page.wait_for_timeout(1.5 * EVERY_S * 1e3)
+        page.get_by_role("link", name="Try").click()
+        page.get_by_label("The whole request").fill('{"viewer": "ann", "candidates": ["s1", "s2"]}')
+        page.get_by_role("button", name="Rank").click()
+        page.wait_for_selector(".reasons")
+        first = page.locator("tbody tr").first.inner_text().split("\t")
+        assert shown in first
+        assert ("probability of join" in words(page, "caption")) == ("%" in shown)
+
+
+VERSIONS = [
+    {
+        "version": name,
+        "state": state,
+        "current": state == "current",
+        "metrics": {"test": {"logloss": logloss, "ndcg@10": None}},
+        "about": {
+            "measured_on": "test",
+            "test_rows": 20_000,
+            "outcomes": {
+                "join": {"calibration": {"a": 1.0, "b": 0.0}, "examination": {"source": "learned"}},
+                "minutes": {"calibration": {"a": 0.91, "b": -0.2}, "examination": {"source": "ignored"}},
+            },
+            "weights": {"join": 1.0, "minutes": 0.05},
+            "rows": 31_625,
+            "span_ms": [1_795_912_760_363, 1_796_064_826_344],
+            "log": "s3://bucket/log",
+            "teachers": 2,
+            "seconds": 83.7,
+            "features": [f"shared_{k}" for k in range(6)] + more,
+            "us_per_candidate": us,
+            "bytes": {"model.onnx": 25_400, "report.html": 900_000},
+            "network": {"width": 8, "gamma": 1.3},
+            "fit": {"weight_decay": 0.106951, "restore_best": False, "num_workers": 4},
+        },
+    }
+    for name, state, logloss, more, us in (
+        ("new", "published", 0.3, ["friends_inside"], 0.466),
+        ("now", "current", 0.31, [], None),
+        ("old", "previous", 0.31, [], None),
+    )
+]
+SAME = {
+    "measured on": "20,000 test rows",
+    "NDCG@10": "–",
+    "predicts": "join, minutes",
+    "weight of join when measured": "1",
+    "calibration of join": "none needed",
+    "position bias of join": "learned",
+    "weight of minutes when measured": "0.05",
+    "calibration of minutes": "a 0.910, b -0.200",
+    "position bias of minutes": "ignored",
+    "training rows": "31,625",
+    "training window": "2026-11-29 00:39 to 2026-11-30 18:53 UTC",
+    "log": "s3://bucket/log",
+    "teachers": "2",
+    "network on disk": "25 kB",
+    "all files on disk": "0.9 MB",
+    "training took": "84 s",
+    "setting width": "8",
+    "setting gamma": "1.3",
+    "setting weight_decay": "0.107",
+    "setting restore_best": "false",
+}
+
+
+@needs_chromium
+@needs_axe
+@pytest.mark.parametrize("width", [390, 1440])
+def test_versions_stand_side_by_side_and_their_differences_are_marked(chromium, url, stage, width):
+    stage.state = stage.healthy
+    app = {"name": "spaces", "models": "m", "versions": VERSIONS}
+    with page_at(chromium, f"{url}#models", width=width) as page:
+        data = {"applications": [app], "shifts": [], "options": ""}
+        page.route("**/data/models", lambda route: route.fulfill(json=data))
+        page.reload()
+
+        def rows():
+            return [row.split("\t") for row in page.locator(".beside tbody tr").all_inner_texts()]
+
+        page.wait_for_selector(".beside")
+        alike = SAME | {"logloss": "0.3100", "features": "6", "scoring on one core": "not measured"}
+        assert sorted(rows()) == sorted(["=", name, told, told] for name, told in alike.items())
+        page.get_by_label("new (published)").check()
+        differ, same = rows()[:3], rows()[3:]
+        assert differ == [
+            ["≠", "logloss", "0.3000", "0.3100", "0.3100"],
+            ["≠", "features", "7, of which not all versions have friends_inside", "6", "6"],
+            ["≠", "scoring on one core", "0.47 µs a candidate", "not measured", "not measured"],
+        ]
+        assert same == [["=", name, *[told] * 3] for name, told in SAME.items()]
+        assert violations(page) == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        page.get_by_label("now (current)").uncheck()
+        page.get_by_label("old (previous)").uncheck()
+        assert page.locator(".beside").count() == 0
+        assert "Choose another version" in words(page, "main")
 
 
 @needs_chromium

@@ -7,6 +7,7 @@ import itertools
 import json
 import time
 
+import msgspec
 import pytest
 from msgspec import convert
 from starlette.testclient import TestClient
@@ -189,6 +190,18 @@ def test_models_and_requests_are_those_of_the_folder_and_need_no_service(folder)
     assert page.get("/data/requests").json()["requests"] == [{"at_ms": None, "request": example}]
 
 
+def test_a_version_tells_of_itself_what_its_artifact_holds(folder):
+    (found,) = client(gone, run=folder / "run").get("/data/models").json()["applications"]
+    (version,) = found["versions"]
+    about = version["about"]
+    assert (about["outcomes"], about["bytes"]["model.onnx"]) == ({"join": {"scale": 1.0}}, 0)
+    # The stub has no evaluation.
+    assert "features" not in about
+    (folder / "var/models" / MODEL / "manifest.json").write_text("{}")
+    (found,) = client(gone, run=folder / "run").get("/data/models").json()["applications"]
+    assert [one["about"] for one in found["versions"]] == [{}]
+
+
 def test_a_service_of_another_version_hides_no_model(folder):
     (folder / "service.json").write_text('{"slots": 2}')
     page = client(gone, run=folder)
@@ -220,7 +233,7 @@ def test_a_state_comes_with_its_point_and_health_in_the_words_of_status():
     news = asyncio.run(Watch(degraded).news(0))
     assert news["found"].health.line == degraded().causes[0].text
     (point,) = news["points"]
-    assert point[1:] == [903.0, 5.8, 11.9, 24.6, 0.0, 0.0, 0.0, pytest.approx(0.002)]
+    assert point[1:] == [903.0, 5.8, 11.9, 24.6, 0.0, 0.0, 0.0, 0.004, 0.031, 0.002, 412.0, 1.5, 0.4]
     assert news["gone"] is None
 
 
@@ -235,12 +248,35 @@ def test_a_service_that_is_gone_keeps_the_time_of_its_last_answer_until_it_is_ba
 
 
 def test_the_history_is_bounded_and_a_browser_gets_what_is_new():
-    watch = Watch(healthy, every_s=60.0)
-    watch.points.extend([float(i)] for i in range(100))
-    *before, last = asyncio.run(watch.news(93.0))["points"]
-    assert before == [[float(i)] for i in range(94, 100)]
+    watch, now_ms = Watch(healthy, every_s=60.0), time.time() * 1e3
+    watch.points.extend([now_ms - 1e3 + i] for i in range(100))
+    *before, last = asyncio.run(watch.news(now_ms - 1e3 + 93))["points"]
+    assert before == [[now_ms - 1e3 + i] for i in range(94, 100)]
     assert last[0] > before[-1][0]
-    assert len(watch.points) == 10
+    assert len(watch.points) == 60
+
+
+def test_an_hour_is_kept_also_while_reads_are_rare_and_it_is_below_a_megabyte():
+    now_ms = time.time() * 1e3
+    rare = Watch(healthy)
+    rare.points.extend([now_ms - i * 10e3] for i in range(720, 0, -1))
+    asyncio.run(rare.news(0))
+    assert 359 <= len(rare.points) <= 361
+    full = Watch(healthy)
+    full.points.extend([now_ms - i, *[i / 7] * 13] for i in range(1_000_000, 0, -500))
+    assert len(full.points) == 1_800
+    (answer,) = asyncio.run(read(full, 1))
+    assert len(msgspec.json.encode(answer["points"])) < 800_000
+
+
+def test_without_a_browser_the_service_is_read_rarely_and_a_browser_gets_what_was_read(monkeypatch):
+    monkeypatch.setattr("serve.operate.console.watch.UNSEEN_EVERY_S", 0.05)
+    with TestClient(console(watch := Watch(healthy, every_s=0.01), None, None, 8090), base_url=BASE) as page:
+        time.sleep(0.4)
+        num = len(watch.points)
+        points = page.get("/data/state").json()["points"]
+    assert 3 <= num <= 8
+    assert len(points) >= num
 
 
 def test_one_reader_serves_all_browsers_and_nothing_is_read_without_one():

@@ -102,3 +102,27 @@ def test_a_series_is_parsed_with_its_labels_whatever_its_value_is():
         ("ray_tabrank_x", frozenset({("a", "b c"), ("d", "}")})): 1003.0,
         ("ray_tabrank_y", frozenset()): 4.0,
     }
+
+
+def test_records_have_rates_by_what_became_of_them_and_viewers_a_share_of_unknown_ones():
+    def counted(at_s, *, events, duplicates, rejected, refused, known, unknown):
+        lines = [
+            f'tabrank_records_total{{WorkerId="i",kind="event"}} {events}',
+            f'tabrank_records_total{{WorkerId="i",kind="viewer"}} {events}',
+            f'tabrank_records_total{{WorkerId="i",kind="exposure"}} {50 * events}',
+            f'tabrank_records_total{{WorkerId="i",kind="duplicate"}} {duplicates}',
+            f'tabrank_records_total{{WorkerId="i",kind="rejected"}} {rejected}',
+            f'tabrank_records_rejected_total{{WorkerId="w1"}} {refused}',
+            f'tabrank_viewer_lookups_total{{WorkerId="w1",known="true"}} {known}',
+            f'tabrank_viewer_lookups_total{{WorkerId="w1",known="false"}} {unknown}',
+        ]
+        text = "".join(f"ray_{line}\n" for line in lines)
+        return Page(at_s, {**page(at_s, 0).values, **parse(text, at_s).values})
+
+    found = traffic(
+        counted(0, events=1000, duplicates=10, rejected=5, refused=7, known=90, unknown=10),
+        counted(4, events=1100, duplicates=18, rejected=9, refused=9, known=150, unknown=30),
+    )
+    assert found.records_rps == {"accepted": 50.0, "duplicate": 2.0, "rejected": 1.5}
+    assert (found.viewers, found.unknown_viewer_share) == (80, 0.25)
+    assert traffic(page(0, 1), page(1, 2)).records_rps == {}

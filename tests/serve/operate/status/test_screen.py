@@ -70,6 +70,7 @@ FOUND = {
         "rungs": {"full": 0.998, "fallback": 0.002},
         "reasons": {"deadline": 0.002},
         "arms": {"model": 0.74},
+        "records_rps": {"accepted": 206.1, "duplicate": 1.25, "rejected": 0.0},
         "freshness_ms": 105.0,
         "error_share": 0.001,
         "errors": {"503": 0.001},
@@ -93,6 +94,7 @@ FOUND = {
 REST = """\
 rankings  412/s; p50 3.2, p90 12.0, p99 – ms
 answers   full 99.8%, fallback 0.2%; degraded by deadline 0.2%
+records   206/s accepted, 1.2/s duplicate, 0.0/s rejected
 errors    0.1% failed (503 0.1%), 0.0% refused, 2.0% client errors (401 2.0%)
 features  105 ms old
 memory    4,000 of 8,192 MiB (49%) on 10.0.0.1; the service 1,415 MiB in 14
@@ -107,8 +109,7 @@ restarts  controller 1 (its process ended)
           spaces/Scorer 2 (its process ended at 2026-01-31T12:00:00+00:00)
 last hour 12:20 kill switch off
           12:15 kill switch on
-          12:10 promote 20260131T120000Z-ab12 by the command
-          and 2 more (--json)
+          and 3 more (--json)
 logs      /srv/tabrank/var/run/supervisor.log; of replicas
           /tmp/tabrank-x1y2z3/r/session_latest/logs/serve
 """
