@@ -63,6 +63,13 @@ def csv(
     Ids are the text of a CSV: 007 is not 7. An empty field is missing; in columns without ids, NA,
     N/A, #N/A, NaN, nan, NULL, null and n/a are too. Exit code 1, and nothing written, if fewer
     than 95 % of --events join a slate.
+
+    A CSV cannot hold lists. For a set, such as a viewer's skills, give a .parquet file in which the
+    column holds lists of strings.
+
+    The file of --events has one row for each event: its own time, viewer and candidate, in columns
+    that have the same names as in the source, and the columns of --event. With --slate, it has that
+    column too.
     """
     from serve.report.rows import columns as aligned
     from training.data.flat import FlatColumns, import_flat

@@ -42,6 +42,8 @@ IDS = {"candidate": "candidate", "viewer": "viewer", "slate": "request_id"}
 TOLD = ("column", "owner", "why", "disagreement")
 # Candidates that are shown so often can be learned one by one.
 OFTEN = 1_000
+# Cells that look like lists: JSON, or several values with a separator.
+LIST = r"^\s*\[.*\]\s*$|[^|;][|;][^|;]"
 # The time of a row that holds always, until it is written as null.
 ALWAYS_MS = -1
 # Turn so many rows into JSON at once.
@@ -159,6 +161,12 @@ def flat_tables(
     # Which candidates the events of another file follow, `surface` finds out.
     positives = {} if acts else kinds
     warnings = list(doubts(tables["exposures"], positives, missing))
+    warnings += [
+        f"warning: most cells of {fate.column!r} look like lists, and are read as single strings; for a set, give "
+        "a .parquet file in which this column holds lists of strings"
+        for fate in found
+        if pd.api.types.is_string_dtype(fate.values.dtype) and fate.values.str.contains(LIST).mean() > 0.5
+    ]
     num_ids = len(ids["candidate"].names)
     if len(shown) >= OFTEN * num_ids and not (own["candidate"].nunique() == num_ids).any():
         warnings.append(

@@ -93,6 +93,13 @@ class Funnel:
         return f"the window holds {share}; with a longer one too few rows would be known"
 
     @property
+    def label_reason(self) -> str:
+        """Return the rule by which this kind became the label."""
+        if _is_deep(self.event_stats[self.label]):
+            return f"the deepest step that {ENOUGH_POSITIVES} or more of the shown candidates reached"
+        return f"the most frequent kind; fewer than {ENOUGH_POSITIVES} of the shown candidates reached a deeper step"
+
+    @property
     def responses(self) -> list[EventStats]:
         """Return the kinds that follow exposures and undo no other: the label, then the others."""
         able = [h for h in self.event_stats.values() if h.positives and h.kind != IMPRESSION]
@@ -202,6 +209,10 @@ def _why_not(kind: str, positives: int, downs: dict[str, str]) -> str:
     return "rejects the candidate" if kind in REJECTS else ""
 
 
+def _is_deep(h: EventStats) -> bool:
+    return bool(h.after) and h.positives >= ENOUGH_POSITIVES
+
+
 def _label(event_stats: dict[str, EventStats]) -> str:
     """Return the rarest of the later steps with enough positives, else the most frequent kind."""
     able = [h for h in event_stats.values() if not h.why_not]
@@ -210,7 +221,7 @@ def _label(event_stats: dict[str, EventStats]) -> str:
             "events: column 'kind': no kind of event follows an exposure that showed its candidate; check that "
             "request_id, viewer, candidate and ts_ms mean the same in exposures and events"
         )
-    deep = [h for h in able if h.after and h.positives >= ENOUGH_POSITIVES]
+    deep = [h for h in able if _is_deep(h)]
     if deep:
         return min(deep, key=lambda h: (h.positives, h.kind)).kind
     return max(able, key=lambda h: (h.positives, bool(h.after), h.kind)).kind

@@ -200,11 +200,16 @@ def _tamed(kind: str, entity: str | list[str], event: str, half: Spec | None = N
     return {"kind": kind, "entity": entity, "event": event, **(half or {}), "transform": "log1p"}
 
 
-def _life_ms(events: Funnel) -> float:
-    """Return for how long the median candidate is shown; 0 if candidates stay."""
+def _shown_for_ms(events: Funnel) -> float:
+    """Return the time from the first impression to the last one of the median candidate."""
     shown = pd.Series(events.shown_ms).groupby(events.candidate)
     lives_ms = (shown.max() - shown.min())[shown.size() > 1]
-    life_ms = float(lives_ms.median()) if len(lives_ms) else 0.0
+    return float(lives_ms.median()) if len(lives_ms) else 0.0
+
+
+def _life_ms(events: Funnel) -> float:
+    """Return for how long the median candidate is shown; 0 if candidates stay."""
+    life_ms = _shown_for_ms(events)
     return life_ms if life_ms < SHORT_LIVED * events.span_ms else 0.0
 
 
@@ -224,7 +229,8 @@ def _candidate(tables: dict[str, pa.Table], events: Funnel) -> Iterator[Feature]
     """
     life_ms, label = _life_ms(events), events.label
     come_back = len(events.candidate) >= 2 * len(np.unique(events.candidate))
-    why = "about the time that a candidate is shown" if life_ms else "candidates stay, so nothing decays"
+    why = f"{spelled(_shown_for_ms(events) / 1000)} from the median candidate's first impression to its last"
+    why += "" if life_ms else f", at least {SHORT_LIVED:.0%} of the log: candidates stay, so nothing decays"
     why = why if come_back else "few candidates are shown twice, so this carries little information"
     if events.gauge:
         up, down = events.gauge

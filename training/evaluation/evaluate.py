@@ -64,8 +64,8 @@ def assess(
     is known, and as shown: of the share times the examination of the row's position. Rows that
     requests pinned are left out: their places are the same in every order. The result holds
 
-    * `rows`, `pinned_rows` (left out), `slates` (that can be ranked), `positives`, `span_ms`
-      [first, last], and the task:
+    * `rows`, `pinned_rows` and `masked_rows` (both left out; of the latter the primary outcome is
+      not known), `slates` (that can be ranked), `positives`, `span_ms` [first, last], and the task:
       `label`, `popular_feature`, `features` ({name: kind}) and `labels` ({name: words}).
     * `contenders`: the names; under each name its measures (`Contender.measures`), first
       `expected_labels`, or `expected_utility` if there are several outcomes, a weight or an amount.
@@ -115,6 +115,7 @@ def assess(
     result: dict[str, Any] = {
         "rows": len(primary),
         "pinned_rows": num_rows - len(data),
+        "masked_rows": len(data) - len(primary),
         "slates": int(slates.rankable.sum()),
         "positives": int(slates.positives.sum()),
         "span_ms": [int(primary.ts_ms.min()), int(primary.ts_ms.max())],

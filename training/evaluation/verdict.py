@@ -205,6 +205,8 @@ def order(evaluation: Evaluation) -> str:
     num, num_pinned = evaluation["slates"], evaluation.get("pinned_rows", 0)
     alone = f"{num:,} slates with a positive and another candidate, which alone have an order"
     alone += f"; {num_pinned:,} rows that requests pinned are left out" if num_pinned else ""
+    if num_masked := evaluation.get("masked_rows"):
+        alone += f"; {num_masked:,} rows are left out, whose outcome is not known yet or was not recorded"
     for name, what in SAMPLED.items():
         alone += f"; {what} of {evaluation[name]:,}" if name in evaluation else ""
     return alone

@@ -272,6 +272,26 @@ def test_a_few_candidates_that_come_again_and_again_are_told_to_be_no_feature(tm
     assert not any("shown 2,000 times" in warning for warning in found["warnings"])
 
 
+@pytest.mark.parametrize("cell", ["a|b", "a; b", '["a", "b"]'])
+def test_cells_that_look_like_lists_are_named_with_the_remedy(tmp_path, cell):
+    rows = {"when": [START_MS + i // 2 for i in range(8)], "who": [i // 2 for i in range(8)]}
+    rows |= {"what": ["a", "b"] * 4, "did": [1, 0] * 4, "tags": [cell] * 8, "note": ["a; b", *"xxxxxxx"]}
+    frame = pd.DataFrame(rows)
+    columns = FlatColumns("what", "when", ("did",), "who")
+    frame.to_csv(tmp_path / "rows.csv", index=False)
+    (warning,) = (
+        line
+        for line in import_flat(tmp_path / "rows.csv", tmp_path / "flat", columns)["warnings"]
+        if "look like lists" in line
+    )
+    assert "'tags'" in warning
+    assert ".parquet" in warning
+    frame.assign(tags=[["a", "b"]] * 8).to_parquet(tmp_path / "rows.parquet")
+    found = import_flat(tmp_path / "rows.parquet", tmp_path / "lists", columns)
+    assert not any("look like lists" in line for line in found["warnings"])
+    assert pq.read_table(tmp_path / "lists/candidates.parquet")["tags"].to_pylist() == [["a", "b"]] * 2
+
+
 def test_names_of_the_log_itself_are_left_out(tmp_path):
     rows = [
         f"{START_MS + i},{i},{item},1,{i},true,{START_MS},live,{item}" for i in range(3) for item in (1, 2)

@@ -142,6 +142,12 @@ def test_values_that_are_missing_the_same_or_not_positive_are_no_sum(tmp_path, v
     assert list(read_surface(draft(tmp_path / "log").text).outcomes) == ["click", "buy", "return"]
 
 
+def test_the_draft_says_by_which_rule_the_first_outcome_is_the_primary_one(tmp_path, sales):
+    assert "# judged. Here it is the deepest step that 500 or more of the shown" in draft(sales).text
+    write_sales(tmp_path / "log", slates=300)
+    assert "Here it is the most frequent kind; fewer than 500 of the shown" in draft(tmp_path / "log").text
+
+
 def test_a_log_without_values_has_no_sum(tmp_path):
     write_sales(tmp_path / "log", slates=300)
     path = tmp_path / "log/events.parquet"

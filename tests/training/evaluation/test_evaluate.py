@@ -44,6 +44,15 @@ def test_each_contender_has_its_measures_and_a_comparison_with_the_model(data, s
     assert len(found["curves"]["reliability"]) == 15
 
 
+def test_rows_whose_outcome_is_not_known_are_left_out_and_said(data, surface):
+    outcomes = data.outcomes.copy()
+    outcomes[data.slate % 10 == 0, 0] = np.nan
+    num = int(np.isnan(outcomes[:, 0]).sum())
+    found = judge(dataclasses.replace(data, outcomes=outcomes), {"model": truth(data)}, surface)
+    assert (found["masked_rows"], found["rows"]) == (num, len(data) - num)
+    assert f"; {num:,} rows are left out, whose outcome is not known" in order(found)
+
+
 def test_rows_that_requests_pinned_are_left_out_and_said(data, surface):
     pinned = (data.position == 1) & (data.slate % 2 == 0)
     weight = np.where(pinned, -np.inf, 0.5)
