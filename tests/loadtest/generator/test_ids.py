@@ -124,7 +124,7 @@ def test_tables_may_be_folders_of_segments_and_dictionaries(tmp_path):
     ("change", "message"),
     [
         ({"exposures": {"ts_ms": pa.array([1], pa.int64())}}, "the column 'viewer' is missing"),
-        ({"exposures": {**EXPOSURES, "viewer": pa.nulls(5, pa.string())}}, "its exposures have no viewer"),
+        ({"exposures": {**EXPOSURES, "viewer": pa.nulls(5, pa.string())}}, "no exposure has a viewer"),
         ({"candidates": {"id": pa.array([], pa.string())}}, "holds no candidates"),
     ],
 )
