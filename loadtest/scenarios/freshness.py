@@ -43,7 +43,7 @@ class FreshnessPlan:
 
     @property
     def batch(self) -> int:
-        """Return the number of events per post. It is small at a low rate, so that many posts come."""
+        """Return the number of events per post, which is small at a low rate."""
         return max(1, min(BATCH, int(self.events_per_s // BATCH)))
 
 

@@ -133,7 +133,7 @@ class TopicStory:
         ]
 
     def engagements(self) -> list[Event]:
-        """Return a click and a join for each Space, because viewers open a room and then join it."""
+        """Return a click and a join for each Space, as viewers open a room and then join it."""
         return [
             Event(f"story-{kind}-{candidate}", self.viewer, candidate, kind)
             for candidate in self._examples
