@@ -76,7 +76,7 @@ async def a_day(service, day):
 
 
 async def weeks(service):
-    """Send a day's records again and again. After each day, write the log and apply retention."""
+    """Record DAYS days. After each one, write out the log, post an event, and apply retention."""
     for day in range(1, DAYS + 1):
         now_ms = await a_day(service, day)
         await asyncio.to_thread(service.ingester.flush_journal)

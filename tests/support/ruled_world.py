@@ -34,7 +34,7 @@ SCALES = dict.fromkeys(surface().predicted, 1.0)
 def ruled_world(num_slates: int, seed: int) -> Trade:
     """Return a world of trade in which each row has a host, and some rows are of partners.
 
-    Both go along with the viewer's taste.
+    Both depend on the viewer's taste for the candidate.
     """
     world, rng = trade(num_slates, seed), np.random.default_rng([seed, 1])
     taste = world.rows.matrix.numeric[:, 0]

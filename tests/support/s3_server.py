@@ -17,7 +17,7 @@ from typing import Any
 
 START_S = 60.0
 BUCKET = "bucket"
-# Faults after which the server has not seen the request. `FaultyBucket` explains them.
+# Faults that refuse a request before the server sees it. `FaultyBucket` explains all faults.
 REFUSED = ("closed", "503", "403")
 Fault = Callable[[str, str], str | None]
 
