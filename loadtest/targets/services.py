@@ -56,7 +56,7 @@ def tabrank(work: Workspace, config: Path) -> TargetService:
     [application] = applications
     arguments = application.setdefault("args", {})
     if (surface := arguments.get("surface")) != "spaces":
-        raise LoadtestError(f"--config {config}: its surface must be 'spaces', and is {surface!r}")
+        raise LoadtestError(f"--config {config}: its surface is {surface!r}; it must be 'spaces'")
     served = work.path / "served"
     # The log of an earlier run may have millions of rankings.
     shutil.rmtree(served, ignore_errors=True)
