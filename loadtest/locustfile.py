@@ -89,7 +89,7 @@ class RankUser(FastHttpUser):  # type: ignore[misc]  # Locust is untyped to mypy
 
 
 class OpenLoopUser(RankUser):
-    """Sends the rate of the profile; one user sends all of it, so the number of users is ignored."""
+    """Sends the rate of the profile; one user sends all of it, so the user count is ignored."""
 
     @task  # type: ignore[untyped-decorator]
     def dispatch(self) -> None:
