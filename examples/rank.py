@@ -1,4 +1,4 @@
-"""The Python client: add two rooms, rank them for a viewer, send an event of the viewer.
+"""Use the Python client: add two rooms, rank them for a viewer, and send an event of the viewer.
 
 Start the service with `make up`, then run `.venv/bin/python examples/rank.py [URL]`.
 """
@@ -13,23 +13,25 @@ def main(url: str) -> None:
     """Call each method of the client once, on the service at `url`."""
     now_ms = time.time_ns() // 1_000_000
     rooms = {"example-jazz": "jazz", "example-news": "news"}
-    # The default timeout of a ranking is 250 ms: a page does not wait longer.
+    # The default timeout of a ranking is 250 ms, because a page should not wait longer. An example
+    # may take its time.
     with Client(url, timeout_s=1.0) as client:
-        # The fields are those of the surface `spaces`; a field that is not named is missing.
+        # The fields are those of the surface `spaces`. A field that is not named counts as missing.
         sent = [
             Candidate(id=room, fields={"topic": topic, "started_ms": now_ms}, ends_ms=now_ms + 60_000)
             for room, topic in rooms.items()
         ]
         print(client.send(sent))
-        # A change reaches the rankings within a second.
+        # Rankings know a new candidate within a second.
         time.sleep(1.0)
-        # Live traffic counts each candidate in the answer, `limit` of them, as an impression.
-        # Test traffic counts none, and training ignores it. The candidates and the event are real
-        # records: do not run this on a production service.
+        # Every room in an answer counts as shown, unless the request says that its traffic is
+        # "test". Training ignores such requests. The two rooms and the event below are real
+        # records, so do not run this example on a production service.
         answer = client.rank("example-viewer", list(rooms), limit=2, traffic="test")
         for ranked in answer.ranking:
             print(ranked.position, ranked.candidate, ranked.score)
-        # The id makes a retry harmless; the request_id says which ranking showed the room.
+        # An event with an id that the service knows is ignored, so it is safe to send it again. The
+        # request_id says which ranking showed the room.
         join = Event(
             id=f"example-{now_ms}-join",
             kind="join",

@@ -26,7 +26,7 @@ LOG, WORK, CONFIG = Path("var/log"), Path("var/bench"), Path("cluster.yaml")
 Url = Annotated[
     str | None,
     typer.Option(
-        help="URL of the running service, which keeps the posted records",
+        help="URL of the running service; records that the test posts stay in its store and log",
         show_default=f"the service of var/run, or {DEFAULT_URL}",
     ),
 ]
@@ -41,12 +41,16 @@ Json = Annotated[bool, typer.Option("--json", help="print the report as one JSON
 
 @app.callback()
 def commands() -> None:
-    """Run load tests. Exit codes: 0 held, 1 not held, 2 invalid measurement or failed run."""
+    """Run load tests.
+
+    Each command measures the service and compares the figures with limits. Exit code 0: all limits
+    held. 1: a limit did not hold. 2: there is no valid measurement, or the run failed.
+    """
 
 
 @app.command()
 def run(
-    profile: Annotated[str, typer.Option(help="headline, modest, step, spike, diurnal or TOML")] = "headline",
+    profile: Annotated[str, typer.Option(help="shipped profile, or path of a .toml file")] = "headline",
     url: Url = None,
     slo: SloFile = None,
     log: Log = LOG,
@@ -57,8 +61,8 @@ def run(
     cluster: Annotated[
         str | None,
         typer.Option(
-            help="run folder of `serve up`, or URL of a Ray dashboard, to count replicas and nodes; "
-            "var/run by default if it serves --url"
+            help="run folder of `serve up` or URL of a Ray dashboard, from which replicas and nodes are "
+            "counted; by default var/run if its service is the one at --url"
         ),
     ] = None,
     out: Out = None,
@@ -66,12 +70,17 @@ def run(
 ) -> None:
     """Load the service at --url in an open loop and check its answers against an SLO.
 
-    A profile with a shape (step, spike, diurnal) must meet the same limits over the whole run. The
-    report also lists each phase, and the time until the limits held again after each step up.
-    `serve plan` can read timeline.csv as a trace.
+    In an open loop each request is sent when it is due, however slow earlier answers are. The SLO
+    (service level objective) limits the p90, the p99, the share of errors, and the share of answers
+    that are not full; --slo replaces its values.
 
-    Exit codes: 0 held, 1 not held, 2 invalid measurement (the generator was late), no service or
-    unusable input.
+    The shipped profiles are headline (900 requests/s), modest (300), step, spike and diurnal. The
+    last three have a shape, which changes the rate over time. The limits are the same, and hold for
+    the whole run. The report also lists each phase, and the time until the limits held again after
+    each step up. `serve plan` can read the report's timeline.csv as a trace.
+
+    Exit code 0: the limits held. 1: they did not hold. 2: there is no valid measurement, because
+    the load generator was late, no service answered, or the input is unusable.
     """
 
     def measured(folder: Path) -> Report:
@@ -96,14 +105,16 @@ def freshness(
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """Measure the time from an event to a ranking that shows it, under load: p99 below 1 s.
+    """Measure, under load, the time from an event to the first ranking that shows it.
+
+    The p99 of this time must be below 1 s. The rates of rankings and of events must reach 95 % of
+    their targets, and no ranking may fail. Rankings follow the headline profile.
 
     The test posts synthetic viewer events to the service at --url, and the service keeps them. Do
-    not run it against a service in production use. Rankings follow the headline profile. The rates
-    of rankings and of events must reach 95 % of their targets, and no ranking may fail.
+    not run it against a service in production use.
 
-    Exit codes: 0 held, 1 not held, 2 invalid measurement (the generator was late), no service or
-    unusable input.
+    Exit code 0: the limits held. 1: they did not hold. 2: there is no valid measurement, because
+    the load generator was late, no service answered, or the input is unusable.
     """
     from loadtest.report.freshness import freshness_findings
     from loadtest.scenarios.freshness import FreshnessPlan, run_freshness
@@ -125,15 +136,17 @@ def slow(
     ids: Ids = None,
     rps: Annotated[float, typer.Option(min=50, help="normal requests per second")] = 300,
     clients: Annotated[int, typer.Option(min=2, max=2_000, help="slow clients")] = 500,
-    pairs: Annotated[int, typer.Option(min=1, max=100, help="pairs of windows, without and with them")] = 5,
+    pairs: Annotated[int, typer.Option(min=1, max=100, help="pairs of windows to measure")] = 5,
     as_json: Json = False,
 ) -> None:
-    """Measure how slow clients affect other requests: they send one byte per second.
+    """Measure how clients that send one byte per second affect normal requests.
 
-    Half of the slow clients send their headers slowly, the other half their bodies.
+    Half of the slow clients send their headers slowly, the other half their bodies. Windows without
+    and with slow clients alternate, --pairs times. With them, the p99 of normal requests may be at
+    most 1.2 times as long as without them, and no normal request may fail.
 
-    Exit codes: 0 held (the p99 of normal requests is at most 1.2 times as long, and none of them
-    fails), 1 not held, 2 invalid measurement (the generator was late) or failed run.
+    Exit code 0: the limits held. 1: they did not hold. 2: there is no valid measurement, because
+    the load generator was late or the run failed.
     """
     from loadtest.scenarios.slow import run_slow, slow_summary
 
@@ -154,9 +167,10 @@ def knee(
 ) -> None:
     """Start the service and find the highest rate that holds the shipped SLO. About 5 minutes.
 
-    The load is open-loop.
+    This rate is called the knee. The load is an open loop: each request is sent when it is due.
 
-    Exit codes: 0 found, 1 no rate held, 2 invalid measurement (late generator) or failed run.
+    Exit code 0: a rate was found. 1: no rate held. 2: there is no valid measurement, because the
+    load generator was late or the run failed.
     """
     from loadtest.report.knee import knee_findings
     from loadtest.scenarios.knee import run_knee
@@ -168,19 +182,20 @@ def knee(
 @app.command()
 def compare(
     work: Work = WORK,
-    rounds: Annotated[int, typer.Option(min=1, max=100, help="rounds at each load")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, max=100, help="number of rounds at each load")] = 5,
     seconds: Annotated[int, typer.Option(min=1, max=600, help="seconds of each service in a round")] = 6,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
     """Compare tabrank and plain FastAPI in turns. About 10 minutes.
 
-    Both run at once. Loads: a closed loop on 1, 8, 32 and 64 connections, then an open loop at 10,
-    100 and 900 requests/s. A service that does not answer 90 % of a rate's requests in full in the
-    first round skips the others.
+    Both services run the whole time, and the load goes to one of them after the other. There are
+    seven loads: a closed loop on 1, 8, 32 and 64 connections, then an open loop at 10, 100 and 900
+    requests/s. A service must answer 90 % of the requests of a rate in full in the first round.
+    Otherwise it is not measured at this rate in the later rounds.
 
-    Exit codes: 0 all measured, 1 a service was not measured at a load, 2 invalid measurement
-    (the generator was late) or failed run.
+    Exit code 0: both services were measured at all loads. 1: a service was not measured at a load.
+    2: there is no valid measurement, because the load generator was late or the run failed.
     """
     from loadtest.report.compare import compare_summary
     from loadtest.scenarios.compare import run_compare
@@ -201,10 +216,14 @@ def scale(
 ) -> None:
     """Test scaling of replicas under load with a throttled Scorer. About 6 minutes.
 
-    replicas: 1 → 3 → 1 at 60 % load, --cycles times; no request fails. step: within 10 s of a
-    doubled load, more replicas run and the p99 is below its limit again.
+    The part `replicas` changes the number of replicas from 1 to 3 and back, --cycles times, at 60 %
+    of the capacity of one replica. No request may fail.
 
-    Exit codes: 0 held, 1 not held, 2 invalid measurement (the generator was late) or failed run.
+    The part `step` doubles the load. Within 10 s more replicas must run, and the p99 must be within
+    its limit again.
+
+    Exit code 0: the limits held. 1: they did not hold. 2: there is no valid measurement, because
+    the load generator was late or the run failed.
     """
     from loadtest.report.scale import scale_summary
     from loadtest.scenarios.scale import PARTS, run_scale
@@ -220,21 +239,33 @@ def overload(
     config: Config = CONFIG,
     times: Annotated[str, typer.Option(help="offered rates, as multiples of the knee")] = "1.2,2,3",
     seconds: Annotated[float, typer.Option(min=5, max=600, help="seconds of each overload")] = 60,
-    bursts: Annotated[int, typer.Option(min=0, max=40, help="bursts of twice the knee, each in 15 s")] = 0,
-    knee: Annotated[float | None, typer.Option(min=1, help="known knee with this pinning, in req/s")] = None,
+    bursts: Annotated[int, typer.Option(min=0, max=40, help="bursts of twice the knee, one in 15 s")] = 0,
+    knee: Annotated[float | None, typer.Option(min=1, help="the knee in req/s, if you know it")] = None,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
     """Overload the service on its own core. About 13 minutes.
 
-    The service runs on one core and the load generator on another; the knee is the lower one of two
-    measured before and after with the same CPU pinning. Limits: full answers a second of 75 % of
-    the knee at up to 1.2 times the knee, 50 % at up to twice the knee and 30 % above, p99 of
-    answers ≤ 100 ms, no failure but refusals, full answers again ≤ 2 s after the overload;
-    docs/overload.md lists all. At the end, twice the knee without load shedding decides too: this
-    control must not hold.
+    The service runs on one core and the load generator on another. The knee is the highest rate
+    that holds the SLO. It is measured before and after the overloads, and the lower value counts.
+    --knee skips both measurements; name a value that was measured with the same pinning.
 
-    Exit codes: 0 held, 1 not held, 2 invalid measurement (the generator was late) or failed run.
+    The main limits follow; docs/overload.md lists all.
+
+    - Full answers per second reach 75 % of the knee while the offered rate is at most 1.2 times the
+    knee, 50 % while it is at most twice the knee, and 30 % above that.
+
+    - The p99 of the answers is at most 100 ms.
+
+    - Requests may be refused, but may not fail otherwise.
+
+    - At most 2 s after the overload, all answers are full again.
+
+    At the end, as a control, the service gets twice the knee without load shedding. This control
+    must fail.
+
+    Exit code 0: the limits held. 1: they did not hold. 2: there is no valid measurement, because
+    the load generator was late or the run failed.
     """
     from loadtest.report.overload import overload_summary
     from loadtest.scenarios.overload import read_times, run_overload
@@ -252,7 +283,7 @@ def overload(
 def chaos(
     work: Work = WORK,
     config: Config = CONFIG,
-    fault: Annotated[list[str] | None, typer.Option(help="fault to inject; repeat; all by default")] = None,
+    fault: Annotated[list[str] | None, typer.Option(help="fault; repeat for more; all by default")] = None,
     rate: Annotated[float | None, typer.Option(min=1, help="requests/s, instead of 60 % of the knee")] = None,
     out: Out = None,
     as_json: Json = False,
@@ -262,8 +293,8 @@ def chaos(
     Faults are kills, hangs, pauses, unavailable stores and configuration changes. The report lists
     the allowed and the measured effect of each fault; docs/chaos.md has the table.
 
-    Exit codes: 0 all held, 1 one did not hold, 2 invalid measurement (the generator was late) or
-    failed run.
+    Exit code 0: all limits held. 1: a limit did not hold. 2: there is no valid measurement, because
+    the load generator was late or the run failed.
     """
     from loadtest.report.chaos import chaos_summary
     from loadtest.scenarios.chaos.run import run_chaos
@@ -277,7 +308,7 @@ def soak(
     rate: Annotated[float, typer.Option(min=1, max=10_000, help="requests per second, say 70 % of the knee")],
     url: Url = None,
     minutes: Annotated[float, typer.Option(min=0.05, max=10_080, help="measured minutes")] = 10,
-    cluster: Annotated[Path, typer.Option(help="run folder, to find its processes")] = Path("var/run"),
+    cluster: Annotated[Path, typer.Option(help="run folder of the service at --url")] = Path("var/run"),
     log: Log = LOG,
     ids: Ids = None,
     out: Out = None,
@@ -285,12 +316,17 @@ def soak(
 ) -> None:
     """Load the service at --url for a long time and detect latency drift and resource leaks.
 
-    Limits: the p99 of the last third is at most 10 % above the p99 of the first third; private
-    resident memory and open files of all processes grow by at most 5 % after the first fifth; no
-    request fails. A warm-up of 30 s comes first and is not counted.
+    A warm-up of 30 s comes first and is not counted. There are three limits:
 
-    Exit codes: 0 held, 1 not held, 2 invalid measurement (the generator was late), no service or
-    unusable input.
+    - The p99 of the last third of the time is at most 10 % above the p99 of the first third.
+
+    - After the first fifth of the time, the private resident memory of all processes grows by at
+    most 5 %, and so does the number of their open files.
+
+    - No request fails.
+
+    Exit code 0: the limits held. 1: they did not hold. 2: there is no valid measurement, because
+    the load generator was late, no service answered, or the input is unusable.
     """
     from loadtest.report.run import soak_findings
     from loadtest.scenarios.soak import run_soak, soak_profile

@@ -17,7 +17,9 @@ PR_SET_PDEATHSIG = 1
 
 
 def run_command(package: str, *arguments: str, log: Path, accept: Sequence[int] = (0,)) -> dict[str, Any]:
-    """Run a command with `--json` and return its JSON output; append its stderr to `log`.
+    """Run a command with `--json` and return its JSON output.
+
+    The command line, its stderr and its stdout are appended to the file `log`.
 
     Raises:
         LoadtestError: if the exit code is not in `accept`.
@@ -25,8 +27,8 @@ def run_command(package: str, *arguments: str, log: Path, accept: Sequence[int] 
     with log.open("a") as file:
         file.write(f"$ python -m {package} {' '.join(arguments)}\n")
         file.flush()
-        # `serve up` leaves a service that outlives its command. All other processes end with the
-        # parent.
+        # A service that `serve up` starts outlives the command. All other processes must end with
+        # their parent.
         done = subprocess.run(
             [sys.executable, "-m", package, *arguments, "--json"],
             stdout=subprocess.PIPE,
@@ -43,15 +45,15 @@ def run_command(package: str, *arguments: str, log: Path, accept: Sequence[int] 
 
 
 def failure(what: str, log: Path, num_lines: int = 3) -> LoadtestError:
-    """Return the error of a process, with the last lines of its existing log."""
+    """Return an error that says `what` happened and quotes the last lines of the file `log`."""
     last = log.read_text(errors="replace").strip().splitlines()[-num_lines:]
     return LoadtestError("\n  ".join([f"{what}:", *last]))
 
 
 def die_with_parent(number: int = signal.SIGKILL) -> None:
-    """Send this process a signal when its parent ends, even if the parent is killed.
+    """Let Linux send this process a signal when its parent ends, even if the parent is killed.
 
-    So a killed demo leaves no training behind. Linux only; elsewhere the call does nothing.
+    Thus a killed demo leaves no training process behind. On other systems the call does nothing.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)

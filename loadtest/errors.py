@@ -9,4 +9,7 @@ INTERRUPTED = "interrupted: no verdict, and no report is written"
 
 
 class LoadtestError(TabrankError):
-    """The run is impossible (exit 2). The message names the field, the value and the remedy."""
+    """The run is impossible; the command exits with 2.
+
+    The message names the option or field, its value, and what to do.
+    """

@@ -1,18 +1,22 @@
 """Locust integration: an open loop and a closed loop of rankings, judged by the SLO.
 
-`python -m loadtest run` needs no Locust. Without `-H`, both users load the service of var/run:
+`python -m loadtest run` needs no Locust. These commands use it. Without `-H`, they load the service
+of var/run:
 
     locust -f loadtest/locustfile.py --headless -t 60s --profile headline
     locust -f loadtest/locustfile.py ClosedLoopUser --headless -t 60s --users 50 --spawn-rate 10
 
-- OpenLoopUser sends the rate of the profile, however slow the answers are, whatever `--users` is.
-  Response times count from the scheduled start. It is the default of a headless run. Each worker of
-  `--processes`, or of `--master` and `--expect-workers`, has one and an equal share of the rate.
-- ClosedLoopUser waits for its answer, thinks for about a second, and asks again. `--users` and
-  `--spawn-rate` count. It is the default of the web UI, where the user classes can be picked.
+- OpenLoopUser sends requests at the rate of the profile, however slow the answers are. It ignores
+  `--users`. Response times count from the time at which a request was due. It is the default of a
+  headless run. With several workers (`--processes`, or `--master` and `--expect-workers`), each
+  worker has one such user, which sends an equal share of the rate.
+- ClosedLoopUser waits for its answer, pauses for about a second, and asks again. `--users` and
+  `--spawn-rate` set the number of users. It is the default of the web UI, where the user classes
+  can be picked.
 
-Locust groups the answers by their rung. The exit code of a headless run is 0 if all its requests
-held the SLO, 1 if not, 2 if the generator was late or there was no request.
+Locust groups the answers by their rung, which says how complete an answer is. A headless run ends
+with one of three exit codes. 0: its requests held the SLO. 1: they did not. 2: the load generator
+was late, or there was no request.
 """
 
 from __future__ import annotations
@@ -46,27 +50,28 @@ from loadtest.targets.running import running_url
 from loadtest.workload.profiles import SEED, Block, Profile, blocks, load_profile, load_slo
 from serve.contract.errors import TabrankError
 
+# Length of a block of a constant load. Each block reads the process's share of the rate again.
 BLOCK_S = 10.0
-# Locust's own buckets turn 104.9 ms into 100.
+# Locust's own buckets would round 104.9 ms to 100 ms, and so hide a p99 above its limit.
 locust.stats.bucket_response_time = bucket_ms
 
 
 class RequestError(Exception):
-    """Exception that Locust shows for a failed request."""
+    """Failed request, as Locust lists it among its exceptions."""
 
 
 class RankUser(FastHttpUser):  # type: ignore[misc]  # Locust is untyped to mypy
-    """User that asks for rankings of the environment's load and reports each end to Locust."""
+    """User that sends the requests of the environment's load and reports each end to Locust."""
 
     abstract = True
 
     def on_start(self) -> None:
-        """Stop at once where there is no load: the web UI has named an unusable one."""
+        """Stop at once if there is no load, because the web UI named an unusable one."""
         if self.environment.load is None:
             raise StopUser
 
     def dispatcher(self, connections: Connections) -> Dispatcher:
-        """Return a dispatcher on these connections."""
+        """Return a dispatcher that sends on these connections."""
         read = partial(read_answer, num_candidates=self.environment.load.profile.candidates)
         return Dispatcher(connections.exchange, read, self._ended)
 
@@ -84,7 +89,7 @@ class RankUser(FastHttpUser):  # type: ignore[misc]  # Locust is untyped to mypy
 
 
 class OpenLoopUser(RankUser):
-    """Sends the rate of the profile, whatever the number of users: one user a process sends all."""
+    """Sends the rate of the profile; one user sends all of it, so the user count is ignored."""
 
     @task  # type: ignore[untyped-decorator]
     def dispatch(self) -> None:
@@ -106,13 +111,13 @@ class OpenLoopUser(RankUser):
 
 
 class ClosedLoopUser(RankUser):
-    """Waits for its answer, thinks for a second, and asks again: the number of users counts."""
+    """Waits for its answer, pauses for about a second, and asks again; needs a number of users."""
 
     wait_time = between(0.5, 1.5)
 
     def on_start(self) -> None:
         """Prepare the user's own connection."""
-        # Locust calls `on_stop` even if the load cannot be used.
+        # The connection exists first, because Locust calls `on_stop` even if the load is unusable.
         self._connections = Connections(self.host)
         super().on_start()
         self._dispatcher = self.dispatcher(self._connections)
@@ -129,9 +134,10 @@ class ClosedLoopUser(RankUser):
 
 
 class OneLoop(UsersDispatcher):  # type: ignore[misc]
-    """Spawns as many closed-loop users as asked for, or one open-loop user a worker; not both.
+    """Spawns either as many closed-loop users as asked for, or one open-loop user per worker.
 
-    The web UI has ticked both classes at first, and asks for a number of users: closed-loop users.
+    If both classes are picked, closed-loop users run. The web UI picks both at first and asks for a
+    number of users, which only closed-loop users need.
     """
 
     def __init__(self, worker_nodes: list[Any], user_classes: list[type[RankUser]]) -> None:
@@ -139,7 +145,7 @@ class OneLoop(UsersDispatcher):  # type: ignore[misc]
         super().__init__(worker_nodes, [OpenLoopUser if self._open else ClosedLoopUser])
 
     def new_dispatch(self, target_user_count: int, spawn_rate: float, user_classes: Any = None) -> None:
-        """Set the number of users, and the number to start per second."""
+        """Set the number of users and how many of them start per second."""
         if self._open:
             target_user_count = spawn_rate = len(self._worker_nodes)
         super().new_dispatch(target_user_count, spawn_rate, user_classes)
@@ -150,8 +156,8 @@ def add_arguments(parser: Any) -> None:
     """Add the tabrank options. Locust's own `--profile` names the load profile."""
     group = parser.add_argument_group("tabrank")
     group.add_argument("--log", default="var/log", help="log folder that supplies viewers and candidates")
-    group.add_argument("--ids", default="", help="JSON file of viewers and candidates, instead of a log")
-    help_rps = "OpenLoopUser: requests per second of all workers together, instead of the profile's"
+    group.add_argument("--ids", default="", help="JSON file of viewers and candidates, used instead of a log")
+    help_rps = "for OpenLoopUser: requests per second of all workers together; overrides the profile"
     group.add_argument("--rps", type=float, default=0.0, help=help_rps)
     group.add_argument("--slo", default="", help="TOML file of limits that replace the shipped ones")
     # The web UI names both users, so that one can be picked.
@@ -160,16 +166,20 @@ def add_arguments(parser: Any) -> None:
 
 @lru_cache(maxsize=1)
 def requests_of(profile: str, rps: float, ids: str, log: str) -> tuple[Profile, list[bytes]]:
-    """Return the profile and the bodies of its requests; TabrankError if an input is unusable."""
+    """Return the profile and the bodies of its requests.
+
+    Raises:
+        TabrankError: if an input is unusable.
+    """
     loaded = load_profile(profile, target_rps=rps or None)
     used, loaded = find_ids(Path(ids) if ids else None, Path(log), loaded, partial(print, file=sys.stderr))
     return loaded, make_bodies(used, loaded)
 
 
 class Run:
-    """Wiring of one Locust process: the load that it sends, and the verdict on what came back.
+    """Load that one Locust process sends, and the verdict on the answers.
 
-    The `load` of its environment is the run once it is prepared, and None before.
+    `environment.load` is this object once the run is prepared, and None before.
     """
 
     profile: Profile
@@ -190,7 +200,7 @@ class Run:
         self.tally.clear()
         self._environment.load = None
         if not isinstance(runner, WorkerRunner):
-            # Workers get these from their master, but not Locust's own `profile`.
+            # A master passes these options to its workers, but not Locust's own `profile`.
             options.named_profile = options.profile or "headline"
             options.num_dispatchers = max(1, getattr(runner, "worker_count", 1))
         if not isinstance(runner, MasterRunner):
@@ -199,18 +209,18 @@ class Run:
             self._environment.load = self
 
     def start(self, **_: Any) -> None:
-        """Prepare a test; without a usable load nothing is sent."""
+        """Prepare a test; if the load is unusable, log the reason and send nothing."""
         try:
             self.prepare()
         except TabrankError as error:
             logging.error("%s", error)
 
     def send(self, data: dict[str, Any], **_: Any) -> None:
-        """Add the requests since the last report to a worker's report to its master."""
+        """Add the requests since the last report to the report that a worker sends its master."""
         data["ended"] = self.tally.take()
 
     def receive(self, data: dict[str, Any], **_: Any) -> None:
-        """Add the requests of a worker's report."""
+        """Count the requests of a worker's report."""
         self.tally.add(data["ended"])
 
     def log_verdict(self, **_: Any) -> Verdict:
@@ -218,7 +228,10 @@ class Run:
         measured, verdict, reasons = self.tally.judged(self._slo)
         runner = self._environment.runner
         if verdict == "not held" and (runner.cpu_warning_emitted or runner.worker_cpu_warning_emitted):
-            verdict, reasons = "void", [f"Locust needs more than a core; {REMEDY}", *reasons]
+            verdict, reasons = (
+                "void",
+                [f"Locust had too little CPU and may have been late; {REMEDY}", *reasons],
+            )
         found = ""
         if measured:
             found = f", p90 {milliseconds(measured.p90_ms)}, p99 {milliseconds(measured.p99_ms)}"
@@ -227,7 +240,10 @@ class Run:
         return verdict
 
     def end(self, **_: Any) -> None:
-        """Exit by the verdict; a master that a signal ended gathers the reports first."""
+        """Set the exit code by the verdict.
+
+        A master that a signal ended first gathers the reports of its workers.
+        """
         if isinstance(self._environment.runner, MasterRunner):
             self._environment.runner.quit()
         self._environment.process_exit_code = EXIT_CODES[self.log_verdict()]
@@ -237,7 +253,7 @@ class Run:
 def set_up(environment: Any, runner: Any, web_ui: Any = None, **_: Any) -> None:
     """Prepare this process for its tests; exit with 2 if an option is unusable."""
     options, hooks = environment.parsed_options, environment.events
-    # Otherwise `--run-time` would count from before Locust's start, which takes a second.
+    # Locust's start takes a second. Without this call `--run-time` would include it.
     gevent.get_hub().loop.update_now()
     environment.dispatcher_class = OneLoop
     try:
@@ -254,7 +270,7 @@ def set_up(environment: Any, runner: Any, web_ui: Any = None, **_: Any) -> None:
         return
     hooks.worker_report.add_listener(run.receive)
     if options.headless:
-        # Before that, the last reports of workers are missing.
+        # Any earlier hook would miss the last reports of the workers.
         hooks.quitting.add_listener(run.end)
         if not options.user_classes:
             environment.user_classes = [OpenLoopUser]
@@ -263,4 +279,4 @@ def set_up(environment: Any, runner: Any, web_ui: Any = None, **_: Any) -> None:
         logging.info("ClosedLoopUser: %s", ClosedLoopUser.__doc__)
         logging.info("OpenLoopUser: %s", OpenLoopUser.__doc__)
     elif options.num_users and ClosedLoopUser not in environment.user_classes:
-        logging.warning("OpenLoopUser ignores --users; name ClosedLoopUser to have so many users")
+        logging.warning("OpenLoopUser ignores --users; name ClosedLoopUser on the command line to use it")

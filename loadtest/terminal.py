@@ -1,4 +1,4 @@
-"""Terminal side of every command: call its measurement, print the report, exit by the verdict."""
+"""Call the measurement of a command, print its report, and exit by its verdict."""
 
 from __future__ import annotations
 
@@ -26,10 +26,15 @@ def run_scenario(
     *,
     writes: bool = True,
 ) -> None:
-    """Measure, print the report or the reason for its absence, and exit by the verdict.
+    """Measure, print the report, and exit by its verdict.
 
-    `measured` writes its report, if it has one, to the given folder: `out`, or by default
-    var/loadtest/NAME-TIME; without `writes` it writes none.
+    `measured` takes the folder in which to write its report: `out`, or var/loadtest/NAME-TIME by
+    default. If `writes` is False, it writes no folder, and `out` may exist already. `summed_up`
+    turns the report into text for the terminal.
+
+    Raises:
+        TabrankError: if the measurement is impossible or was interrupted. With `as_json` the reason
+            is also printed as a report with the verdict "void".
     """
     folder = out or Path("var/loadtest") / f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
     try:

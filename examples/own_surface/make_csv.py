@@ -1,6 +1,7 @@
-"""Write a CSV file of an invented bakery, as an export from your own database could look.
+"""Write the CSV file of an invented bakery: `python make_csv.py FILE`.
 
-`python make_csv.py FILE`. Customers see five pastries at a time, and order those of their taste.
+An export from your own database could look like this. Customers see five pastries at a time, and
+mostly order those of their taste.
 """
 
 import csv
@@ -14,7 +15,7 @@ MINUTE = timedelta(minutes=1)
 
 
 def main(path: Path, *, num_rankings: int = 3_000) -> None:
-    """Write a row for each pastry shown."""
+    """Write one row for each pastry that was shown."""
     rng = random.Random(0)
     start = datetime.now(UTC) - (num_rankings + 10) * MINUTE
     tastes = {i: rng.choice(KINDS) for i in range(300)}

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# From a CSV file to a ranking on a surface of your own: import, draft, train, serve, rank, stop.
-# Run it after `make install`. It takes two minutes and writes to var/own-surface, which it empties
-# first. docs/features.md explains the surface.
+# Go from a CSV file to a ranking on a surface of your own: import the file, draft the surface,
+# train, serve, rank, and stop the service. Run this after `make install`. It takes two minutes and
+# writes to var/own-surface, which it empties first. docs/features.md explains the surface.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
@@ -10,13 +10,14 @@ rm -rf "$root/var/own-surface"
 mkdir -p "$root/var/own-surface"
 cd "$root/var/own-surface"
 
-# The CSV file has a row for each candidate shown. Replace the script by an export of your own.
+# The CSV file has one row for each candidate that was shown. Use an export of your own instead of
+# this script.
 python "$here/make_csv.py" rows.csv
 python -m training import csv --source rows.csv --out log --viewer customer --candidate pastry \
     --time at --event order
 
-# The first command drafts the surface and its cluster.yaml. Review the draft of your own data. For
-# better networks, use `training search` instead of `fit`.
+# The first command drafts the surface and its cluster.yaml. Review the draft if the data is your
+# own. `training search` finds better networks than `fit`, but takes longer.
 python -m training surface --log log --name bakery --out my
 python -m training fit --surface my/surface.toml --log log --out model --epochs 3
 python -m training publish --model model --models my/models

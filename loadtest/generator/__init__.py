@@ -1,1 +1,4 @@
-"""Open-loop load generation: bodies, arrivals, connections. Imports `measure` and below."""
+"""Load generation: request bodies, the times to send them, and connections.
+
+This package may import `loadtest.measure` and what `measure` may import.
+"""

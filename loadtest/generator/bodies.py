@@ -1,6 +1,6 @@
-"""Request bodies of rankings, built before a run, and of records that a run posts as events.
+"""Request bodies: rankings, which are built before a run, and records that a run posts as events.
 
-Sending a body costs almost no CPU.
+To send a body that exists already costs almost no CPU.
 """
 
 from __future__ import annotations
@@ -16,16 +16,19 @@ from loadtest.generator.ids import Ids
 from loadtest.workload.profiles import SEED, Profile
 from serve.contract.records import ClientRecord, Event
 
+# A run repeats this many different bodies in turn. With 55 candidates they take about 4 MB.
 NUM_BODIES = 4096
-# At 500 events per second this makes 50 posts, which cost this process almost no CPU.
+# Events per post. At 500 events per second there are 50 posts per second, which cost this process
+# almost no CPU.
 BATCH = 10
 
 
 def make_bodies(ids: Ids, profile: Profile, num: int = NUM_BODIES, seed: int = SEED) -> list[bytes]:
-    """Return `num` bodies for POST /v1/rank, the same for the same arguments.
+    """Return `num` bodies for POST /v1/rank; the same arguments give the same bodies.
 
-    The k-th viewer of `ids` is drawn with a weight of 1 / k^viewer_skew (Zipf). Each body has
-    `profile.candidates` distinct candidates, drawn uniformly, and `traffic: "test"`.
+    The k-th viewer of `ids`, counted from 1, is drawn with a weight of 1 / k^viewer_skew (Zipf's
+    distribution). Each body has `profile.candidates` distinct candidates, drawn uniformly, and
+    `"traffic": "test"`.
 
     Raises:
         LoadtestError: if `ids` has too few candidates.
@@ -56,9 +59,10 @@ def pack(records: Iterable[ClientRecord]) -> bytes:
 def viewer_events(ids: Ids, kinds: Mapping[str, int], run: str, batch: int = BATCH) -> Iterator[bytes]:
     """Yield request bodies of `batch` events each, endlessly.
 
-    Event ids are unique across bodies and runs. Kinds are drawn by their counts in `kinds`, viewers
-    and candidates uniformly: the service refuses the 21st event of a kind in ten minutes of one
-    viewer at one candidate. Events have no `ts_ms`: they happen when they arrive.
+    The name `run` makes event ids unique across runs. A kind of event is drawn as often as `kinds`
+    counts it. Viewers and candidates are drawn uniformly, because the service refuses the 21st
+    event of the same kind, viewer and candidate within ten minutes. Events have no `ts_ms`, so the
+    service dates them by their arrival.
     """
     rng, names = np.random.default_rng(SEED), list(kinds)
     shares = np.array(list(kinds.values())) / sum(kinds.values())

@@ -1,4 +1,4 @@
-"""Keep-alive HTTP connections to the service, on gevent, and the shipped client's one retry."""
+"""Keep-alive HTTP connections to the service on gevent, and the retry of the shipped client."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ from serve.client.reply import Lost, Reply
 from serve.client.retries import Retries
 from serve.contract.commands import key_header
 
+# Most bytes to receive at once. The answer to a ranking of 55 candidates has 4 kB.
 RECEIVE_BYTES = 16384
 Exchange = Callable[[bytes], Reply]
-# Answers of rankings, and of records with and without rejected ones.
+# Statuses of good answers. 207 answers a post of records of which some were rejected.
 OK = (200, 207)
 
 
 class Connections:
-    """Keep-alive connections to one URL, used again in last-in, first-out order.
+    """Keep-alive connections to one URL. The one that was used last is used again first.
 
-    A request is a byte string built once. FastHttpUser's own parser reads the answer. CPU per
-    request, measured with 55 candidates: 27 µs; with `FastHttpUser.client.post` 130 to 170 µs. At
-    900 requests per second that is a tenth of a core more, and the service needs that core on a
-    shared machine.
+    Requests are byte strings that are built once, and the parser of Locust's `FastHttpUser` reads
+    the answers. A request with 55 candidates takes 27 µs of CPU this way, as measured, and 130 to
+    170 µs with `FastHttpUser.client.post`. At 900 requests per second the difference is a tenth of
+    a core, which the service needs if both share a machine.
     """
 
     def __init__(self, url: str, path: str = "/v1/rank", *, timeout_s: float | None = None) -> None:
@@ -47,7 +48,8 @@ class Connections:
             "User-Agent: tabrank-loadtest\r\nAccept: application/json\r\n"
             f"Content-Type: application/json\r\n{key}Content-Length: "
         ).encode("ascii")
-        # Resolve once: gevent resolves in a thread, where a burst of new connections would queue.
+        # Resolve the name once. gevent resolves names in a thread, in which a burst of new
+        # connections would queue.
         self._addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         self._idle: list[Any] = []
 
@@ -56,10 +58,10 @@ class Connections:
         return self._head + b"%d\r\n\r\n" % len(body) + body
 
     def exchange(self, request: bytes) -> Reply:
-        """Send a prepared request; return its answer.
+        """Send a prepared request and return its answer.
 
         Raises:
-            OSError: if it cannot be sent, or is not answered in time (TimeoutError).
+            OSError: if it cannot be sent, or (TimeoutError) if no answer comes in time.
             HTTPParseError: if the answer is not HTTP.
         """
         sock = self._idle_connection() or self._connect()
@@ -105,10 +107,10 @@ class Connections:
 
 
 class _Answer(HTTPSocketResponse):
-    """Answer on a socket, which the service may close; a close may end a valid answer."""
+    """Answer that is read from a socket; the end of the connection may be the end of the answer."""
 
     def feed(self, data: str | bytes) -> None:
-        """Parse what was received; nothing tells that the connection was closed."""
+        """Parse what was received; empty `data` means that the service closed the connection."""
         if data:
             super().feed(data)
             return
@@ -119,9 +121,9 @@ class _Answer(HTTPSocketResponse):
 
 
 def _is_idle(sock: Any, timeout_s: float) -> bool:
-    """Return whether an idle connection is open: the service neither closed it nor sent data."""
+    """Return whether an idle connection is usable: the service neither closed it nor sent data."""
     if isinstance(sock, ssl.SSLSocket):
-        # It is not possible to peek into TLS.
+        # TLS does not allow to look at data without receiving it.
         return True
     sock.settimeout(0.0)
     try:
@@ -135,7 +137,7 @@ def _is_idle(sock: Any, timeout_s: float) -> bool:
 
 
 def error_kind(error: OSError | HTTPParseError) -> str:
-    """Return a short name for a failed exchange."""
+    """Return a short name for the error of a failed exchange, such as `timeout`."""
     if isinstance(error, TimeoutError):
         return "timeout"
     if isinstance(error, ConnectionRefusedError):
@@ -148,7 +150,10 @@ def error_kind(error: OSError | HTTPParseError) -> str:
 
 
 class Failure(NamedTuple):
-    """First try that failed, with its time: of `perf_counter()`, or in seconds of the load."""
+    """First try of a request that failed.
+
+    `Retrying` sets `at_s` by `perf_counter()`; an `OfferResult` has it in seconds of the load.
+    """
 
     at_s: float
     kind: str
@@ -156,9 +161,10 @@ class Failure(NamedTuple):
 
 @dataclass(frozen=True)
 class Retrying:
-    """Transport with the client's one retry; it passes each failed first try to `on_failed`.
+    """Transport that retries a failed request once, by the rules of the shipped client.
 
-    `timeout_s` covers both tries together, as in the client.
+    Each failed first try is passed to `on_failed`. `timeout_s` covers both tries together, as in
+    the client.
     """
 
     connections: Connections
@@ -167,10 +173,10 @@ class Retrying:
     policy: Retries = field(default_factory=Retries)
 
     def exchange(self, request: bytes) -> Reply:
-        """Return the answer of the last try.
+        """Send a request, and return the answer of the last try.
 
         Raises:
-            OSError, HTTPParseError: of the last try.
+            OSError, HTTPParseError: if the last try has no answer.
         """
         until = perf_counter() + self.timeout_s
         self.policy.sent()

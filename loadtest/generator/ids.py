@@ -1,4 +1,4 @@
-"""Viewers and candidates of a load: real ids from a log or a file."""
+"""Ids of the viewers and candidates of a load, from a log or from a file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ class _Given(msgspec.Struct, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class Ids:
-    """Viewers (the busiest first), distinct candidates, and the last known context of a viewer."""
+    """Viewers with the busiest first, distinct candidates, and the last context of each viewer.
+
+    `contexts` lacks the viewers whose context is not known.
+    """
 
     viewers: list[str]
     candidates: list[str]
@@ -41,23 +44,23 @@ class Ids:
 def find_ids(
     file: Path | None, log: Path, profile: Profile, emit: Callable[[str], None]
 ) -> tuple[Ids, Profile]:
-    """Return the ids of a file if there is one, otherwise of a log, and the profile for them.
+    """Return the ids of `file`, or of `log` if there is no file, and the profile for these ids.
 
-    If there are fewer candidates than a request of the profile has, its requests have all of them,
-    which `emit` receives as a sentence.
+    If there are fewer candidates than a request of the profile has, each request has all of them,
+    and `emit` gets a sentence that says so.
 
     Raises:
-        TabrankError: as `read_ids` and `read_log_ids`.
+        TabrankError: if `read_ids` or `read_log_ids` raises it.
     """
     ids = read_ids(file) if file else read_log_ids(log, profile.candidates)
     num = len(ids.candidates)
     if num < profile.candidates:
-        emit(f"{file or log} has {num} candidates: a request has these instead of {profile.candidates}")
+        emit(f"{file or log} has only {num} candidates; each request ranks these, not {profile.candidates}")
     return ids, replace(profile, candidates=min(num, profile.candidates))
 
 
 def read_ids(path: Path) -> Ids:
-    """Return the ids of a JSON file `{"viewers": [...], "candidates": [...]}`, each once.
+    """Return the ids of a JSON file `{"viewers": [...], "candidates": [...]}`, without repeats.
 
     Raises:
         LoadtestError: if the file holds anything else.
@@ -74,12 +77,13 @@ def read_ids(path: Path) -> Ids:
 
 
 def read_log_ids(log: Path, num_candidates: int) -> Ids:
-    """Return the ids of a log: viewers of its exposures, and candidates live at its end.
+    """Return the viewers of a log's exposures, and the candidates that are live at its end.
 
-    If fewer than `num_candidates` are live, the last ended ones are added, as far as there are any.
+    If fewer than `num_candidates` are live, those that ended last are added. Test traffic is
+    ignored.
 
     Raises:
-        LoadtestError: if there is no such log, it lacks a column, or it is too small.
+        LoadtestError: if there is no such log, or it lacks a column, viewers or candidates.
     """
     if not log.is_dir():
         raise LoadtestError(f"--log {log}: no such folder; name a log folder, or a file of ids with --ids")
@@ -87,7 +91,7 @@ def read_log_ids(log: Path, num_candidates: int) -> Ids:
     exposures = exposures.filter(pc.fill_null(pc.not_equal(exposures["traffic"], "test"), True))
     exposures = exposures.filter(pc.is_valid(exposures["viewer"]))
     if not len(exposures):
-        raise LoadtestError(f"--log {log}: its exposures have no viewer; name a file of ids with --ids")
+        raise LoadtestError(f"--log {log}: no exposure has a viewer; name a file of ids with --ids")
     candidates = _candidates(log, pc.max(exposures["ts_ms"]).as_py(), num_candidates)
     seen = exposures.group_by("viewer").aggregate([("viewer", "count")])
     seen = seen.sort_by([("viewer_count", "descending"), ("viewer", "ascending")])
@@ -97,7 +101,7 @@ def read_log_ids(log: Path, num_candidates: int) -> Ids:
 def read_log_kinds(log: Path) -> dict[str, int]:
     """Return the number of events of each kind in a log, without impressions.
 
-    Answers themselves make the impressions.
+    A load test does not post impressions, because the service counts them from its own answers.
 
     Raises:
         LoadtestError: if the log holds no such events.
@@ -105,7 +109,7 @@ def read_log_kinds(log: Path) -> dict[str, int]:
     counts = pc.value_counts(_table(log, "events", ("kind",), ())["kind"]).to_pylist()
     kinds = {row["values"]: row["counts"] for row in counts if row["values"] != IMPRESSION}
     if not kinds:
-        raise LoadtestError(f"--log {log}: it holds no viewer events; name a log that does")
+        raise LoadtestError(f"--log {log}: it holds no viewer events; name a log that has some")
     return dict(sorted(kinds.items()))
 
 
@@ -122,12 +126,12 @@ def _candidates(log: Path, end_ms: int, num_candidates: int) -> list[str]:
     ids: list[str] = order["id"].to_pylist()
     num_live = len(ids) - int(pc.sum(ended).as_py() or 0)
     if not ids:
-        raise LoadtestError(f"--log {log}: holds no candidates; name a log that does")
+        raise LoadtestError(f"--log {log}: it holds no candidates; name a log that has some")
     return ids[: max(num_live, num_candidates)]
 
 
 def _contexts(exposures: pa.Table) -> dict[str, dict[str, Any]]:
-    """Return the context of each viewer's last exposure, without nulls."""
+    """Return the context of each viewer's last exposure, without fields that are null."""
     if not pa.types.is_struct(exposures["context"].type):
         return {}
     exposures = exposures.sort_by("ts_ms")
@@ -141,13 +145,13 @@ def _table(log: Path, name: str, needed: tuple[str, ...], wanted: tuple[str, ...
     path = log / f"{name}.parquet"
     path = path if path.exists() else log / name
     if not path.exists():
-        raise LoadtestError(f"--log {log}: {name}.parquet is missing; is this folder a log?")
+        raise LoadtestError(f"--log {log}: {name}.parquet is missing; name a folder that holds a log")
     with readable(path):
         data = ds.dataset(path, format="parquet")
         for column in needed:
             if column not in data.schema.names:
-                raise LoadtestError(f"{path}: the column {column!r} is missing")
+                raise LoadtestError(f"{path}: the column {column!r} is missing; name another log with --log")
         known = set(data.schema.names)
-        # A column that the table lacks is null.
+        # A wanted column that the table lacks is null in each row.
         columns = {n: ds.field(n) if n in known else pc.scalar(None) for n in (*needed, *wanted)}
         return converted(data.to_table(columns=columns), IDS[name])

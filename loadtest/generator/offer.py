@@ -1,7 +1,7 @@
-"""Offer a load from a process of its own, and collect the end of each request.
+"""Offer a load from a separate process, and collect how each request ended.
 
-The process does not share an interpreter with the scenario. So the scenario's own work does not
-delay requests, and the generator can be pinned to a core.
+Because the process has its own interpreter, the work of the scenario does not delay requests. It
+can also be pinned to a core.
 """
 
 from __future__ import annotations
@@ -30,16 +30,17 @@ from loadtest.measure.measure import RequestLog, Requests
 from loadtest.measure.service import TIMEOUT_S, read_answer
 from loadtest.workload.profiles import SEED, Block, Profile
 
-# Time for the last answers, and to send the results.
+# Time after the end of the load for the last answers, which may take TIMEOUT_S, and for the
+# transfer of the results.
 OVERTIME_S = 30.0
 
 
 @dataclass(frozen=True)
 class OfferResult:
-    """Result of a load, with times relative to its first second.
+    """Result of a load; times are in seconds from its start.
 
-    `requests` holds the final outcome of each request, `failed` the first tries that failed, if the
-    load retried.
+    `requests` holds the final outcome of each request. `failed` holds the first tries that failed;
+    it is empty if the load does not retry.
     """
 
     requests: Requests
@@ -48,12 +49,19 @@ class OfferResult:
 
 @dataclass(frozen=True)
 class OfferedLoad:
-    """Load to offer: each block is a number of seconds at a factor of the rate.
+    """Load to offer to the service at `url`.
 
-    `retry`: retry failed requests once, as the shipped client does. `timeout_s`: timeout of a
-    request. With `connections`, the load is a closed loop on this many and ignores rates: each
-    connection sends the next request when an answer is complete. With `warmup_s`, lines of progress
-    go to stderr, and those of this first part say so.
+    Attributes:
+        bodies: bodies of the requests, which are sent in turn and repeated.
+        num_candidates: number of candidates in each body.
+        rate_rps: rate at factor 1, in requests per second.
+        blocks: time spans, each with a factor of the rate.
+        retry: whether to retry a failed request once, as the shipped client does.
+        timeout_s: time after which a request without an answer counts as failed.
+        connections: if not 0, the load is a closed loop on this many connections. Each one sends
+            its next request when an answer is complete, and rates are ignored.
+        warmup_s: if not None, progress lines go to stderr, and those of the first `warmup_s`
+            seconds are marked as warm-up.
     """
 
     url: str
@@ -68,19 +76,19 @@ class OfferedLoad:
 
     @classmethod
     def of(cls, profile: Profile, url: str, bodies: Sequence[bytes]) -> OfferedLoad:
-        """Return the load of a profile, which prints its progress."""
+        """Return the load of a profile; while it runs, progress lines go to stderr."""
         rate_rps, warmup_s = profile.target_rps, profile.warmup_s
         return cls(url, bodies, profile.candidates, rate_rps, profile.blocks, warmup_s=warmup_s)
 
     @property
     def seconds(self) -> float:
-        """Return the duration of the load."""
+        """Return the duration of the load in seconds."""
         return sum(block.seconds for block in self.blocks)
 
 
 @dataclass(frozen=True)
 class Offer:
-    """Running load process; `begun_s` is its second 0 on the clock of `time.monotonic()`."""
+    """Process that offers a load; the load began at `begun_s` by `time.monotonic()`."""
 
     load: OfferedLoad
     process: SpawnProcess
@@ -98,14 +106,16 @@ class Offer:
             LoadtestError: if the generator failed.
         """
         if not self.pipe.poll(self.load.seconds + OVERTIME_S):
-            raise LoadtestError("the load generator did not end in time")
+            raise LoadtestError("the load generator did not end in time; run the test again")
         result: OfferResult = _received(self.pipe, "failed")
         return result
 
 
 @contextlib.contextmanager
 def offering(load: OfferedLoad) -> Iterator[Offer]:
-    """Offer a load while the block runs; the block reads its result.
+    """Offer a load while the `with` block runs. The block calls `result` before it ends.
+
+    The end of the block kills the load process.
 
     Raises:
         LoadtestError: if the generator does not start.
@@ -114,7 +124,8 @@ def offering(load: OfferedLoad) -> Iterator[Offer]:
     ours, theirs = spawn.Pipe(duplex=False)
     process = spawn.Process(target=_generate, args=(load, theirs))
     process.start()
-    # Once the process has ended, no other one holds this end, and the pipe ends too.
+    # The load process has a copy of this end. Once it ends, nobody holds one, and `recv` raises
+    # EOFError instead of waiting for ever.
     theirs.close()
     try:
         yield Offer(load, process, ours, _received(ours, "did not start"))
@@ -124,13 +135,17 @@ def offering(load: OfferedLoad) -> Iterator[Offer]:
 
 
 def offered(load: OfferedLoad) -> OfferResult:
-    """Offer a load and wait for its end."""
+    """Offer a load, wait for its end, and return its result."""
     with offering(load) as offer:
         return offer.result()
 
 
 def _received(pipe: Connection, failed: str) -> Any:
-    """Return what the load process sends next; raise LoadtestError if that is an error's text."""
+    """Return what the load process sends next.
+
+    Raises:
+        LoadtestError: if this is a text, which is the message of an error, or if the process ended.
+    """
     try:
         found = pipe.recv()
     except EOFError:
@@ -141,9 +156,12 @@ def _received(pipe: Connection, failed: str) -> Any:
 
 
 def _generate(load: OfferedLoad, pipe: Connection) -> None:
-    """Offer a load in this process; send its second 0 and then its result, or an error's text."""
+    """Offer a load in this process. Send the time of its start, then its result, through `pipe`.
+
+    In case of an error, send its message as text instead.
+    """
     die_with_parent()
-    # Ctrl-C interrupts the parent, which ends this process.
+    # Ctrl-C reaches the whole group of processes. The parent handles it and ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         pipe.send(_result_of(load, pipe.send))
@@ -152,7 +170,7 @@ def _generate(load: OfferedLoad, pipe: Connection) -> None:
 
 
 def _result_of(load: OfferedLoad, begin: Callable[[float], None]) -> OfferResult:
-    """Offer a load until its end or SIGTERM; call `begin` with its second 0."""
+    """Offer a load until its end or SIGTERM; call `begin` with the time of its start."""
     allow_open_files()
     failures: list[Failure] = []
     record = RequestLog()
@@ -168,7 +186,7 @@ def _result_of(load: OfferedLoad, begin: Callable[[float], None]) -> OfferResult
     requests = takewhile(lambda _: not stopped, bodies)
     gc.collect()
     gc.freeze()
-    # The parent compares this time with its own time.monotonic(), which is the same clock.
+    # The parent compares this time with its own time.monotonic(). Both read the same clock.
     begun = perf_counter()
     begin(begun)
     progress = None if load.warmup_s is None else gevent.spawn(show_progress, record, load.warmup_s)

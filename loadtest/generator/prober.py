@@ -1,4 +1,7 @@
-"""Probe freshness: post an event, then poll rankings until one shows it; repeat."""
+"""Probe freshness: post a record, then ask for rankings until one shows it.
+
+*Freshness* is the time from the post of a record to the first ranking that knows it.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +25,12 @@ from serve.contract.records import Candidate, ClientRecord, Event
 
 CANDIDATE, VIEWER = "candidate", "viewer"
 KINDS = (CANDIDATE, VIEWER)
+# Time between two polls. A measured freshness is too long by at most this time and one ranking.
 POLL_S = 0.02
-# Poll less often after a second, so that polling does not overload a late service.
+# After SLOW_AFTER_S a probe polls less often, so that polling does not overload a late service.
 SLOW_POLL_S = 0.1
 SLOW_AFTER_S = 1.0
+# A probe that takes longer than this counts as never shown. The limit of the p99 is 1 s.
 WAIT_S = 5.0
 SHOWN = Outcome("shown", ok=True)
 NOT_SHOWN = Outcome(f"not shown within {WAIT_S:g} s", ok=False)
@@ -42,26 +47,33 @@ _decode = msgspec.json.Decoder(_Answer).decode
 
 
 class Prober:
-    """Freshness prober: its probes start when they are due, independent of the others.
+    """Freshness prober. Each probe starts when it is due, however long earlier ones take.
 
-    Every second probe adds a viewer. A *candidate* probe posts a new candidate; it is visible when
-    an answer no longer lists it as unknown. A *viewer* probe posts a new viewer's first event; it
-    is visible when an answer no longer reports the viewer as unknown. Neither depends on the fields
-    of a surface. An answer of the rung `fallback` does not count, as it reads no viewer. Polling
-    starts after the acknowledgement of the event. So only the event can make a probe visible: the
-    polled rankings themselves are logged after it, as exposures of the same viewer.
+    There are two kinds of probes, which take turns:
 
-    A probe's latency runs from sending the event to the first answer that shows it. It is therefore
-    too long by up to POLL_S and one ranking. In `records`, `scored` is the number of polled
-    rankings. Ids are unique across runs and surfaces.
+    - A *candidate* probe posts a new candidate. It is visible when an answer no longer lists the
+      candidate as unknown.
+    - A *viewer* probe posts the first event of a new viewer. It is visible when an answer no longer
+      reports the viewer as unknown.
+
+    Neither depends on the fields of a surface. An answer of the rung `fallback` does not count,
+    because it reads no viewer.
+
+    Polling starts after the service has acknowledged the record. The polled rankings are logged as
+    exposures of the same viewer, but after the record, so only the record can make a probe visible.
+
+    The latency of a probe runs from sending the record to the first answer that shows it. It is
+    therefore too long by up to POLL_S and one ranking. In `records`, `scored` is the number of
+    polled rankings. Ids of probes are unique across runs and surfaces.
     """
 
     def __init__(self, url: str, label_event: str) -> None:
         self.run_id = f"freshness-{secrets.token_hex(6)}"
-        # Viewer that polls for probe candidates, and candidate of the probe viewers' events.
+        # `asker` is the viewer who asks for rankings of probe candidates. `anchor` is the candidate
+        # that the events of probe viewers name.
         self.asker, self.anchor = f"{self.run_id}-asker", f"{self.run_id}-anchor"
         self.records = {kind: RequestLog() for kind in KINDS}
-        # Freshness values that the answers report.
+        # Values of `freshness_ms` in the answers.
         self.answered_ms = array("d")
         self.posted: dict[str, list[str]] = {kind: [] for kind in KINDS}
         self._events = Connections(url, EVENTS_PATH)
@@ -69,7 +81,10 @@ class Prober:
         self._label_event = label_event
 
     def run(self, times_s: Iterable[float], counted_from_s: float) -> None:
-        """Start a probe at each time (ascending seconds from now), and wait for the end of all."""
+        """Start a probe at each time, and wait for the end of all probes.
+
+        `times_s` are ascending seconds from now. In `records`, times count from `counted_from_s`.
+        """
         begins = perf_counter()
         probes = gevent.pool.Group()
         try:
@@ -113,7 +128,7 @@ class Prober:
             gevent.sleep(max(0.0, polled + pause_s - perf_counter()))
 
     def _post(self, body: bytes) -> Outcome | None:
-        """Post one record; return the outcome if it was not accepted, else None."""
+        """Post one record; return None if it was accepted, and otherwise the outcome."""
         try:
             reply = self._events.exchange(self._events.prepare(body))
             outcome, _ = read_acknowledgement(reply.code, reply.body, 1)

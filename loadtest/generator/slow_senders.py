@@ -1,11 +1,13 @@
-"""Slow clients: half of them send their headers slowly, half their bodies, one byte per second.
+"""Slow clients, which send one byte per second.
 
-They run in a separate process, so that they do not delay the load generator:
+Half of them send their headers slowly, the other half their bodies. They run in a separate process,
+so that they do not delay the load generator:
 
     python -m loadtest.generator.slow_senders HOST PORT PREFIX NUM
 
-On SIGTERM the process prints to stdout how many clients were connected at one time, and the counts
-of how connections ended.
+PREFIX is the path of the application, without a slash at its end. On SIGTERM the process prints a
+JSON object to stdout. It holds the largest number of clients that were connected at one time, and
+how many connections ended in which way.
 """
 
 from __future__ import annotations
@@ -21,16 +23,21 @@ from collections import Counter
 from loadtest.measure.service import PATH
 from serve.contract.commands import key_header
 
+# Time between two bytes of a client.
 BYTE_INTERVAL_S = 1.0
-# All clients connect within this time.
+# All clients connect within this time. It is shorter than the part of a window that is not counted.
 RAMP_UP_S = 4.0
-# A client reconnects after this delay if the service closed its connection.
+# Delay after which a client connects again if the service closed its connection.
 RECONNECT_DELAY_S = 0.2
 PARTS = {"headers": "X-Slow: ", "body": "Content-Type: application/json\r\nContent-Length: 100000\r\n\r\n["}
 
 
 class Senders:
-    """Slow clients, and the counts of ended connections: the answered status, or `closed`."""
+    """Slow clients, and how their connections ended.
+
+    `ended` counts connections by the slow part and the end, such as `body: 408` for an answer with
+    this status, or `headers: closed`.
+    """
 
     def __init__(self, host: str, port: int, prefix: str = "") -> None:
         self._host, self._port = host, port
@@ -41,9 +48,9 @@ class Senders:
         self.ended: Counter[str] = Counter()
 
     async def run(self, num: int) -> None:
-        """Keep the clients connected until cancelled; a disconnected client reconnects."""
+        """Keep `num` clients connected until cancelled; a disconnected client reconnects."""
         async with asyncio.TaskGroup() as group:
-            # Spread the clients, their bytes and their ends over time, to avoid bursts.
+            # The clients start one after the other, so that their bytes do not come in bursts.
             for i in range(num):
                 group.create_task(self._forever("headers" if i % 2 else "body", RAMP_UP_S * i / num))
 
@@ -82,6 +89,6 @@ async def _main(host: str, port: int, prefix: str, num: int) -> None:
 
 
 if __name__ == "__main__":
-    # The clients stand for other machines, whose CPU is not the service's.
+    # The clients stand for other machines, so they must not take CPU from the service.
     os.nice(19)
     asyncio.run(_main(sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4])))

@@ -1,1 +1,4 @@
-"""Measurement of a run: outcomes, phases, timelines and verdicts. Imports `workload` and below."""
+"""Measurement of a run: outcomes, phases, timelines and verdicts.
+
+This package may import `loadtest.workload` and what `workload` may import.
+"""

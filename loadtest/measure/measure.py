@@ -1,4 +1,4 @@
-"""Record every request of a run exactly, and compute the numbers of a measurement from it."""
+"""Record every request of a run exactly, and compute the numbers of a measurement from them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from loadtest.measure.service import Ended, Outcome
 
 Floats = NDArray[np.float64]
-# Points of a distribution in a report; more would not be seen.
+# Most points of a distribution in a report. A plot would not show more.
 MOST_POINTS = 80
-# A row of a log of requests, by the names of the columns, and as `struct` packs it.
+# A row of a log of requests, as numpy reads it and as `struct` packs it.
 ROW = np.dtype(
     [*((name, "f8") for name in ("at_s", "late_ms", "latency_ms")), ("scored", "u2"), ("codes", "u2")]
 )
@@ -24,10 +24,10 @@ PACKED = Struct("=dddHH")
 
 
 class RequestLog:
-    """Log of finished requests in the order of their ends; 28 bytes per row.
+    """Log of finished requests in the order of their ends, with 28 bytes per row.
 
-    Values are not rounded. Locust's own histogram has steps of 10 ms above 100 ms, the limit of the
-    p99.
+    Values are not rounded. Locust's own histogram has steps of 10 ms above 100 ms, and 100 ms is
+    the limit of the p99.
     """
 
     def __init__(self) -> None:
@@ -35,12 +35,15 @@ class RequestLog:
         self._codes: dict[Outcome, int] = {}
 
     def add(self, at_s: float, late_ms: float, latency_ms: float, outcome: Outcome, scored: int) -> None:
-        """Add a request: due at `at_s`, sent `late_ms` and ended `latency_ms` after that."""
+        """Add a request that was due at `at_s`, sent `late_ms` later, and ended `latency_ms` later.
+
+        Both durations count from the due time.
+        """
         code = self._codes.setdefault(outcome, len(self._codes))
         self._rows += PACKED.pack(at_s, late_ms, latency_ms, scored, code)
 
     def keep(self, ended: Ended) -> None:
-        """Add a request as a dispatcher reports it."""
+        """Add a request, in the form in which a dispatcher reports it."""
         self.add(ended.at_s, ended.late_ms, ended.latency_ms, ended.outcome, ended.scored)
 
     def requests(self, first: int = 0) -> Requests:
@@ -55,9 +58,10 @@ class RequestLog:
 
 @dataclass(frozen=True)
 class Requests:
-    """Requests as columns of shape [R] each; `outcomes[codes]` holds the outcome of each.
+    """Requests as columns of shape [R], where R is the number of requests.
 
-    `ok` and `full` are those of the outcomes.
+    `codes` are indexes into `outcomes`, the list of different outcomes. `ok` and `full` repeat the
+    flags of each request's outcome.
     """
 
     at_s: Floats
@@ -71,16 +75,16 @@ class Requests:
 
     @property
     def ended_s(self) -> Floats:
-        """Return the end of each request, in seconds."""
+        """Return the time at which each request ended, in seconds [R]."""
         return self.at_s + self.latency_ms / 1000
 
     def where(self, chosen: NDArray[np.bool_] | NDArray[np.intp]) -> Requests:
-        """Return the chosen rows, by a mask or by their numbers."""
+        """Return the rows that a mask [R] or an array of row numbers chooses."""
         columns = (*(ROW.names or ()), "ok", "full")
         return replace(self, **{name: getattr(self, name)[chosen] for name in columns})
 
     def counted_from(self, second: float) -> Requests:
-        """Return all rows, with times relative to another second."""
+        """Return all rows, with times that count from `second`."""
         return replace(self, at_s=self.at_s - second)
 
     def named_counts(self) -> Counter[str]:
@@ -92,19 +96,20 @@ class Requests:
         return +named
 
     def percentiles(self) -> dict[str, float | None]:
-        """Return the p50, p90 and p99 of the latencies, by the names that reports have for them."""
+        """Return the p50, p90 and p99 of the latencies, by their names in reports."""
         shares = {"p50_ms": 0.5, "p90_ms": 0.9, "p99_ms": 0.99}
         return {name: percentile(self.latency_ms, share, self.ok) for name, share in shares.items()}
 
 
 def percentile(latency_ms: Floats, share: float, ok: NDArray[np.bool_] | None = None) -> float | None:
-    """Return the least latency within which at least `share` of the requests were answered.
+    """Return the smallest latency within which at least `share` of the requests were answered.
 
     `ok` tells which requests were answered; without it, all were.
 
-    The method is nearest rank. Failed requests rank after all others, as they are never answered.
-    The result is None if the rank falls on one of them. So `percentile <= limit` holds exactly if
-    `share` of all requests were answered within the limit.
+    The method is nearest rank. Failed requests were never answered, so they rank after all others,
+    and the result is None if the rank falls on one of them. Therefore `percentile <= limit` holds
+    exactly if `share` of all requests were answered within the limit. For example, if 2 of 100
+    requests failed, the p99 is None, and the p90 is that of the 90th fastest answer.
     """
     rank = int(np.ceil(np.round(share * len(latency_ms), 6)))
     answered = latency_ms if ok is None else latency_ms[ok]
@@ -114,9 +119,10 @@ def percentile(latency_ms: Floats, share: float, ok: NDArray[np.bool_] | None = 
 
 
 def tail(latency_ms: Floats, total: int) -> list[list[float]]:
-    """Return points (ms, share of a `total` that took longer), from the slowest answer down.
+    """Return points (ms, share of `total` requests that took longer), from the slowest answer down.
 
-    They are at most `MOST_POINTS`, dense where answers are slow. Those that never came took longer.
+    There are at most `MOST_POINTS` points, and they are dense where answers are slow. A request
+    without an answer took longer than any other.
     """
     ranks = np.unique(np.geomspace(1, max(len(latency_ms), 1), MOST_POINTS).astype(int))[: len(latency_ms)]
     at_ms = np.sort(latency_ms)[::-1][ranks - 1]
@@ -126,11 +132,12 @@ def tail(latency_ms: Floats, total: int) -> list[list[float]]:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Numbers of the measured seconds; latencies in ms from the scheduled start.
+    """Numbers of the measured seconds.
 
-    A latency is None if failures prevent its percentile. Latencies, outcomes and lateness describe
-    the requests due in these seconds, whenever they ended. `rps` and `candidates_per_s` count the
-    answers that arrived in these seconds.
+    Latencies are in ms and count from the time at which a request was due. One is None if so many
+    requests failed that its percentile does not exist. Latencies, outcomes and lateness describe
+    the requests that were due in these seconds, whenever they ended. `rps` and `candidates_per_s`
+    count the answers that arrived in these seconds.
     """
 
     requests: int
@@ -150,7 +157,7 @@ class Measurement:
 
 
 def measure(requests: Requests, seconds: float) -> Measurement:
-    """Summarize the requests of the measured window, from 0 to `seconds`, without the warm-up."""
+    """Return the numbers of the seconds from 0 to `seconds`. Times below 0 are of the warm-up."""
     due = requests.where((requests.at_s >= 0) & (requests.at_s < seconds))
     came = requests.where(requests.ok & (requests.ended_s >= 0) & (requests.ended_s < seconds))
     errors = dict(due.where(~due.ok).named_counts())
@@ -174,7 +181,7 @@ def measure(requests: Requests, seconds: float) -> Measurement:
 
 
 def milliseconds(value: float | None) -> str:
-    """Format a latency; None means that too many requests failed to reach the percentile."""
+    """Return a latency as text; None means that so many requests failed that there is none."""
     return "not reached" if value is None else f"{value:.1f} ms"
 
 

@@ -1,6 +1,6 @@
 """Wait for a condition, or look at something periodically while a block runs.
 
-What cannot be read at a moment is skipped.
+Both ignore a look at a cluster that fails, because the cluster may be starting or stopping.
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ POLL_S = 0.1
 
 
 def within(limit_s: float, holds: Callable[[], bool]) -> float | None:
-    """Return the seconds until `holds` is true, or None. It counts as false while it raises."""
+    """Wait until `holds` returns True; return the seconds that this took.
+
+    The result is None if it is not so within `limit_s` seconds. An unreadable cluster counts as
+    False.
+    """
     begun = time.monotonic()
     while (took := time.monotonic() - begun) < limit_s:
         with contextlib.suppress(*UNREADABLE_ERRORS):
@@ -28,7 +32,7 @@ def within(limit_s: float, holds: Callable[[], bool]) -> float | None:
 
 @contextlib.contextmanager
 def repeated(look: Callable[[], None], period_s: float) -> Iterator[None]:
-    """Call `look` periodically, in a thread, while the block runs."""
+    """Call `look` every `period_s` seconds, in a thread, while the block runs."""
     over = threading.Event()
 
     def run() -> None:

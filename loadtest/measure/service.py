@@ -19,14 +19,17 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 PATH = "/v1/rank"
 EVENTS_PATH = "/v1/events"
 MODEL_PATH = "/v1/model"
+# A request without an answer within this time counts as failed. It is far above any SLO, so that a
+# slow service shows as latency, and not as errors.
 TIMEOUT_S = 10.0
 
 
 def read_address(url: str) -> tuple[str, int]:
-    """Return the host and port of a service's URL.
+    """Return the host and the port in a service's URL.
 
     Raises:
-        LoadtestError: if the URL is not of the form `http://host:port`.
+        LoadtestError: if the URL is not of the form `http://HOST:PORT` or `https://HOST:PORT`, with
+            or without a path.
     """
     try:
         parts = urlsplit(url)
@@ -35,14 +38,14 @@ def read_address(url: str) -> tuple[str, int]:
         raise LoadtestError(f"--url {url}: {error}") from None
     known = parts.scheme in ("http", "https")
     if not (known and parts.hostname and port) or parts.query or parts.fragment:
-        raise LoadtestError(f"--url {url}: must be http://HOST:PORT, such as {DEFAULT_URL}")
+        raise LoadtestError(f"--url {url}: it must be of the form http://HOST:PORT, such as {DEFAULT_URL}")
     return parts.hostname, port
 
 
 def probe(url: str, body: bytes) -> None:
     """Send one request before the run, to check that a service exists and accepts the requests.
 
-    A service that fails (5xx, 429) passes: the run itself judges it.
+    An answer of 5xx or 429 passes this check, because the run itself judges a service that fails.
 
     Raises:
         LoadtestError: if nothing answers at `url`, or the service rejects the request.
@@ -55,7 +58,9 @@ def probe(url: str, body: bytes) -> None:
 def ask(
     url: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
 ) -> tuple[int, bytes]:
-    """GET a path of the service, or POST `body` to it; return the answer's status and body.
+    """Send a GET to a path of the service, or a POST if there is a `body`.
+
+    Returns the status and the body of the answer.
 
     Raises:
         LoadtestError: if nothing answers at `url`.
@@ -81,7 +86,7 @@ def post_records(url: str, body: bytes, hint: str = "") -> list[Rejected]:
     """Post records, and return those that the service rejects.
 
     Raises:
-        LoadtestError: with the hint, if the service does not accept records at all.
+        LoadtestError: if the service does not accept the post as a whole; `hint` ends its message.
     """
     status, answer = ask(url, EVENTS_PATH, body)
     if status not in (200, 207):
@@ -99,9 +104,12 @@ def detail_of(body: bytes) -> str:
 
 
 class Outcome(NamedTuple):
-    """End of a request: `name` is the rung of an `ok` answer, otherwise the kind of error.
+    """How a request ended.
 
-    `full`: the rung was full, and a model, not a heuristic, made the ranking.
+    Attributes:
+        name: the rung of the answer, which says how complete it is, or the kind of error.
+        ok: whether there was a valid answer.
+        full: whether the rung was `full` and a model, not a heuristic, made the ranking.
     """
 
     name: str
@@ -114,10 +122,10 @@ class _Place(msgspec.Struct, gc=False):
 
 
 class _Answer(msgspec.Struct, gc=False):
-    """The three fields that a verdict needs.
+    """The three fields of an answer that a verdict needs.
 
-    Decoding them from 55 candidates (4.2 kB) takes 5.7 µs of CPU, counting the scores 1.7 µs. At
-    900 answers per second this is 0.7 % of a core, so every answer is decoded.
+    To decode them from an answer with 55 candidates (4.2 kB) takes 5.7 µs of CPU, and to count the
+    scores 1.7 µs. At 900 answers per second this is 0.7 % of a core, so every answer is decoded.
     """
 
     rung: str
@@ -130,10 +138,10 @@ _decode_acknowledgement = msgspec.json.Decoder(EventsAnswer).decode
 
 
 def read_answer(status: int, body: bytes, num_candidates: int) -> tuple[Outcome, int]:
-    """Return the outcome of an answered request and its number of candidates scored by the model.
+    """Return the outcome of an answer, and how many of its candidates a model scored.
 
-    An answer that does not match its documentation, or that ranks another number of candidates than
-    the request named, is an error.
+    An answer is an error if it is not as documented, or if it ranks another number of candidates
+    than the request named.
     """
     if status != 200:
         return Outcome(f"HTTP {status}", ok=False), 0
@@ -149,7 +157,10 @@ def read_answer(status: int, body: bytes, num_candidates: int) -> tuple[Outcome,
 
 
 def read_acknowledgement(status: int, body: bytes, num_records: int) -> tuple[Outcome, int]:
-    """Return the outcome of posted records with new ids, and the number accepted."""
+    """Return the outcome of a post of records with new ids, and how many were accepted.
+
+    The outcome is an error unless all `num_records` records were accepted.
+    """
     if status not in (200, 207):
         return Outcome(f"HTTP {status}", ok=False), 0
     try:
@@ -162,9 +173,11 @@ def read_acknowledgement(status: int, body: bytes, num_records: int) -> tuple[Ou
 
 
 class Ended(NamedTuple):
-    """Finished request: due at `at_s` of the run, sent `late_ms` after that.
+    """Request that has ended.
 
-    `latency_ms` counts from the due time to the end.
+    It was due at `at_s` seconds of the run and sent `late_ms` after that. `latency_ms` counts from
+    the due time to the end. `scored` is the number of candidates that a model scored, and
+    `num_bytes` the length of the answer's body.
     """
 
     at_s: float

@@ -1,4 +1,4 @@
-"""Numbers of a run by second and by phase, and the recovery time after each step up."""
+"""Numbers of a run by second and by phase, and the time to recover after each step up."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from loadtest.measure.cluster import PERIOD_S, ClusterSample
 from loadtest.measure.measure import Measurement, Requests, measure, milliseconds, percentile, rounded
 from loadtest.workload.profiles import Phase, Profile, Slo, phases, steps_up
 
-# Older samples are ignored: the replicas and nodes that they name may be gone.
+# Samples of replicas and nodes are used for this long. Those that an older one names may be gone.
 STALE_S = 5 * PERIOD_S
-# A recovery starts with this many good seconds in a row: a single one may be chance.
+# A recovery starts with this many good seconds in a row, because a single one may be chance.
 RECOVERED_S = 3
 Report = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Moment:
-    """One second of a run, relative to the start of the measurement; negative in the warm-up.
+    """One second of a run.
 
-    `offered_rps`, the percentiles, `full_share` and `failed` describe the requests due in this
-    second. `answered_rps` counts the good answers that arrived in it. Replicas and nodes are from
-    the last sample before its end; None: there was no recent sample.
+    `t_s` counts from the start of the measurement and is negative in the warm-up. `offered_rps`,
+    the percentiles, `full_share`, `failed` and `late_ms_p99` describe the requests that were due in
+    this second. `answered_rps` counts the good answers that arrived in it. `replicas` and `nodes`
+    are from the last sample before the end of the second, and None if there is no recent one.
     """
 
     t_s: int
@@ -42,9 +43,9 @@ class Moment:
 
     @property
     def full_rps(self) -> float:
-        """Return the number of due requests that got a full answer.
+        """Return how many of the requests that were due in this second got a full answer.
 
-        `full_share` counts only answers.
+        `full_share` is not this share, because it leaves out requests that failed.
         """
         return (self.offered_rps - self.failed) * (self.full_share or 0.0)
 
@@ -52,7 +53,7 @@ class Moment:
 def timeline(
     requests: Requests, seconds: float, samples: Sequence[ClusterSample], warmup_s: float = 0.0
 ) -> list[Moment]:
-    """Return every second of the warm-up and the measurement, also seconds without requests."""
+    """Return each second of the warm-up and of the measurement, even one without requests."""
     due = np.floor(requests.at_s).astype(int)
     came = np.floor(requests.ended_s[requests.ok]).astype(int)
     names = sorted({name for sample in samples for name in sample.replicas})
@@ -80,7 +81,7 @@ def timeline(
 
 
 def describe_phases(requests: Requests, profile: Profile) -> list[Report]:
-    """Return the numbers of each phase; a constant load is one phase."""
+    """Return the numbers of each phase, in order; a constant load is one phase."""
     found = []
     for phase in phases(profile.line):
         measured = measure(requests.counted_from(phase.begins_s), phase.ends_s - phase.begins_s)
@@ -91,9 +92,9 @@ def describe_phases(requests: Requests, profile: Profile) -> list[Report]:
 
 
 def describe_steps(requests: Requests, profile: Profile, slo: Slo) -> list[Report]:
-    """Return for each step up the seconds until the p99, and full answers, held again.
+    """Return, for each step up, the seconds until the p99 and the share of full answers held again.
 
-    None: they did not hold again in that phase.
+    One is None if it did not hold again before the end of its phase.
     """
 
     return [
@@ -112,16 +113,20 @@ def in_time(measured: Measurement, slo: Slo) -> bool:
 
 
 def in_full(measured: Measurement, slo: Slo) -> bool:
-    """Return whether enough requests got a full answer; a failed request did not."""
+    """Return whether the share of requests with a full answer is within the SLO.
+
+    A failed request has no full answer.
+    """
     full = measured.full_share * (measured.requests - measured.errors)
     return bool(measured.requests) and full >= slo.min_full_share * measured.requests
 
 
 def recovered_s(requests: Requests, step: Phase, holds: Callable[[Measurement], bool]) -> int | None:
-    """Return the seconds from the step to its recovery, or None if there is none in the phase.
+    """Return the seconds from the step to its recovery, or None if it does not recover.
 
-    A recovery is the first second from which `holds` is true in each of the next RECOVERED_S
-    seconds, and over the rest of the phase as a whole.
+    The recovery is the first second from which `holds` is true in each of RECOVERED_S seconds, and
+    over the rest of the phase as a whole. For example, if the seconds 0 and 1 of a phase are too
+    slow and all later ones are not, the result is 2.
     """
     part = requests.where((requests.at_s >= step.begins_s) & (requests.at_s < step.ends_s))
     part = part.counted_from(step.begins_s)
@@ -136,7 +141,10 @@ def recovered_s(requests: Requests, step: Phase, holds: Callable[[Measurement], 
 
 
 def phase_rows(report: Report) -> list[tuple[str, str, str]]:
-    """Return the phases and steps as rows of (name, requests, result); none for a constant load."""
+    """Return the phases and steps as rows of (name, requests, result).
+
+    A constant load has no rows.
+    """
     if len(report["phases"]) == 1 and not report["steps"]:
         return []
     rows = [
@@ -150,7 +158,7 @@ def phase_rows(report: Report) -> list[tuple[str, str, str]]:
 
 
 def _span(phase: Report) -> str:
-    """Return the time range of a phase: `3.3–6.7 s`."""
+    """Return the time range of a phase as text: `3.3–6.7 s`."""
     return f"{round(phase['begins_s'], 1):g}–{round(phase['ends_s'], 1):g} s"
 
 

@@ -1,4 +1,7 @@
-"""Verdict on a run: held, not held or void (invalid measurement), with reasons as sentences."""
+"""Verdict on a run, with its reasons as sentences.
+
+A run *held* its limits, did *not hold* them, or is *void*: the measurement is invalid.
+"""
 
 from __future__ import annotations
 
@@ -10,36 +13,41 @@ from loadtest.workload.profiles import Slo
 
 Verdict = Literal["held", "not held", "void"]
 REMEDY = "give it a core of its own or lower the rate"
-# Limits of `loadtest slow`: the p99 with slow clients to the one without, and the median lateness
-# over the windows, above which the generator was slow.
+# Limit of `loadtest slow`: the p99 with slow clients, as a multiple of the p99 without them.
 MAX_SLOW_RATIO = 1.2
+# `loadtest slow` is void if the median over its windows of the generator's lateness is above this.
 MAX_SLOW_LATE_MS = 10.0
 # The p99 of freshness must be below this limit.
 FRESHNESS_LIMIT_MS = 1000.0
 # With fewer samples, the p99 of freshness would be the slowest sample.
 MIN_SAMPLES = 100
-# Least share of a target rate that must be achieved.
+# Share of a target rate that must at least be reached.
 MIN_ACHIEVED = 0.95
-# Least knee after the overloads, as a share of that before: a shared machine's speed varies.
+# The knee after the overloads must be at least this share of the knee before them. It is not nearer
+# to 1, because the speed of a shared machine varies.
 LEAST_KNEE = 0.6
 EXIT_CODES: dict[Verdict, int] = {"held": 0, "not held": 1, "void": 2}
-# Verdicts on a page; a part of a measurement may be impossible.
+# Words for the verdicts on a page. A part of a measurement that is impossible was "not run".
 WORDS = {"held": "held", "not held": "not held", "void": "no verdict", "not run": "not run"}
 
 
 def judge(measured: Measurement, slo: Slo) -> tuple[Verdict, list[str]]:
-    """Compare a measurement with an SLO. A value equal to its limit holds.
+    """Compare a measurement with an SLO; return the verdict and its reasons.
 
-    The verdict is void if the generator was late: then latencies may come from this program, and
-    the measurement says nothing about the service. Requests that were not sent do not make a
-    measurement invalid but count as errors. The limit on requests in flight is reached only when
-    answers take longer than a second.
+    A value equal to its limit holds. The verdict is void if the generator was late, because the
+    latencies may then come from this program, and the measurement says nothing about the service.
+    Requests that were not sent count as errors and do not make a measurement invalid: they are
+    beyond the limit on requests in flight, which is reached only if the service is slow.
     """
     return verdict_on(list(_broken(measured, slo)), measured.generator_late_ms_p99, slo.generator_late_ms_p99)
 
 
 def verdict_on(broken: list[str], late_ms: float, limit_ms: float) -> tuple[Verdict, list[str]]:
-    """Return the verdict and its reasons, from broken limits and the generator's p99 lateness."""
+    """Return the verdict and its reasons.
+
+    `broken` are sentences about limits that did not hold, and `late_ms` is the p99 of the
+    generator's lateness.
+    """
     if late_ms > limit_ms:
         late = (
             f"the load generator itself was late: it sent 1 % of the requests more than {late_ms:.1f} ms after "
@@ -50,7 +58,10 @@ def verdict_on(broken: list[str], late_ms: float, limit_ms: float) -> tuple[Verd
 
 
 def overall(verdicts: Iterable[Verdict]) -> Verdict:
-    """Return the verdict on several parts; void if each part that did not hold is void."""
+    """Return the verdict on several parts.
+
+    It is held if all parts held, void if all others are void, and otherwise not held.
+    """
     failed = {verdict for verdict in verdicts if verdict != "held"}
     if not failed:
         return "held"
@@ -58,30 +69,37 @@ def overall(verdicts: Iterable[Verdict]) -> Verdict:
 
 
 def verdict_if_late(broken: list[str], late_ms: float, limit_ms: float) -> tuple[Verdict, list[str]]:
-    """As `verdict_on`, where a late generator voids only what did not hold."""
+    """Return the verdict as `verdict_on` does, but do not void a run that held."""
     return verdict_on(broken, late_ms if broken else 0.0, limit_ms)
 
 
 def judge_slow_clients(ratio: float, num_failed: int, late_ms: float) -> Verdict:
-    """Return the verdict: slow clients may cost the p99 of others at most `MAX_SLOW_RATIO`."""
+    """Return the verdict of `loadtest slow`.
+
+    `ratio` is the p99 with slow clients divided by that without them, and `num_failed` the number
+    of normal requests that failed.
+    """
     if late_ms > MAX_SLOW_LATE_MS:
         return "void"
     return "held" if ratio <= MAX_SLOW_RATIO and not num_failed else "not held"
 
 
 def judge_freshness(report: Mapping[str, Any], late_limit_ms: float) -> tuple[Verdict, list[str]]:
-    """Compare a report with the limits; void if the load generator itself was late."""
+    """Compare a report of freshness with its limits; return the verdict and its reasons.
+
+    The verdict is void if the load generator was late.
+    """
     late_ms = max(report[load]["generator_late_ms_p99"] for load in ("rank", "events"))
     return verdict_on(list(_broken_freshness(report)), late_ms, late_limit_ms)
 
 
 def listed(kinds: Mapping[str, int]) -> str:
-    """Return numbers by kind as text: `3 timeout, 1 HTTP 503`."""
+    """Return counts by kind as text: `3 timeout, 1 HTTP 503`."""
     return ", ".join(f"{number} {kind}" for kind, number in kinds.items())
 
 
 def failures(found: Mapping[str, Any]) -> list[str]:
-    """Return the failed requests of a run as a reason; empty if none failed."""
+    """Return a sentence about the failed requests of a run, or an empty list if none failed."""
     if not found["errors"]:
         return []
     return [f"{found['errors']:,} of {found['requests']:,} requests failed: {listed(found['error_kinds'])}"]
@@ -101,8 +119,8 @@ def _broken(measured: Measurement, slo: Slo) -> Iterator[str]:
     if measured.full_share < slo.min_full_share:
         notes = listed(measured.rungs) or "no answers"
         if measured.heuristic:
-            notes += f"; {measured.heuristic} full answers came from a heuristic: "
-            notes += "assign 100 % of the viewers to the model arm"
+            notes += f"; {measured.heuristic} full answers came from a heuristic, so assign "
+            notes += "100 % of the viewers to the model arm"
         yield (
             f"{measured.full_share:.3%} of the answers were full and from a model, "
             f"but at least {slo.min_full_share:.3%} are needed ({notes})"
@@ -112,10 +130,11 @@ def _broken(measured: Measurement, slo: Slo) -> Iterator[str]:
 def _broken_freshness(report: Mapping[str, Any]) -> Iterator[str]:
     fresh, rank, events = report["freshness_ms"], report["rank"], report["events"]
     if fresh["samples"] < MIN_SAMPLES:
-        yield f"{fresh['samples']} probes, but at least {MIN_SAMPLES} are needed; run longer, or raise --probes"
+        few = f"there were only {fresh['samples']} probes, and at least {MIN_SAMPLES} are needed"
+        yield f"{few}; raise --duration or --probes"
     if fresh["samples"] and fresh["p99"] is None:
         missed = listed(fresh["missed_kinds"])
-        yield f"{fresh['missed']} of {fresh['samples']} events never showed in a ranking ({missed})"
+        yield f"{fresh['missed']} of {fresh['samples']} probes never showed in a ranking ({missed})"
     elif fresh["samples"] and fresh["p99"] >= FRESHNESS_LIMIT_MS:
         yield f"the p99 of freshness is {fresh['p99']:.0f} ms; it must be below {FRESHNESS_LIMIT_MS:g} ms"
     if rank["errors"]:
@@ -123,12 +142,12 @@ def _broken_freshness(report: Mapping[str, Any]) -> Iterator[str]:
         yield f"{rank['errors']} of {rank['requests']} rankings failed ({kinds})"
     if rank["rps"] < MIN_ACHIEVED * rank["target_rps"]:
         yield (
-            f"{rank['rps']:.0f} rankings/s were answered, the target is {rank['target_rps']:g}; "
-            f"at least {MIN_ACHIEVED:.0%} are needed"
+            f"{rank['rps']:.0f} rankings/s were answered, but at least {MIN_ACHIEVED:.0%} of the "
+            f"target of {rank['target_rps']:g} are needed"
         )
     if events["acknowledged_per_s"] < MIN_ACHIEVED * events["target_per_s"]:
         kinds = listed(events["error_kinds"])
         yield (
-            f"{events['acknowledged_per_s']:.0f} events/s were acknowledged, the target is "
-            f"{events['target_per_s']:g}; at least {MIN_ACHIEVED:.0%} are needed{f' ({kinds})' if kinds else ''}"
+            f"{events['acknowledged_per_s']:.0f} events/s were acknowledged, but at least {MIN_ACHIEVED:.0%} "
+            f"of the target of {events['target_per_s']:g} are needed{f' ({kinds})' if kinds else ''}"
         )

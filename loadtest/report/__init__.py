@@ -1,1 +1,4 @@
-"""Reports of the scenarios: report.json, HTML page and plots. Imports `targets` and below."""
+"""Reports of the scenarios: report.json, an HTML page and plots.
+
+This package may import `loadtest.targets` and what `targets` may import.
+"""

@@ -52,7 +52,7 @@ def _after(value: float | None) -> str:
 
 
 def write_chaos(folder: Path, report: Report, lines: Mapping[str, Sequence[Moment]], slo: Slo) -> None:
-    """Write the report folder, complete or not at all."""
+    """Write the report folder. In case of an error, nothing is written."""
     faults = report["faults"]
     cells = [
         (one["allowed"], _measured(one) or "; ".join(one["reasons"]), WORDS[one["verdict"]]) for one in faults

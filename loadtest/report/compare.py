@@ -16,7 +16,7 @@ HEAD = ("load", "service", *NUMBERS.values(), "not in full", "late s", "CPU µs 
 
 
 def write_compare(folder: Path, report: Report) -> None:
-    """Write the report folder, complete or not at all.
+    """Write the report folder. In case of an error, nothing is written.
 
     Raises:
         TabrankError: if `folder` exists.

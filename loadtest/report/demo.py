@@ -31,7 +31,7 @@ COMPARED = "The model is compared with popular on logged rankings, not with peop
 
 
 def demo_verdict(report: Report) -> Verdict:
-    """Return the verdict: the new room has to rise, and the load to hold."""
+    """Return the verdict: the new room must rise, and the limits must hold under load."""
     word: Verdict = report["load"]["verdict"]
     return word if report["topic"]["rose"] else "not held"
 
@@ -81,7 +81,7 @@ def _rate(load: Report) -> float:
 
 
 def _gain(paired: Mapping[str, Any]) -> Row:
-    """Return what the model gains on popular: expected joins if they are known, or else NDCG@10."""
+    """Return what the model gains on popular: in expected joins if known, or else in NDCG@10."""
     name, value, error = "joins per ranking", paired.get("expected_labels"), paired.get("expected_labels_se")
     if value is None:
         name, value, error = "NDCG@10", paired["ndcg@10"], paired.get("se")

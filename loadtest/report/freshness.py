@@ -23,12 +23,18 @@ TILES = ("p50 of all", "p99 of all", "probe events", "rankings a second", "event
 
 
 def freshness_numbers(probes: Mapping[str, Requests]) -> Report:
-    """Return the percentiles of all probes and of each kind; null: too many events never showed."""
+    """Return the percentiles of all probes and of each kind.
+
+    One is None if too many probes never showed.
+    """
     return _probes_of(list(probes.values())) | {kind: _probes_of([part]) for kind, part in probes.items()}
 
 
 def event_numbers(target_per_s: float, batch: int, measured: Measurement) -> Report:
-    """Return the numbers of the posted viewer events; latencies are of their acknowledgements."""
+    """Return the numbers of the posted viewer events.
+
+    Their latencies run to the acknowledgement of a post.
+    """
     return {
         "target_per_s": target_per_s,
         "acknowledged_per_s": round(measured.candidates_per_s, 3),
@@ -39,13 +45,13 @@ def event_numbers(target_per_s: float, batch: int, measured: Measurement) -> Rep
 
 
 def spread(latency_ms: Floats, ok: Any = None) -> Report:
-    """Return percentiles of the latencies; those that are not `ok` rank last."""
+    """Return percentiles of the latencies. Those that are not `ok` count as slower than all."""
     shares = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
     return {name: rounded(percentile(latency_ms, share, ok)) for name, share in shares.items()}
 
 
 def write_freshness(folder: Path, report: Report, probes: Mapping[str, Requests]) -> None:
-    """Write the report folder, complete or not at all.
+    """Write the report folder. In case of an error, nothing is written.
 
     Raises:
         TabrankError: if `folder` exists.

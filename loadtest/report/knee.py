@@ -20,7 +20,7 @@ TILES = ("requests a second", SCORED, "p50", "p90", "p99", FULL)
 
 def write_knee(folder: Path, report: Report) -> None:
     """Write the report of one service."""
-    # The last step at a rate decides.
+    # Of several steps at a rate, the last one decides.
     steps = {step["rate_rps"]: step for step in report["steps"]}
     lines = {name: [(rate, step[f"{name}_ms"]) for rate, step in steps.items()] for name in PERCENTILES}
     found, slo = knee_findings(report), Slo(**report["slo"])

@@ -35,7 +35,7 @@ def run_title(run: Report) -> str:
 
 
 def _control(report: Report) -> str:
-    """Return what the load without load shedding shows: it must not hold."""
+    """Return what the control shows, which is the load without load shedding. It must fail."""
     control = report["control"]
     effects = {"held": "the service holds too, so it is not the cause", "not held": "the service fails"}
     effects["void"] = ": ".join(["nothing is known", *control["reasons"][:1]])
@@ -49,7 +49,7 @@ def _knees(report: Report) -> str:
 
 
 def write_overload(folder: Path, report: Report, lines: Mapping[str, Sequence[Moment]], slo: Slo) -> None:
-    """Write the report folder, complete or not at all."""
+    """Write the report folder. In case of an error, nothing is written."""
     runs, before_rps = report["runs"], report["knee_before_rps"]
     after_rps = report["knee_after_rps"] or 0.0
     lead = (
@@ -69,7 +69,7 @@ def write_overload(folder: Path, report: Report, lines: Mapping[str, Sequence[Mo
     claim, held = "answers of the model under overload", f"All runs held; {_control(report)}"
     doubt = "The service had one core of one machine, and the load generator another. A fleet has more parts."
     control, cells = report["control"], [*map(_cells, runs)]
-    # A control that could not run has a verdict and a reason only.
+    # A control that could not run has only a verdict and a reason.
     if "times" in control:
         cells.append(_cells(control) | {"offered": f"{run_title(control)}, no load shedding"})
     body = [

@@ -47,7 +47,7 @@ def load_and_cluster(moments: Sequence[Moment], slo: Slo) -> str:
     load = [
         Series("answered", at, [moment.answered_rps for moment in moments], colour="muted"),
         Series("answered in full by a model", at, [moment.full_rps for moment in moments], colour="model"),
-        # Above the others, which hide it where all is answered.
+        # This line is drawn above the others, which would hide it where all requests are answered.
         Series("offered", at, [moment.offered_rps for moment in moments], colour="text", dashed=True),
         Series("failed", [m.t_s for m in failed], [m.failed for m in failed], "points", colour="bad"),
     ]
@@ -81,7 +81,7 @@ def latency_against_rate(lines: Mapping[str, Sequence[Point]], slo: Slo) -> str:
 
 
 def freshness_over_time(probes: Mapping[str, Requests], limit_ms: float) -> str:
-    """Plot a mark for each probe event by its kind, also for one that never showed."""
+    """Plot a mark for each probe, by its kind, even for one that never showed."""
     series = []
     for (kind, part), colour in zip(probes.items(), ("model", "popular"), strict=True):
         shown, missed_s = part.where(part.ok), part.at_s[~part.ok]
@@ -93,7 +93,7 @@ def freshness_over_time(probes: Mapping[str, Requests], limit_ms: float) -> str:
 
 
 def memory_and_files(at_s: Sequence[float], memory_mib: Sequence[float], files: Sequence[int]) -> str:
-    """Plot memory above and open files below over time, both from 0 up."""
+    """Plot memory, and below it the number of open files, over time; both axes begin at 0."""
     return "\n".join(
         plot(title, SECOND, Axis(unit, zero=True), [Series(title, at_s, values)], height=HEIGHT)
         for title, unit, values in (("Private memory", "MiB", memory_mib), ("Open files", "files", files))

@@ -68,7 +68,7 @@ def marked(word: Verdict, numbers: Iterable[Row]) -> list[Row]:
 
 
 def doubts(report: Report, *more: str) -> str:
-    """Return the limits of any measurement here, and more of them, as sentences."""
+    """Return sentences about what a measurement on one machine cannot say, and then `more`."""
     cores = report["machine"]["cores"]
     shared = f"One run on one machine with {cores} cores, which the load generator shares with the service."
     return " ".join((shared, *more))
@@ -85,7 +85,7 @@ class Findings:
     notes: Sequence[str]
 
     def __str__(self) -> str:
-        """Return them as lines for a terminal."""
+        """Return the findings as lines for a terminal."""
         lines = [f"{self.title}: {self.word}, {self.lead}"]
         lines += [f"  {name}: {', '.join(filter(None, values))}" for name, *values in self.rows]
         return "\n".join([*lines, *(f"  - {note}" for note in self.notes)])
@@ -99,7 +99,7 @@ class Findings:
 
 
 def with_reasons(line: str, reasons: Iterable[str]) -> str:
-    """Return a line for a terminal with reasons below it."""
+    """Return a line for a terminal, with the reasons below it."""
     return "\n".join([line, *(f"    - {reason}" for reason in reasons)])
 
 

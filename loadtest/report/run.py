@@ -29,9 +29,9 @@ TILES = ("requests a second", SCORED, "p90", "p99", "errors", FULL)
 def report_run(
     profile: Profile, slo: Slo, url: str, requests: Requests, samples: Sequence[ClusterSample], out: Path
 ) -> tuple[Report, Sequence[Moment]]:
-    """Judge the requests of a load and write its report to the new folder `out`, or nothing.
+    """Judge the requests of a load and write its report to the new folder `out`.
 
-    Return it, and the timeline of the measurement.
+    In case of an error, nothing is written. Returns the report and the timeline of the measurement.
 
     Raises:
         TabrankError: if `out` exists.
@@ -55,7 +55,10 @@ def report_run(
 
 
 def make_report(profile: Profile, url: str, slo: Slo, requests: Requests, moments: list[Moment]) -> Report:
-    """Return the content of report.json; a latency (ms) is null if too many requests failed."""
+    """Return the content of report.json.
+
+    Latencies are in ms. One is None if too many requests failed.
+    """
     measured = measure(requests, profile.duration_s)
     due = requests.where((requests.at_s >= 0) & (requests.at_s < profile.duration_s))
     word, reasons = judge(measured, slo)
@@ -134,7 +137,7 @@ class Footprint:
 def write_soak(
     folder: Path, report: Report, moments: Sequence[Moment], footprints: Sequence[Footprint], slo: Slo
 ) -> None:
-    """Write the report folder, complete or not at all."""
+    """Write the report folder. In case of an error, nothing is written."""
     at_s, memory_mib = [each.at_s for each in footprints], [each.own_mib for each in footprints]
     files = [each.files for each in footprints]
     plots = {

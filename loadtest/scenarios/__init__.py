@@ -1,1 +1,4 @@
-"""Scenarios: one module or folder per command. Imports `report` and below."""
+"""Scenarios: one module or folder per command.
+
+This package may import `loadtest.report` and what `report` may import.
+"""

@@ -1,6 +1,6 @@
 """`loadtest compare`: tabrank and plain FastAPI run at once and take turns under the same loads.
 
-So a change of the machine's own speed affects both.
+Because they take turns, a change of the machine's speed affects both.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CONFIG = Path("cluster.yaml")
 
 @dataclass(frozen=True)
 class Load:
-    """Closed loop on so many connections, or an open loop at a rate."""
+    """Closed loop on a number of connections, or an open loop at a rate."""
 
     connections: int = 0
     rate_rps: float = 0.0
@@ -43,16 +43,17 @@ LOADS = {
     **{f"open loop, {rate}/s": Load(rate_rps=float(rate)) for rate in (10, 100, 900)},
 }
 WARM_UP, WARM_UP_S = LOADS["closed loop × 8"], 5
-# A ratio whose highest value exceeds its lowest by this factor says nothing.
+# If the highest ratio of a round is more than this many times the lowest, the median says nothing.
 MOST_SPREAD = 1.5
-# The comparison is void if the generator was late in a larger share of the open-loop seconds.
+# If the generator was late in a larger share of the open-loop seconds, the comparison is void.
 MOST_LATE = 0.1
 
 
 def run_compare(work: Workspace, out: Path, emit: Progress, rounds: int, seconds: int) -> Report:
-    """Start both services, let them take turns, stop them, and write the report to `out`.
+    """Start both services, load them in turns, stop them, and write the report to `out`.
 
-    At each load, each service is measured once per round, for so many seconds.
+    At each load there are `rounds` rounds, in each of which every service is loaded for `seconds`
+    seconds.
 
     Raises:
         LoadtestError: if a service does not start, or does not recover from a load.
@@ -76,10 +77,10 @@ def run_compare(work: Workspace, out: Path, emit: Progress, rounds: int, seconds
 
 
 def alternate(bench: Bench, services: Sequence[TargetService], at: str, rounds: int, seconds: int) -> Report:
-    """Offer the load of this name to the running services in turns, and return its numbers.
+    """Offer the load of the name `at` to the running services in turns, and return its numbers.
 
-    The order of the services rotates from round to round. A service that does not keep up with a
-    rate in its first window gets no further window at it.
+    The order of the services changes from round to round. A service that does not keep up with a
+    rate in its first window gets no further window at this rate.
 
     Raises:
         LoadtestError: if a service gives no full answer after a window.
@@ -91,7 +92,7 @@ def alternate(bench: Bench, services: Sequence[TargetService], at: str, rounds: 
             if not past or past[0]["kept_up"]:
                 past.append(_offer(bench, service, LOADS[at], seconds))
                 bench.emit(f"  {at}, {window_line(service.name, past[-1])}")
-                # Its queues must not affect the next window.
+                # Queues of this window must not affect the next one.
                 await_full_answer(service, bench.bodies[0], bench.candidates)
     ratios = {key: ratio(windows["tabrank"], windows["fastapi"], key) for key in NUMBERS}
     found = {name: describe(measured) for name, measured in windows.items()}
@@ -114,12 +115,16 @@ def _offer(bench: Bench, service: TargetService, load: Load, seconds: int) -> Re
 def window(
     requests: Requests, load: Load, seconds: int, late_limit_ms: float, cpu_used_us: Mapping[str, int]
 ) -> Report:
-    """Return the numbers of one service in one turn.
+    """Return the numbers of one service in one window.
 
-    `rps` counts full answers in time. It and the latencies exclude the seconds in which the
-    generator's p99 lateness exceeds its limit (`late_s` of them), and are None if no other is left;
-    a latency is None too if failures prevent its percentile. `kept_up` and `ended`, the number of
-    requests by outcome, cover all seconds. `cpu_used_us` is by group of processes.
+    - `rps`: full answers per second that arrived within the window. It and the latencies leave out
+      the seconds in which the generator's p99 lateness exceeds its limit, and are None if no other
+      second is left. A latency is also None if so many requests failed that it does not exist.
+    - `late_s`: the number of seconds left out.
+    - `kept_up`: whether nearly all requests were answered in full. Like `ended`, it covers all
+      seconds.
+    - `ended`: the number of requests by outcome.
+    - `cpu_used_us`: the CPU time in µs by group of processes.
     """
     moments = timeline(requests, seconds, [])
     late = [moment.t_s for moment in moments if (moment.late_ms_p99 or 0.0) > late_limit_ms]
@@ -137,7 +142,10 @@ def window(
 
 
 def describe(windows: Sequence[Report]) -> Report:
-    """Return medians and sums over a service's windows; CPU in µs per full answer, by process."""
+    """Return medians and sums over the windows of a service.
+
+    `cpu_us` is the CPU time in µs per full answer, by group of processes.
+    """
     ended, cpu_us = Counter[str](), Counter[str]()
     for one in windows:
         ended.update(one["ended"])
@@ -159,7 +167,8 @@ def describe(windows: Sequence[Report]) -> Report:
 def ratio(ours: Sequence[Report], rivals: Sequence[Report], key: str) -> Report | None:
     """Return our number divided by the rival's in the same round: median, lowest and highest.
 
-    None: one of the two did not keep up, or has no such number in any round.
+    The result is None if one of the two did not keep up, or if there is no round in which both have
+    this number.
     """
     pairs = [(a[key], b[key]) for a, b in zip(ours, rivals, strict=False)]
     found = [a / b for a, b in pairs if a and b]
@@ -170,7 +179,10 @@ def ratio(ours: Sequence[Report], rivals: Sequence[Report], key: str) -> Report 
 
 
 def compare_verdict(loads: Mapping[str, Report]) -> tuple[Verdict, list[str]]:
-    """Return held unless a service was not measured; void if the generator was late."""
+    """Return the verdict and its reasons.
+
+    It is not held if a service that kept up has no rate, and void if the generator was late.
+    """
     every = [(at, *named) for at, load in loads.items() for named in load["services"].items()]
     reasons = [f"{name} was not measured at {at}" for at, name, f in every if f["kept_up"] and not f["rps"]]
     windows = [window for at, _, found in every if loads[at]["rate_rps"] for window in found["windows"]]

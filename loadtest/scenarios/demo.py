@@ -26,7 +26,7 @@ from serve.storage.atomic_files import exclusive
 
 DEMO = Path("var/demo")
 LOG, MODEL, RUN = f"{DEMO}/log", f"{DEMO}/model", f"{DEMO}/run"
-# The log's first 80 %, which trains the model, and the rest, which judges it.
+# The first 80 % of the log train the model. The rest judges it.
 TRAIN, TEST = f"{DEMO}/train", f"{DEMO}/test"
 ROWS, DAYS, EPOCHS = 600_000, 1.5, 6
 MEASURES = {
@@ -38,7 +38,11 @@ LOAD_S = 30
 
 
 def main() -> int:
-    """Run the demo; return 0 if it held, 1 if load or new Space did not, 2 without a verdict."""
+    """Run the demo, and return its exit code.
+
+    0: it passed. 1: the service did not hold its limits under load, or the new Space did not rise.
+    2: there is no verdict.
+    """
     die_with_parent()
     try:
         with exclusive(DEMO / "lock", f"another demo is running in {DEMO}; wait for its end, or stop it"):
@@ -86,14 +90,14 @@ def _demo() -> int:
 
 def _simulate() -> None:
     PARTS.begin("1/6  Simulate a world of live audio rooms that a most-popular heuristic ranks.")
-    # The log ends now, so that the rooms that are live at its end are live for the service.
+    # The log ends now, so that rooms that are live at its end are live for the service too.
     size = ("--rows", str(ROWS), "--days", str(DAYS), "--end", "now")
     world = _run("training", "simulate", "--out", LOG, *size)
     show(f"     {world['rows']:,} rows, {world['viewers']:,} viewers, {world['events']['join']:,} joins.")
 
 
 def _train() -> Report:
-    """Fit and judge a model; return their part of the report."""
+    """Fit a model and evaluate it; return this part of the report."""
     PARTS.begin("2/6  Train a TabNet on the first 80 % of the log, on Ray Train.")
     _run("training", "split", "--log", LOG, "--at", "0.8", "--before", TRAIN, "--after", TEST)
     fit = ("--surface", "spaces", "--log", TRAIN, "--out", MODEL, "--epochs", str(EPOCHS))
@@ -113,7 +117,10 @@ def _train() -> Report:
 
 
 def _publish_and_serve() -> str:
-    """Start the shipped `cluster.yaml` with the demo's data on a free port; return its URL."""
+    """Start the service of the shipped `cluster.yaml` with the demo's data; return its URL.
+
+    It gets a free port.
+    """
     PARTS.begin("3/6  Publish the model, fill the store and start the service on Ray Serve.")
     _run("training", "publish", "--model", MODEL, "--models", f"{DEMO}/models")
     _run("serve", "load", "--log", LOG, "--store", f"lmdb:{DEMO}/store")
@@ -147,7 +154,10 @@ def _play(story: TopicStory, url: str) -> Report:
 
 
 def _load_service(url: str) -> list[Report]:
-    """Load the service; if the first rate does not hold, also at the one that decides."""
+    """Load the service, and return the report of each rate that was tried.
+
+    If 900 rankings/s do not hold, 300 are tried too, and decide the verdict.
+    """
     PARTS.begin("6/6  Load: 900 rankings/s of 55 candidates, open loop, for half a minute.")
     loads = [_load("headline", url)]
     if loads[0]["verdict"] != "held":
@@ -158,10 +168,10 @@ def _load_service(url: str) -> list[Report]:
 
 
 def _load(profile: str, url: str) -> Report:
-    """Load the service; show the verdict, its figures if it has any, and its reasons."""
+    """Load the service with a profile; show the verdict, the main figures and the reasons."""
     how = ("--profile", profile, "--duration", str(LOAD_S), "--out", f"{DEMO}/load-{profile}")
     found = _run("loadtest", "run", *how, "--url", url, "--log", LOG, accept=(0, 1, 2))
-    # A run that was not possible has a verdict and reasons only.
+    # The report of a run that was impossible has no figures.
     load = {"profile": profile, **found}
     rows = findings(load).rows if "slo" in load else ()
     figures = [f"{name}: {value}" for name, value, _ in rows if name in TILES]

@@ -1,4 +1,4 @@
-"""`loadtest freshness`: time from an event to a ranking that shows it, under load."""
+"""`loadtest freshness`: measure, under load, the time from an event to a ranking that shows it."""
 
 from __future__ import annotations
 
@@ -29,12 +29,13 @@ from loadtest.workload.profiles import SEED, Block, Profile, Slo
 from serve.contract.records import Candidate, ClientRecord, Event, Forget
 from serve.operate.host.machine import describe_machine
 
+# Records per post when the probes are removed. The service accepts at most 2,000.
 CLEAN_UP_BATCH = 500
 
 
 @dataclass(frozen=True)
 class FreshnessPlan:
-    """Load and probe rate of a run; the rate of the rankings is in `profile`."""
+    """Rates of a run. That of the rankings is in `profile`."""
 
     profile: Profile
     events_per_s: float
@@ -42,17 +43,17 @@ class FreshnessPlan:
 
     @property
     def batch(self) -> int:
-        """Return the number of events per post; a low rate has small posts."""
+        """Return the number of events per post, which is small at a low rate."""
         return max(1, min(BATCH, int(self.events_per_s // BATCH)))
 
 
 def run_freshness(
     plan: FreshnessPlan, url: str, ids: Ids, kinds: Mapping[str, int] | None, slo: Slo, out: Path
 ) -> Report:
-    """Load and probe the service, clean up, and write the report to the new folder `out`.
+    """Load and probe the service, remove the probes, and write the report to the new folder `out`.
 
-    `kinds` counts viewer events by kind. If it is None, all events have the kind that the service
-    predicts.
+    `kinds` tells how often each kind of event is posted, relative to the others. If it is None, all
+    events are of the kind that the service's first outcome predicts.
 
     Raises:
         LoadtestError: if nothing answers at `url`, or the service does not accept events.
@@ -67,7 +68,8 @@ def run_freshness(
     try:
         _try_events(url, prober, sorted({*kinds, label_event}))
         allow_open_files()
-        # Random times: regular ones might always meet the same part of the service's cycle.
+        # The probes come at random times. Regular ones might always meet the same part of a cycle
+        # of the service.
         random = arrivals(lambda: plan.probes_per_s, [Block(seconds)], np.random.default_rng([SEED, 1]))
         stream = viewer_events(ids, kinds, prober.run_id, plan.batch)
         with offering(OfferedLoad.of(profile, url, bodies)) as offer:
@@ -105,7 +107,7 @@ def _label_event(url: str) -> str:
     try:
         outcomes = msgspec.json.decode(body)["outcomes"]
         return str(next(iter(outcomes.values()))["event"])
-    # A problem has no outcomes, and another service may answer anything.
+    # An error of tabrank has no outcomes, and another service may answer anything.
     except (msgspec.DecodeError, KeyError, TypeError, AttributeError, StopIteration):
         raise LoadtestError(
             f"--url {url}: GET {MODEL_PATH} does not name the predicted event (status {status}); "
@@ -114,7 +116,11 @@ def _label_event(url: str) -> str:
 
 
 def _try_events(url: str, prober: Prober, kinds: Sequence[str]) -> None:
-    """Post the anchor candidate and one event of each kind of the run."""
+    """Post the anchor candidate and one event of each kind, to check that the service accepts them.
+
+    Raises:
+        LoadtestError: if it rejects one.
+    """
     asker, anchor = prober.asker, prober.anchor
     tried = [Event(f"{prober.run_id}-t{i}", asker, anchor, kind) for i, kind in enumerate(kinds)]
     for refused in post_records(url, pack([Candidate(anchor), *tried])):
@@ -133,7 +139,10 @@ def _post_events(url: str, plan: FreshnessPlan, bodies: Iterator[bytes], posts: 
 
 
 def _clean_up(url: str, prober: Prober) -> list[str]:
-    """End the probe candidates and forget the probe viewers; return what failed, as sentences."""
+    """End the probe candidates and forget the probe viewers.
+
+    Returns a sentence for each post that failed.
+    """
     now_ms = int(time.time() * 1000)
     ends = [Candidate(name, ends_ms=now_ms) for name in (prober.anchor, *prober.posted[CANDIDATE])]
     viewers = [Forget(name) for name in (prober.asker, *prober.posted[VIEWER])]

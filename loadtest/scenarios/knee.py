@@ -1,4 +1,4 @@
-"""`loadtest knee`: the highest rate at which a service meets its SLO."""
+"""`loadtest knee`: find the highest rate at which a service meets its SLO."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from loadtest.workload.profiles import Block, Profile, Slo, load_slo
 from serve.operate.host.machine import describe_machine
 
 PLAN = KneePlan()
-# Least share of the offered requests with a full answer in the measured seconds.
+# A service keeps up with a rate if at least this share of the offered requests gets a full answer
+# within the measured seconds.
 KEPT_UP = 0.9
 
 
@@ -46,7 +47,7 @@ def run_knee(
             emit(f"{service.url} answers after {footprint.start_s} s, {processes}")
             knee = find_knee(partial(bench.step, service.url), plan)
     at, numbers = knee.confirmed, ("candidates_per_s", "full_share", "p50_ms", "p90_ms", "p99_ms")
-    # A p99 of None was not reached.
+    # A p99 is None if more than 1 % of the requests failed. It counts as the longest.
     confirming = sorted(knee.confirming, key=lambda step: step.numbers["p99_ms"] or float("inf"))
     report = {
         "verdict": "held" if at else knee_verdict(knee.steps),
@@ -63,7 +64,7 @@ def run_knee(
 
 
 def knee_verdict(steps: Sequence[KneeStep]) -> Verdict:
-    """Return the verdict without a knee: void if no step was a valid measurement."""
+    """Return the verdict if no rate held: void if no step was a valid measurement."""
     return "void" if {step.verdict for step in steps} == {"void"} else "not held"
 
 
@@ -71,7 +72,8 @@ def knee_verdict(steps: Sequence[KneeStep]) -> Verdict:
 class Bench:
     """Workspace, requests and limits that all services of a benchmark share.
 
-    `begun` is the benchmark's start by `time.monotonic()`.
+    `candidates` is the number per request. `emit` takes lines about the progress. `begun` is the
+    benchmark's start by `time.monotonic()`.
     """
 
     work: Workspace
@@ -83,7 +85,10 @@ class Bench:
 
     @classmethod
     def prepared(cls, work: Workspace, candidates: int, emit: Progress) -> Bench:
-        """Create a benchmark; make the workspace if it is missing. The caller holds its lock."""
+        """Make the workspace if it is missing, and return the benchmark.
+
+        The caller holds the workspace's lock.
+        """
         begun = time.monotonic()
         work.prepare(emit)
         requests = Profile("knee", 1.0, candidates, 0.0, 1.0, 1.0)
@@ -91,10 +96,10 @@ class Bench:
         return cls(work, candidates, load_slo(), bodies, emit, begun)
 
     def require_knee(self, url: str, plan: KneePlan, remedy: str) -> tuple[float, list[KneeStep]]:
-        """Return the knee of a running service, and the steps of its search.
+        """Return the knee of a running service in requests per second, and the steps of its search.
 
         Raises:
-            LoadtestError: with the remedy, if no rate holds.
+            LoadtestError: if no rate holds; `remedy` ends the message.
         """
         found = find_knee(partial(self.step, url), plan)
         if found.confirmed is None:
@@ -111,7 +116,11 @@ class Bench:
         }
 
     def step(self, url: str, rate_rps: float, warmup_s: float, seconds: float, phase: StepPhase) -> KneeStep:
-        """Run one step of a search, with the load from another process; a warm-up rises from 0."""
+        """Offer one rate to a service, judge it, and return the step of the search.
+
+        `warmup_s` seconds of load come before the `seconds` that are measured. In a step of the
+        phase "warm-up" the rate rises from 0.
+        """
         blocks = [Block(warmup_s), Block(seconds, 0.0 if phase == "warm-up" else 1.0)]
         load = OfferedLoad(url, self.bodies, self.candidates, rate_rps, blocks)
         measured = measure(offered(load).requests.counted_from(warmup_s), seconds)

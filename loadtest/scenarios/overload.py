@@ -1,6 +1,6 @@
 """`loadtest overload`: pin service and generator to a core each, find the knee, then exceed it.
 
-The numbers of a run and the verdict on them are in overload_verdict.py.
+The module `overload_verdict` computes the numbers of a run and the verdict on them.
 """
 
 from __future__ import annotations
@@ -30,19 +30,21 @@ from loadtest.targets.workspace import Progress, Workspace
 from loadtest.workload.profiles import CANDIDATES
 from serve.report.rows import number
 
-# The warm-up reaches the first rate: one slow step there would halve the rates of the search.
+# The warm-up reaches the first rate of the search, because one slow step there would halve the
+# rates that follow.
 SEARCH = KneePlan(start_rps=300.0, resolution=1.06, warm_up_rps=300.0, warm_up_s=15, step_s=6, budget_s=100)
 # After the overload the knee is confirmed in shorter steps.
 AFTER = replace(SEARCH, confirm_s=8.0)
-# The control is long enough for the collapse without load shedding; queues of Ray's fill sooner.
+# As a control, the same service without load shedding gets this load and must not hold. The load is
+# long enough for the service to collapse; Ray's queues fill sooner.
 CONTROL = Overload(times=2.0, seconds=20.0)
-# What the control contributes: it must not hold.
+# What the verdict on the control adds to the verdict on all runs.
 OPPOSITE: dict[Verdict, Verdict] = {"held": "not held", "not held": "held", "void": "void"}
-# (knee → judged numbers of a run, its timeline)
+# A function from the knee to the judged numbers of a run, and the timeline of the run.
 Offered = tuple[Callable[[float], Report], list[Moment]]
-# Histogram of the duration of refusals.
+# Histogram of the time that a replica takes to refuse a request.
 REFUSED = "ray_tabrank_refused_seconds"
-# The metrics page is refreshed every two seconds.
+# Time after a load until its metrics are read. The metrics page is refreshed every two seconds.
 PAGE_S = 4.5
 
 
@@ -54,10 +56,10 @@ def run_overload(
     emit: Progress,
     known_rps: float | None = None,
 ) -> Report:
-    """Start the service on its core, find its knee, overload it; repeat without load shedding.
+    """Start the service on its core, find its knee, and offer loads beyond it.
 
-    The knee is the lower one of those before and after the loads, or `known_rps`, if it was
-    measured before.
+    At the end the service is overloaded once more, without load shedding. The knee is the lower one
+    of those before and after the loads, or `known_rps` if this is given.
 
     Raises:
         LoadtestError: if the input, the workspace, the service or a lack of cores prevents it.
@@ -84,7 +86,7 @@ def run_overload(
                 steps += again.steps
                 after_rps = again.confirmed.rate_rps if again.confirmed else None
                 emit(f"knee after the overload: {number(after_rps)} req/s ({LEAST_KNEE:.0%} needed)")
-            emit("control without load shedding, which must not hold")
+            emit("control: the same without load shedding, which must fail")
             judge_control, of_control = control_of(target, offer)
     knee_rps = min(before_rps, after_rps or before_rps)
     runs, control = [judge(knee_rps) for judge, _ in offered_loads], judge_control(knee_rps)
@@ -109,7 +111,10 @@ def run_overload(
 
 
 def control_of(target: Target, offer: Callable[[Overload], Offered]) -> Offered:
-    """Offer the control to the service without load shedding; it is void if that does not run."""
+    """Offer the control to the service without load shedding.
+
+    The control is void if this service does not run.
+    """
     try:
         target.deploy(without_load_shedding(target.document()))
         return offer(CONTROL)
@@ -119,9 +124,11 @@ def control_of(target: Target, offer: Callable[[Overload], Offered]) -> Offered:
 
 
 def offer_load(target: Target, bench: Bench, knee_rps: float, deadline_ms: float, load: Overload) -> Offered:
-    """Offer multiples of the knee; return the judgement by the knee, and the timeline.
+    """Offer a load whose rates are multiples of `knee_rps`.
 
-    The control is not judged by the time of its refusals, which says nothing of a collapse.
+    Returns a function from the final knee to the judged numbers of the run, and its timeline. The
+    control is not judged by the time that its refusals take, because this says nothing about a
+    collapse.
     """
     before = target.metrics()
     offer = OfferedLoad(target.url, bench.bodies, bench.candidates, knee_rps, load.blocks)
@@ -139,12 +146,12 @@ def offer_load(target: Target, bench: Bench, knee_rps: float, deadline_ms: float
 
 
 def verdict_of(runs: Sequence[Report], control: Report) -> Verdict:
-    """Return the verdict on all runs, of which the control must not hold."""
+    """Return the verdict on all runs, which must hold, and on the control, which must not."""
     return overall([*(run["verdict"] for run in runs), OPPOSITE[control["verdict"]]])
 
 
 def without_load_shedding(document: Document) -> Document:
-    """Return a `cluster.yaml` whose FeatureFetch has `load_shedding: false`."""
+    """Return a copy of a `cluster.yaml` whose FeatureFetch has `load_shedding: false`."""
     changed = deepcopy(document)
     front = deployments_of(changed).get("FeatureFetch", {})
     front["user_config"] = {**(front.get("user_config") or {}), "load_shedding": False}
@@ -152,16 +159,16 @@ def without_load_shedding(document: Document) -> Document:
 
 
 def read_times(given: str) -> list[float]:
-    """Return `1.2,2,3` as numbers.
+    """Return the numbers in a text such as `1.2,2,3`.
 
     Raises:
-        LoadtestError: for anything else.
+        LoadtestError: if one is not a number from 0.5 to 10.
     """
     with contextlib.suppress(ValueError):
         times = [float(each) for each in given.split(",")]
         if all(0.5 <= each <= 10 for each in times):
             return times
-    raise LoadtestError(f"--times {given}: must be numbers from 0.5 to 10, such as 1.2,2,3")
+    raise LoadtestError(f"--times {given}: these must be numbers from 0.5 to 10, such as 1.2,2,3")
 
 
 def _deadline_ms(document: Document) -> float:
@@ -174,7 +181,7 @@ def _two_cores() -> tuple[int, int]:
         raise LoadtestError("this system cannot pin processes to cores; run the test on Linux")
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
-        raise LoadtestError("only one core is available; the service and the load generator need one each")
+        raise LoadtestError("the service and the load generator need a core each, but only one is available")
     return cores[0], cores[-1]
 
 

@@ -1,4 +1,4 @@
-"""Loads beyond the knee, the numbers of such a run, second by second, and the verdict on them."""
+"""Loads beyond the knee, the numbers of such a run, and the verdict on them."""
 
 from __future__ import annotations
 
@@ -16,32 +16,44 @@ from loadtest.report.report import Report
 from loadtest.workload.profiles import Block, Slo
 
 REFUSED = "HTTP 429"
-# Limit of the time that a replica takes to refuse a request.
+# A replica may take this long to refuse a request: the p99.
 REFUSAL_MS = 10.0
-# A second is weak with less than this share of the mean rate of full answers, or, between bursts,
-# of its requests.
+# A second is weak if its full answers are below this share of their mean rate. In a load with
+# bursts, a second between them is weak if they are below this share of the second's requests.
 WEAK = 0.5
-# After an overload this share of a second's requests is full again, after at most these seconds.
+# After an overload at least BACK_SHARE of a second's requests must be full again within BACK_S.
 BACK_SHARE, BACK_S = 0.99, 2
-# More seconds with a late generator say too little about the service.
+# If the generator was late in a larger share of the seconds, the run says too little about the
+# service, and is void.
 MOST_LATE = 0.1
 END = float("inf")
-# Limits of shares: above and up to which multiple of the knee, the number, and its least or most.
-# A multiple below 1 or 2 is at most 0.999 or 1.999.
+# Limits of shares. A row applies if the load is above the first and up to the second multiple of
+# the knee. Its other fields are the name of the number, a description, and the smallest or largest
+# value. The bounds 0.999 and 1.999 let a row exclude or include loads of exactly the knee and of
+# exactly twice the knee.
 LIMITS = (
-    (0.0, 0.999, "full_share", "full answers, of the requests", "at least", 0.995),
-    (0.999, 1.2, "full_of_knee", "full answers, of the knee", "at least", 0.75),
-    (1.2, 2.0, "full_of_knee", "full answers, of the knee", "at least", 0.5),
-    (2.0, END, "full_of_knee", "full answers, of the knee", "at least", 0.3),
-    (1.999, END, "goodput_share", "answers of any rung, of the knee", "at least", 1.2),
-    (0.0, 1.2, "refused_share", "refusals, of the requests", "at most", 0.05),
-    (0.0, END, "weak_share", "seconds with less than half of the mean rate of full answers", "at most", 0.05),
+    (0.0, 0.999, "full_share", "full answers as a share of the requests", "at least", 0.995),
+    (0.999, 1.2, "full_of_knee", "full answers as a share of the knee", "at least", 0.75),
+    (1.2, 2.0, "full_of_knee", "full answers as a share of the knee", "at least", 0.5),
+    (2.0, END, "full_of_knee", "full answers as a share of the knee", "at least", 0.3),
+    (1.999, END, "goodput_share", "answers of any rung as a share of the knee", "at least", 1.2),
+    (0.0, 1.2, "refused_share", "refusals as a share of the requests", "at most", 0.05),
+    (0.0, END, "weak_share", "seconds below half of the mean rate of full answers", "at most", 0.05),
 )
 
 
 @dataclass(frozen=True)
 class Overload:
-    """Load of a share of the knee with one overload of `seconds`, or with several short bursts."""
+    """Normal load with one overload, or with several short bursts.
+
+    Attributes:
+        times: rate of the overload, as a multiple of the knee.
+        seconds: duration of the overload, or of each burst.
+        begins_s: second of the load at which the overload, or each burst, begins.
+        normal: rate before and after the overload, as a share of the knee.
+        after_s: duration of the normal load after the last overload.
+        bursts: number of bursts; 0 for one long overload.
+    """
 
     times: float
     seconds: float = 60.0
@@ -52,13 +64,16 @@ class Overload:
 
     @classmethod
     def short(cls, number: int) -> Overload:
-        """Return bursts of twice the knee for 3 s, at a random second of each 15 s at 70 %."""
+        """Return a load at 70 % of the knee with bursts of twice the knee, each for 3 s.
+
+        One burst begins at a random second of each 15 s. The same number gives the same load.
+        """
         within_s = np.random.default_rng(1).integers(2, 9, number).tolist()
         return cls(2.0, 3.0, [15.0 * i + each for i, each in enumerate(within_s)], 0.7, bursts=number)
 
     @property
     def blocks(self) -> list[Block]:
-        """Return the blocks of the load, without pauses; its rate is the knee."""
+        """Return the blocks of the load, one after the other. At factor 1 the rate is the knee."""
         levels, at_s = list[tuple[float, float]](), 0.0
         for begins_s in self.begins_s:
             levels += [(begins_s - at_s, self.normal), (self.seconds, self.times)]
@@ -67,19 +82,19 @@ class Overload:
 
     @property
     def whole_s(self) -> float:
-        """Return the duration of the load."""
+        """Return the duration of the load in seconds."""
         return sum(block.seconds for block in self.blocks)
 
     def exceeds(self, second: int) -> bool:
-        """Return True if the whole second is overloaded."""
+        """Return whether the load exceeds its normal rate for the whole of a second."""
         return any(begins_s <= second <= begins_s + self.seconds - 1 for begins_s in self.begins_s)
 
 
 def describe(load: Overload, requests: Requests, knee_rps: float, deadline_ms: float, slo: Slo) -> Report:
     """Return the numbers of an overload, or of a whole load with bursts.
 
-    Seconds in which the generator was late do not count. Latencies count from the due time of a
-    request.
+    Seconds in which the generator was late do not count. Latencies count from the time at which a
+    request was due.
     """
     moments = timeline(requests, load.whole_s, [])
     late_s = {one.t_s for one in moments if (one.late_ms_p99 or 0.0) > slo.generator_late_ms_p99}
@@ -117,7 +132,10 @@ def describe(load: Overload, requests: Requests, knee_rps: float, deadline_ms: f
 
 
 def _back_s(load: Overload, moments: Sequence[Moment]) -> int | None:
-    """Return the longest time (s) after an overload until three seconds in a row are full."""
+    """Return the longest time after an overload until three seconds in a row are full again.
+
+    The time is in seconds. It is None if this does not happen before the next overload or the end.
+    """
     longest_s = 0
     for begins_s, until_s in pairwise([*load.begins_s, END]):
         ends_s = begins_s + load.seconds
@@ -138,9 +156,10 @@ def judged(
     slo: Slo,
     more: Report | None = None,
 ) -> Report:
-    """Return the rounded numbers of a run and the verdict, void if the generator was often late.
+    """Return the verdict on a run, its reasons, and the rounded numbers.
 
-    `more` has numbers that the requests do not show.
+    The verdict is void if the generator was late in more than MOST_LATE of the seconds. `more` has
+    numbers that the requests do not show.
     """
     found = describe(load, requests, knee_rps, deadline_ms, slo) | (more or {})
     late, seconds, broken = found["seconds_late"], found["seconds"], list(_broken(found, slo))
@@ -153,12 +172,12 @@ def judged(
 
 def _broken(found: Mapping[str, Any], slo: Slo) -> Iterator[str]:
     if found["weak_in_a_row"]:
-        yield "two seconds in a row have less than half of the full answers"
+        yield "two seconds in a row are below half of the mean rate of full answers"
     if found["failures"]:
-        yield f"requests failed without a refusal: {listed(found['failures'])}"
+        yield f"requests failed otherwise than by a refusal: {listed(found['failures'])}"
     if found["back_s"] is None or found["back_s"] > BACK_S:
-        back = "not" if found["back_s"] is None else f"{found['back_s']} s"
-        yield f"full answers were back {back} after the overload (limit {BACK_S} s)"
+        back = "not back" if found["back_s"] is None else f"back {found['back_s']} s"
+        yield f"full answers were {back} after the overload (limit {BACK_S} s)"
     if found["bursts"]:
         return
     for above, up_to, number, what, bound, limit in LIMITS:
@@ -166,6 +185,6 @@ def _broken(found: Mapping[str, Any], slo: Slo) -> Iterator[str]:
         if above < found["times"] <= up_to and (share < limit if is_below else share > limit):
             yield f"{what}: {share:.1%} ({bound} {limit:.1%})"
     if found["p99_ms"] is None or found["p99_ms"] > slo.p99_ms:
-        yield f"p99 of answers: {milliseconds(found['p99_ms'])} (limit {slo.p99_ms:g} ms)"
+        yield f"the p99 of the answers is {milliseconds(found['p99_ms'])} (limit {slo.p99_ms:g} ms)"
     if (replica_ms := found.get("refused_in_replica_p99_ms") or 0.0) > REFUSAL_MS:
         yield f"the p99 of refusals in the replica is {replica_ms:g} ms (limit {REFUSAL_MS:g} ms)"

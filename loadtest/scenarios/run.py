@@ -1,4 +1,4 @@
-"""`loadtest run`: load a running service with a profile, judge the measurement and report it."""
+"""`loadtest run`: load a running service with a profile, judge the answers, and write a report."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from loadtest.workload.profiles import Profile, Slo
 def run_profile(profile: Profile, slo: Slo, url: str, ids: Ids, cluster: str | None, out: Path) -> Report:
     """Run the load and write the report to the new folder `out`.
 
-    `cluster` names the cluster whose replicas and nodes are counted.
+    `cluster` names the cluster whose replicas and nodes are counted, as `find_cluster` takes it.
 
     Raises:
         LoadtestError: if there is no such service or cluster, or the input is unusable.
@@ -41,9 +41,10 @@ def load_service(
     out: Path,
     meanwhile: Callable[[], None] = lambda: None,
 ) -> tuple[Report, Sequence[Moment]]:
-    """Load a service, and call `meanwhile`; write the report to `out`, and return it.
+    """Load a service, write the report to `out`, and return it with the timeline.
 
-    `look` counts the replicas and nodes during the load.
+    `meanwhile` is called once while the load runs. `look` counts the replicas and nodes each
+    second; without it, the timeline has none.
 
     Raises:
         LoadtestError: if the generator failed.

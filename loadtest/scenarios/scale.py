@@ -1,6 +1,7 @@
-"""`loadtest scale`: replicas that are set, and a doubled load that adds and removes some.
+"""`loadtest scale`: change the number of replicas under load, and double the load.
 
-The Scorer is throttled, so that two replicas do twice the work of one on any machine.
+The part `replicas` sets the number of replicas. In the part `step`, autoscaling adds replicas and
+removes them. The Scorer is throttled, so that two replicas do twice the work of one on any machine.
 """
 
 from __future__ import annotations
@@ -29,25 +30,29 @@ from loadtest.workload.profiles import CANDIDATES, Profile, Shape, load_slo
 from serve.storage.atomic_files import draft_of
 
 APPLICATION = "loadtest.targets.throttled:build"
+# Time that a batch of the throttled Scorer takes.
 PACE = {"ms_per_batch": 2.0, "us_per_candidate": 50.0}
-# Requests per full batch. The Scorer is six times slower than the real one, so batches are smaller.
+# Requests per full batch. The throttled Scorer is six times slower than the real one, so its
+# batches are smaller.
 REQUESTS = 8
-# The deployments that scale, and the replicas that each starts with and gets.
+# The deployments that scale, and the numbers of replicas between which the part `replicas` changes.
 SCALED = ("FeatureFetch", "Scorer")
 FEW, MANY = 1, 3
-# Settings of the Scorer by part. It scales down earlier than the doubled load ends, so that a
-# policy that removes the added replica too early is detected.
+# Autoscaling of the Scorer in each part. Its delay before scaling down ends before the doubled load
+# does, so that the test detects a policy which removes the added replica too early.
 AUTOSCALING: Mapping[str, Mapping[str, int]] = {
     "replicas": {},
     "step": {"max_replicas": 4, "downscale_delay_s": 15},
 }
 PARTS = tuple(AUTOSCALING)
-# Share of the capacity of one Scorer replica; twice that exceeds the capacity.
+# The first load, as a share of the capacity of one Scorer replica. Twice that exceeds the capacity.
 LOAD = 0.6
+# Time after the step within which more replicas must run, and the p99 must be within its limit.
 WITHIN_S = 10.0
-# The load doubles at UP_S, and halves its first rate at DOWN_S.
+# The load doubles at UP_S. At DOWN_S it falls to half of the first rate.
 UP_S, DOWN_S, END_S = 20.0, 70.0, 100.0
 SHAPE: Shape = ((0.0, 1.0), (UP_S, 1.0), (UP_S, 2.0), (DOWN_S, 2.0), (DOWN_S, 0.5), (END_S, 0.5))
+# Time of the measured load before the first change of replicas.
 SETTLE_S = 1.0
 
 
@@ -56,7 +61,8 @@ def run_scale(
 ) -> Report:
     """Run the named parts, and write their reports and a summary to the new folder `out`.
 
-    `cycles` and `hold_s` are of the part `replicas`.
+    The part `replicas` changes the replicas `cycles` times up and down, and takes `hold_s` seconds
+    for each change.
 
     Raises:
         LoadtestError: if the input, the workspace or the service prevents a part.
@@ -93,7 +99,7 @@ def run_scale(
 
 
 def capacity_rps() -> float:
-    """Return the capacity of one Scorer replica with full batches."""
+    """Return how many requests per second one Scorer replica can score, with full batches."""
     batch_s = PACE["ms_per_batch"] / 1e3 + REQUESTS * CANDIDATES * PACE["us_per_candidate"] / 1e6
     return REQUESTS / batch_s
 
@@ -119,7 +125,8 @@ def throttled(work: Workspace, config: Path, scorer: Mapping[str, Any]) -> Targe
         given |= {"min_replicas": FEW, "max_replicas": FEW}
     declared["Scorer"]["autoscaling_config"] |= scorer
     for deployment in declared.values():
-        # Small CPU shares, for placement only: two cores must have room for three replicas of each.
+        # Ray uses these CPU shares for placement only. They are small, so that two cores have room
+        # for three replicas of each deployment.
         deployment["ray_actor_options"] = {"num_cpus": 0.1}
         if "user_config" in deployment:
             deployment["user_config"]["max_batch_candidates"] = REQUESTS * CANDIDATES
@@ -128,7 +135,7 @@ def throttled(work: Workspace, config: Path, scorer: Mapping[str, Any]) -> Targe
 
 
 def double_load(target: Target, bodies: Sequence[bytes], out: Path, emit: Progress) -> Report:
-    """Double the load of the running service, lower it; return the times of replicas and p99."""
+    """Double the load of the running service and lower it again; return the judged report."""
     rate_rps = round(LOAD * capacity_rps())
     emit(f"step: {rate_rps:g} → {2 * rate_rps:g} → {rate_rps / 2:g} req/s, {END_S:g} s")
     profile = Profile("step", rate_rps, CANDIDATES, 10.0, END_S, 1.0, SHAPE)
@@ -139,7 +146,10 @@ def double_load(target: Target, bodies: Sequence[bytes], out: Path, emit: Progre
 def judge_step(
     report: Report, moments: Sequence[Moment], up_s: float = UP_S, down_s: float = DOWN_S
 ) -> Report:
-    """Return the numbers of the step from the run's report and timeline, with the verdict."""
+    """Return the verdict on the step and its numbers, from the run's report and timeline.
+
+    The load doubled at `up_s` and fell at `down_s`.
+    """
     counts = [(moment.t_s, moment.replicas.get("Scorer") or 0) for moment in moments]
     before = {number for at_s, number in counts if at_s < up_s}
     held = [(at_s, number) for at_s, number in counts if up_s <= at_s < down_s]
@@ -157,7 +167,7 @@ def judge_step(
     }
     reasons = []
     if len(before) != 1:
-        reasons.append(f"replicas changed before the step: {found['replicas_before']}")
+        reasons.append(f"the number of replicas changed before the step: {found['replicas_before']}")
     for name, key in (("more replicas ran", "replicas_up_s"), ("the p99 recovered", "p99_recovered_s")):
         if found[key] is None or found[key] > WITHIN_S:
             reasons.append(f"{name} {_seconds(found[key])} after the step (limit {WITHIN_S:g} s)")
@@ -176,9 +186,9 @@ def judge_step(
 def change_replicas(
     target: Target, bodies: Sequence[bytes], out: Path, emit: Progress, *, cycles: int, hold_s: float
 ) -> Report:
-    """Scale the running service up and down under load; return the changes and failures.
+    """Scale the running service up and down under load; return the verdict and the numbers.
 
-    `hold_s`: seconds for each change of replicas with the load after it.
+    `hold_s` is the time in seconds for each change, including the load after it.
     """
     seconds = cycles * 2 * hold_s
     profile = Profile("replicas", round(LOAD * capacity_rps()), CANDIDATES, 3.0, seconds + SETTLE_S, 1.0)
@@ -211,7 +221,10 @@ def change_replicas(
 
 
 def _set_replicas(target: Target, number: int, limit_s: float) -> float | None:
-    """Set the replicas, and return the seconds until they run; None: not in time."""
+    """Set the number of replicas, and return the seconds until they run.
+
+    The result is None if they do not run within `limit_s`.
+    """
     begun = time.monotonic()
     document = target.document()
     for name in SCALED:

@@ -14,32 +14,39 @@ StepPhase = Literal["warm-up", "look", "search", "confirm"]
 
 @dataclass(frozen=True)
 class KneePlan:
-    """Parameters of a search; rates in requests per second.
+    """Parameters of a search. Rates are in requests per second.
 
-    A step is a warm-up, which is not counted, and then a measurement.
+    A step offers one rate: first as a warm-up, which is not counted, and then for a measurement.
     """
 
+    # First rate to try. It is doubled until the service falls behind.
     start_rps: float = 150.0
-    # A step at a lower rate has too few requests for a p99.
+    # Lowest rate to try. A step at a lower rate would have too few requests for a p99.
     lowest_rps: float = 9.0
-    # At higher rates the generator itself is late.
+    # Highest rate to try. At higher rates the generator itself is late.
     highest_rps: float = 10_000.0
-    # The search ends when the rates that held and did not hold are within this factor.
+    # The search ends when the lowest rate that did not hold is at most this many times the highest
+    # one that held.
     resolution: float = 1.045
-    # Warm up code, caches and connections before the first judged step; the rate rises to this.
+    # Before the first judged step the rate rises from 0 to `warm_up_rps` within `warm_up_s`, so
+    # that code, caches and connections are warm.
     warm_up_rps: float = 100.0
     warm_up_s: float = 10.0
+    # Duration of a look: a short step which only tells whether the service keeps up.
     look_s: float = 2.0
+    # Seconds of warm-up and of measurement of a step that the SLO judges.
     step_warmup_s: float = 2.0
     step_s: float = 8.0
+    # Measured seconds of a step that confirms the knee.
     confirm_s: float = 12.0
-    # A rate is confirmed when most of this many steps hold: near the knee chance decides one step.
+    # A rate is confirmed if most of this many steps hold. Near the knee a single step depends on
+    # chance.
     confirm_steps: int = 3
-    # Factors to lower a rate that is not confirmed, in order.
+    # A rate that is not confirmed is multiplied by these factors, one after the other.
     step_down: tuple[float, ...] = (0.95, 0.95, 0.95, 0.95, 0.9, 0.8, 0.6)
     # Pause after a step that did not hold, so that its queues do not affect the next step.
     rest_s: float = 3.0
-    # Stop bisecting after this time; the confirmation comes after it.
+    # After this time the bisection stops, and the confirmation begins.
     budget_s: float = 200.0
 
 
@@ -47,8 +54,8 @@ class KneePlan:
 class KneeStep:
     """One offered rate and its measurement, whose `numbers` are for the report.
 
-    A `verdict` of "void" means that the generator was late: it says nothing about the service.
-    `kept_up`: nearly all requests got a full answer within the step.
+    A `verdict` of "void" means that the generator was late, so the step says nothing about the
+    service. `kept_up` is True if nearly all requests got a full answer within the step.
     """
 
     rate_rps: float
@@ -65,26 +72,33 @@ class KneeStep:
 
 @dataclass(frozen=True)
 class Knee:
-    """All steps of a search, and those that confirmed the knee (none: no rate held)."""
+    """All steps of a search, and those that confirmed the knee.
+
+    `confirming` is empty if no rate held.
+    """
 
     confirming: list[KneeStep]
     steps: list[KneeStep]
 
     @property
     def confirmed(self) -> KneeStep | None:
-        """Return the last step at the knee, which held."""
+        """Return the last step at the knee, which held; None if there is no knee."""
         return self.confirming[-1] if self.confirming else None
 
 
 Rest = Callable[[float], None]
+# A function from (rate, warm-up seconds, measured seconds, phase) to a step.
 Measure = Callable[[float, float, float, StepPhase], KneeStep]
-"""(rate, warm-up seconds, measured seconds, phase) → step."""
 
 
 def find_knee(
     measure: Measure, plan: KneePlan, clock: Callable[[], float] = time.monotonic, rest: Rest = time.sleep
 ) -> Knee:
-    """Double the rate until the service falls behind, bisect, and confirm with longer steps."""
+    """Search for the knee of a service.
+
+    Double the rate until the service falls behind, bisect between the last two rates, and confirm
+    the highest rate that held with longer steps.
+    """
     begun = clock()
     search = _Search(measure, plan, rest)
     measure(plan.warm_up_rps, 0.0, plan.warm_up_s, "warm-up")
@@ -99,13 +113,13 @@ def find_knee(
 
 
 def confirm_knee(measure: Measure, plan: KneePlan, rate_rps: float, rest: Rest = time.sleep) -> Knee:
-    """Confirm a rate that held before, or find the next lower one that holds."""
+    """Confirm a rate that held before, or find the next lower rate that holds."""
     search = _Search(measure, plan, rest)
     return Knee(search.confirming(rate_rps), search.steps)
 
 
 class _Search:
-    """Steps of a search, and the questions that they answer."""
+    """Steps of a search so far, and the questions about a rate that steps answer."""
 
     def __init__(self, measure: Measure, plan: KneePlan, rest: Rest) -> None:
         self.steps: list[KneeStep] = []
@@ -114,9 +128,9 @@ class _Search:
         self._rest = rest
 
     def bracket(self) -> tuple[float, float]:
-        """Return a rate that held (0: none) and one that did not or exceeds the limit.
+        """Return a rate that held, and a higher one that did not or that exceeds the limit.
 
-        The second is twice the first.
+        The second is at most twice the first. If no rate held, the first is 0.
         """
         plan, rate_rps = self._plan, self._plan.start_rps
         failed_rps = rate_rps
@@ -133,18 +147,20 @@ class _Search:
         return 0.0, failed_rps
 
     def within_reach(self, rate_rps: float) -> bool:
-        """Return whether the service keeps up for a moment, in one of two tries.
+        """Return whether the service keeps up with a rate for a moment, in one of two tries.
 
-        The first try may meet the effects of an earlier overload. Short tries avoid long steps far
-        above the knee, whose queues would affect the next step.
+        There is a second try, because the first one may meet the effects of an earlier overload.
+        These short tries avoid long steps far above the knee, whose queues would affect the next
+        step.
         """
         return any(self._step(rate_rps, 0.0, self._plan.look_s, "look").kept_up for _ in range(2))
 
     def holds(self, rate_rps: float) -> bool:
-        """Return whether a rate meets its limits, in one of two tries.
+        """Return whether the SLO holds at a rate, in one of two tries.
 
-        Other programs on the machine may stall a try: 100 ms of eight seconds exceed the limit of
-        the p99, and a second exceeds that of the p90 and causes refusals.
+        There is a second try, because another program on the machine may stall the service. A stall
+        of 100 ms in eight seconds makes more than 1 % of the requests late and so breaks the limit
+        of the p99. A stall of a second breaks that of the p90 and causes refusals.
         """
         if not self.within_reach(rate_rps):
             return False
@@ -153,7 +169,10 @@ class _Search:
         return any(step.verdict == "held" for step in tries)
 
     def confirming(self, rate_rps: float) -> list[KneeStep]:
-        """Return the longer steps at this rate, or at the next lower one at which most hold."""
+        """Confirm a rate, or the next lower one at which most steps hold.
+
+        Returns the steps at that rate; none if no rate holds.
+        """
         plan = self._plan
         for factor in (1.0, *plan.step_down):
             rate_rps = round(rate_rps * factor, 1)

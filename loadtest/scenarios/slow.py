@@ -22,10 +22,11 @@ from loadtest.report.report import Report
 from loadtest.workload.profiles import Block, Profile
 from serve.operate.host.machine import describe_machine
 
-# Start of each window that is not counted, while slow clients connect or disconnect.
+# Start of each window, which is not counted because slow clients connect or disconnect in it.
 SETTLE_S = 5.0
+# Duration of a window.
 WINDOW_S = 12.0
-# Report of slow clients that could not start.
+# What slow clients would print if they had not been able to start.
 NO_CLIENTS = '{"connected": 0, "ended": {}}'
 
 
@@ -34,10 +35,12 @@ def run_slow(
 ) -> Report:
     """Load the service at the profile's rate, and return the report.
 
-    Windows without and with slow clients alternate, `num_pairs` times.
+    Windows of `window_s` seconds without and with `num_slow` slow clients alternate, `num_pairs`
+    times.
 
     Raises:
-        LoadtestError: if nothing answers at `url`, or the slow clients cannot connect.
+        LoadtestError: if nothing answers at `url`, or more than a tenth of the slow clients cannot
+            connect.
     """
     bodies = make_bodies(ids, profile)
     probe(url, bodies[0])
@@ -76,7 +79,7 @@ def run_slow(
 
 
 def _slow_clients(url: str, num_slow: int, seconds: float) -> dict[str, Any]:
-    """Run slow clients for this long, and return their report."""
+    """Run slow clients for some seconds, and return what they report."""
     host, port = read_address(url)
     to = [host, str(port), urlsplit(url).path.rstrip("/"), str(num_slow)]
     command = [sys.executable, "-m", "loadtest.generator.slow_senders", *to]
@@ -95,7 +98,7 @@ def slow_summary(report: Report) -> str:
     shown = {key: ", ".join(f"{ms:.1f}" for ms in values) for key, values in report["p99_ms"].items()}
     return (
         f"{report['verdict']}: {report['slow_clients']} slow clients make the p99 of {report['target_rps']:g} req/s "
-        f"{report['ratio']:.2f} times as long (limit {MAX_SLOW_RATIO:g}), with {report['errors']} errors\n"
-        f"  p99 without them, by window: {shown['without']} ms\n  with them: {shown['beside']} ms\n"
-        f"  the generator was late by {report['generator_late_ms_p99']:.1f} ms (p99; void above {MAX_SLOW_LATE_MS:g})"
+        f"{report['ratio']:.2f} times as long (limit {MAX_SLOW_RATIO:g}); {report['errors']} requests failed\n"
+        f"  p99 of each window without them: {shown['without']} ms\n  with them: {shown['beside']} ms\n"
+        f"  p99 of the generator's lateness: {report['generator_late_ms_p99']:.1f} ms (void above {MAX_SLOW_LATE_MS:g})"
     )

@@ -27,12 +27,15 @@ from loadtest.targets.workspace import Progress
 from loadtest.workload.profiles import CANDIDATES, Block, Profile, Slo, load_slo
 from serve.operate.host.machine import describe_machine
 
+# Load before the measurement, which is not counted.
 WARMUP_S = 30.0
-# Share of the samples that is ignored, while caches and heaps fill.
+# First share of the samples of memory and files, which is ignored because caches and heaps fill.
 WARM_SHARE = 0.2
+# By how much the p99 of the last third may exceed that of the first third.
 DRIFT = 0.10
-# Numbers of the whole load in the report.
+# Names of the numbers of the whole load in the report.
 WHOLE = ("requests", "errors", "error_kinds", "full_share", "generator_late_ms_p99")
+# By how much memory and the number of open files may grow.
 GROWTH = 0.05
 
 
@@ -42,7 +45,9 @@ def soak_profile(rate_rps: float, seconds: float, warmup_s: float = WARMUP_S) ->
 
 
 def run_soak(profile: Profile, url: str, ids: Ids, cluster: Path, out: Path, emit: Progress) -> Report:
-    """Load the service at `url`, sample the processes of its run folder, write the report to `out`.
+    """Load the service at `url`, sample its processes, and write the report to `out`.
+
+    `cluster` is the run folder of the service, which names its processes.
 
     Raises:
         LoadtestError: if there is no such service, or the input is unusable.
@@ -51,7 +56,7 @@ def run_soak(profile: Profile, url: str, ids: Ids, cluster: Path, out: Path, emi
     bodies, slo = make_bodies(ids, profile), load_slo()
     probe(url, bodies[0])
     service = processes_of(cluster, url)
-    emit(f"{rate_rps:g} req/s for {seconds:g} s, {len(service)} processes are sampled")
+    emit(f"{rate_rps:g} req/s for {seconds:g} s; {len(service)} processes are sampled")
     load = OfferedLoad(url, bodies, profile.candidates, rate_rps, [Block(warmup_s), Block(seconds)])
     seen: list[Footprint] = []
 
@@ -71,7 +76,11 @@ def run_soak(profile: Profile, url: str, ids: Ids, cluster: Path, out: Path, emi
 
 
 def describe(requests: Requests, footprints: Sequence[Footprint], seconds: float) -> Report:
-    """Return the numbers of a soak: p99 by thirds, growth of memory and files after the warm-up."""
+    """Return the numbers of a soak.
+
+    They include the p99 of each third of the time, and the growth of memory and files after the
+    first WARM_SHARE of the samples.
+    """
     thirds = [measure(requests.counted_from(i * seconds / 3), seconds / 3) for i in range(3)]
     whole = measure(requests, seconds)
     warm = footprints[int(len(footprints) * WARM_SHARE) :]
@@ -93,7 +102,11 @@ def describe(requests: Requests, footprints: Sequence[Footprint], seconds: float
 
 
 def growth(values: Sequence[float]) -> float | None:
-    """Return the relative growth of a least-squares line through the values, from first to last."""
+    """Return the relative growth of a least-squares line through the values, from first to last.
+
+    For example, a line from 200 to 210 has grown by 0.05. The result is None if there are fewer
+    than three values.
+    """
     if len(values) < 3:
         return None
     slope, start = np.polyfit(np.arange(len(values)), np.array(values, dtype=float), 1)
@@ -101,7 +114,10 @@ def growth(values: Sequence[float]) -> float | None:
 
 
 def judge(report: Report, slo: Slo) -> tuple[Verdict, list[str]]:
-    """Compare the numbers with the limits; void if the generator was late."""
+    """Compare the numbers with the limits; return the verdict and its reasons.
+
+    The verdict is void if the generator was late.
+    """
     return verdict_on(list(_broken(report)), report["generator_late_ms_p99"], slo.generator_late_ms_p99)
 
 
@@ -109,19 +125,22 @@ def processes_of(run: Path, url: str) -> list[psutil.Process]:
     """Return the processes of the service of a run folder.
 
     Raises:
-        LoadtestError: if there is none, or the service has another URL.
+        LoadtestError: if the folder has no service at `url`, or no process can be read.
     """
     service = read_service(run)
     if service.get("url", "").rstrip("/") != url.rstrip("/"):
-        raise LoadtestError(f"--cluster {run}: holds no service at {url}; name that service's run folder")
+        raise LoadtestError(f"--cluster {run}: it holds no service at {url}; name that service's run folder")
     found = of_cluster(service["cluster_id"])
     if not found:
-        raise LoadtestError(f"--cluster {run}: its service has no readable process; check its user")
+        raise LoadtestError(f"--cluster {run}: no process is readable; run the test as the service's user")
     return found
 
 
 def footprint(processes: Sequence[psutil.Process], at_s: float) -> Footprint:
-    """Return the current resources of all processes together, without those that ended."""
+    """Return the resources of all processes together at this moment, without those that ended.
+
+    `own_mib` counts resident memory that a process does not share.
+    """
     own = files = number = 0
     for process in processes:
         with contextlib.suppress(psutil.Error, OSError):
@@ -135,7 +154,7 @@ def footprint(processes: Sequence[psutil.Process], at_s: float) -> Footprint:
 def _broken(report: Report) -> Iterator[str]:
     drift = report["p99_drift"]
     if drift is None or drift > DRIFT:
-        drifted = "was not reached" if drift is None else f"drifted by {drift:+.1%}"
+        drifted = "could not be compared" if drift is None else f"drifted by {drift:+.1%}"
         yield f"the p99 {drifted} from the first third to the last (limit {DRIFT:.0%})"
     for what, key in (("memory", "memory_growth"), ("the number of open files", "files_growth")):
         if report[key] is None:

@@ -19,17 +19,21 @@ from loadtest.measure.service import PATH, ask, detail_of, post_records
 from serve.contract.records import Candidate, ClientRecord, Event
 
 NUM_JOINS = 5
+# Rooms that ended longer ago are not joined.
 RECENT_MS = 30 * 60_000
-# Choose a topic that few candidates of the slate have.
+# The topic is one of this many that the fewest live rooms have.
 COMMON_TOPICS = 8
 NEW_SPACE = "new-space"
+# Candidates beside the new Space: with it there are 55, as in the headline profile.
 NUM_RIVALS = 54
-# Places of the rankings in the report.
+# Number of places of a ranking that the report shows.
 NUM_TOP = 8
-# Age of the new Space at the start. In its first seconds its age alone would change its place.
+# Age of the new Space at the start. In the first seconds of a room its age alone would change its
+# place.
 OPENED_MS = 60_000
 # The demo holds only if the new Space rises within this time.
 RISES_S = 1.0
+# The demo waits at most this long for a change of the rankings, and asks again after POLL_S.
 WAIT_S = 5.0
 POLL_S = 0.02
 # The first rankings of a new service may take longer than its own deadline.
@@ -37,9 +41,10 @@ DEADLINE = {"X-Deadline-Ms": "2000"}
 
 
 class TopicStory:
-    """Two viewers and a new Space on a topic that one of the viewers joins five times.
+    """Two viewers and a new Space. One of the viewers joins five Spaces on its topic.
 
-    `run` is the run folder of the service, which messages name.
+    The other one is the control viewer, who joins nothing. `run` is the run folder of the service,
+    which messages of errors name.
     """
 
     def __init__(self, log: Path, run: Path) -> None:
@@ -55,8 +60,8 @@ class TopicStory:
         for name, room in rooms.items():
             if ends_ms.get(name, since_ms) >= since_ms:
                 on_topic[room["topic"]].append(name)
-        # Use the language of most rooms: among few rooms of its language a new one is first at
-        # once.
+        # The Space has the language of most rooms. Among few rooms of its language a new one would
+        # be first at once.
         language = Counter(room["language"] for room in live).most_common(1)[0][0]
         viewers = pq.read_table(log / "viewers.parquet").to_pylist()
         speakers = {row["id"] for row in viewers if row["language"] == language}
@@ -89,11 +94,13 @@ class TopicStory:
             time.sleep(POLL_S)
 
     def play(self, url: str) -> dict[str, Any]:
-        """Let the viewer join five Spaces on the topic; return when the new Space rises.
+        """Let the viewer join five Spaces on the topic, and return how the rankings change.
 
-        `seconds`: time from the acknowledgement of the joins to the first ranking in which the
-        Space rose; None if it did not rise within WAIT_S. `rose`: it rose within RISES_S, and more
-        than for the control viewer. `rankings`: the viewer's first places before and after.
+        - `viewer` and `control`: the place of the new Space before and after, for each viewer.
+        - `seconds`: the time from the acknowledgement of the joins to the first ranking in which
+          the Space rose; None if it did not rise within WAIT_S.
+        - `rose`: whether it rose within RISES_S, and by more places than for the control viewer.
+        - `rankings`: the viewer's first places before and after.
         """
         first = self.rank(url, self.viewer, explain=True)
         before = {self.viewer: place_in(first), self.control: self.place(url, self.control)}
@@ -113,7 +120,7 @@ class TopicStory:
         }
 
     def _top(self, answer: dict[str, Any], first: dict[str, Any]) -> list[dict[str, Any]]:
-        """Return the first places of a ranking and the new Space, with their earlier places."""
+        """Return the first places of a ranking and the new Space, with their places in `first`."""
         was = {room["candidate"]: room["position"] for room in first["ranking"]}
         return [
             {
@@ -126,7 +133,7 @@ class TopicStory:
         ]
 
     def engagements(self) -> list[Event]:
-        """Return a click and a join for each Space, as viewers open a room before they join it."""
+        """Return a click and a join for each Space, as viewers open a room and then join it."""
         return [
             Event(f"story-{kind}-{candidate}", self.viewer, candidate, kind)
             for candidate in self._examples
@@ -134,12 +141,20 @@ class TopicStory:
         ]
 
     def post(self, url: str, records: Iterable[ClientRecord]) -> None:
-        """Post records; raise unless the service accepts all."""
+        """Post records.
+
+        Raises:
+            LoadtestError: unless the service accepts all.
+        """
         for refused in post_records(url, pack(records), f"; see {self._run}"):
             raise LoadtestError(f"the service rejects the demo's events: {refused.pointer}: {refused.detail}")
 
     def rank(self, url: str, viewer: str, *, explain: bool = False) -> dict[str, Any]:
-        """Return the service's answer for the demo's slate."""
+        """Return the service's answer to a ranking of the demo's candidates.
+
+        Raises:
+            LoadtestError: if there is none, or it is not of the rung `full`.
+        """
         request = {"viewer": viewer, "candidates": self._slate, "traffic": "test", "explain": explain}
         status, body = ask(url, PATH, json.dumps(request).encode(), DEADLINE)
         if status != 200:
@@ -147,7 +162,7 @@ class TopicStory:
         answer: dict[str, Any] = json.loads(body)
         if answer["rung"] != "full":
             why = ", ".join(answer["degraded"])
-            raise LoadtestError(f"the service answered {answer['rung']}: {why}; see {self._run}")
+            raise LoadtestError(f"the service's answer is only {answer['rung']!r}: {why}; see {self._run}")
         return answer
 
     def place(self, url: str, viewer: str) -> int:
@@ -155,7 +170,10 @@ class TopicStory:
         return place_in(self.rank(url, viewer))
 
     def _await_rise(self, url: str, before: int) -> tuple[float | None, int]:
-        """Return the seconds until the Space ranks before place `before`, and its place then."""
+        """Return the seconds until the Space ranks before place `before`, and its last place.
+
+        The seconds are None if it does not within WAIT_S.
+        """
         begun = time.monotonic()
         while (place := self.place(url, self.viewer)) >= before and time.monotonic() - begun <= WAIT_S:
             time.sleep(POLL_S)

@@ -1,1 +1,4 @@
-"""Targets of a load: tabrank, its rivals, the workspace. Imports `serve`, `generator` and below."""
+"""Targets of a load: tabrank, plain FastAPI, and the workspace with their data.
+
+This package may import `serve`, `loadtest.generator` and what `generator` may import.
+"""

@@ -20,17 +20,25 @@ from loadtest.targets.workspace import Workspace
 from serve.operate.host.run_folder import MARKER as CLUSTER
 from serve.operate.host.run_folder import kill, memory_mib, name_of, processes_with
 
-# Environment variable of every process of a measured service.
+# Environment variable that every process of a measured service has.
 MARKER = "TABRANK_LOADTEST"
+# Time within which a service must give its first full answer. On a busy machine Ray takes a minute.
 START_S = 120.0
+# Time after the first answer until memory is measured, for processes that start late.
 SETTLE_S = 3.0
+# Time to end after SIGTERM. The processes that are left are killed.
 STOP_S = 30.0
+# Time between two requests that wait for a full answer.
 POLL_S = 0.05
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Resources of a started, idle service; shared pages count once."""
+    """Resources of a service that has started and is idle.
+
+    `start_s` is the time to the first full answer. `memory_mib` counts pages that several processes
+    share once.
+    """
 
     start_s: float
     memory_mib: int
@@ -40,25 +48,29 @@ class Footprint:
 
 @contextlib.contextmanager
 def started(service: TargetService, work: Workspace, body: bytes, num_candidates: int) -> Iterator[Footprint]:
-    """Start a service, wait for its first full answer to `body`, and end its processes afterwards.
+    """Start a service, and end its processes after the `with` block.
+
+    The block begins after the first full answer to `body`, a request with `num_candidates`
+    candidates.
 
     Raises:
-        LoadtestError: if it ends early, or gives no full answer within START_S.
+        LoadtestError: if the service ends early, or gives no full answer within START_S.
     """
     marker = marker_of(work, service)
     log = work.path / f"{service.name}.log"
-    # End the processes that a killed benchmark left.
+    # A killed benchmark may have left processes. End them first.
     _end(service, marker, None)
     begun = time.monotonic()
     with log.open("wb") as file:
         process = subprocess.Popen(
             service.start,
-            # SPT_NOENV keeps the environment readable when a process sets its title.
+            # Without SPT_NOENV a process that sets its title overwrites its environment, and the
+            # marker could not be read.
             env={**service.environment, MARKER: marker, "SPT_NOENV": "1"},
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,
-            # Only this process handles Ctrl-C.
+            # In a session of its own the service does not get Ctrl-C, which this process handles.
             start_new_session=True,
             preexec_fn=partial(die_with_parent, signal.SIGTERM),
         )
@@ -68,7 +80,7 @@ def started(service: TargetService, work: Workspace, body: bytes, num_candidates
             raise failure(f"{service.name} did not start", log)
 
     try:
-        hint = f"; see {log}, and remove {work.path} if another version of the code made it"
+        hint = f"; see {log}, and remove {work.path} if another version of tabrank made it"
         await_full_answer(service, body, num_candidates, check_alive, hint)
         start_s = round(time.monotonic() - begun, 1)
         # Wait for processes that start late.
@@ -87,10 +99,13 @@ def await_full_answer(
     check: Callable[[], None] = lambda: None,
     hint: str = "",
 ) -> None:
-    """Wait for a full answer to `body`; `check` runs before each request, and may raise.
+    """Wait for a full answer to `body`.
+
+    `check` is called before each request, and may raise to stop the wait.
 
     Raises:
-        LoadtestError: with the last outcome and the hint, if there was none in time.
+        LoadtestError: if there was no full answer within START_S. The message names the outcome of
+            the last answer and ends with `hint`.
     """
     deadline, last = time.monotonic() + START_S, "nothing"
     while time.monotonic() < deadline:
@@ -112,9 +127,10 @@ def _end(service: TargetService, marker: str, process: subprocess.Popen[bytes] |
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(STOP_S)
-    # A fault may have started it again, without the marker.
+    # Stop the service even if the process has ended: a fault may have started the service again,
+    # and then its processes lack the marker.
     if service.stop and (process or marked(marker)):
-        # The remaining processes are ended below.
+        # If the command takes too long, the processes are killed below.
         with contextlib.suppress(subprocess.TimeoutExpired):
             env = dict(service.environment)
             subprocess.run(service.stop, env=env, capture_output=True, timeout=2 * STOP_S, check=False)
@@ -122,15 +138,15 @@ def _end(service: TargetService, marker: str, process: subprocess.Popen[bytes] |
 
 
 def marker_of(work: Workspace, service: TargetService) -> str:
-    """Return the marker of each process of a service."""
+    """Return the value of MARKER that each process of this service has."""
     return f"{work.id}-{service.name}"
 
 
 def marked(marker: str) -> list[psutil.Process]:
-    """Return the live processes whose environment has this MARKER."""
+    """Return the live processes whose environment has MARKER with this value."""
     return processes_with(MARKER, marker)
 
 
 def of_cluster(cluster_id: str) -> list[psutil.Process]:
-    """Return the live processes of a service that `serve up` started."""
+    """Return the live processes of the service that `serve up` started under this id."""
     return processes_with(CLUSTER, cluster_id)

@@ -1,13 +1,16 @@
 """Rival: plain FastAPI on uvicorn, one worker per core, each with the model in its process.
 
-It shows what careful code reaches without a serving framework. As a command, on two cores:
+It shows what careful code reaches without a serving framework. This command runs it on two cores:
 
     uvicorn loadtest.targets.rival:app --workers 2 --no-access-log --loop uvloop --http httptools
 
-Store reads, features and scorer are tabrank's own code, and the bodies have the same checks, so
-that a comparison measures only the serving around it. A request stays in one process. The handler
-is `async def` with the work inline: 1.0 ms of CPU per request of 55 candidates. As a plain `def`,
-which FastAPI runs in a thread, it takes 1.5 ms alone and 2.1 ms with sixteen requests at once.
+Store reads, features and scorer are tabrank's own code, and the request bodies are checked in the
+same way, so that a comparison measures only the serving around them. A request stays in one
+process.
+
+The handler is an `async def` that does the work inline, which takes 1.0 ms of CPU per request of 55
+candidates. FastAPI would run a plain `def` in a thread. That takes 1.5 ms for one request at a
+time, and 2.1 ms for each of sixteen at once.
 """
 
 import gc
@@ -33,13 +36,13 @@ from serve.model.scorers import load_scorer
 from serve.stores.candidate_table import CandidateTable
 from serve.stores.factory import open_store
 
-# Environment variable with the folder of store and models.
+# Environment variable that names the folder of the store and the models.
 WORK = "TABRANK_RIVAL_WORK"
 Id = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 class RankRequest(BaseModel):
-    """Viewer and candidates to rank."""
+    """Request to rank candidates for a viewer."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -59,7 +62,7 @@ class RankRequest(BaseModel):
 
 
 class Ranked(BaseModel):
-    """Candidate at its position."""
+    """Ranked candidate; `position` counts from 1."""
 
     candidate: str
     score: float | None
@@ -67,7 +70,7 @@ class Ranked(BaseModel):
 
 
 class RankAnswer(BaseModel):
-    """Ranking, with its model and duration."""
+    """Ranking, with the version of its model and the duration of the request."""
 
     request_id: str
     model: str
@@ -77,10 +80,10 @@ class RankAnswer(BaseModel):
 
 
 class Reader:
-    """Live table, viewer store and features of the surface `spaces`; one per process.
+    """Reader of the features of a request, for the surface `spaces`. Each process has one.
 
-    As in tabrank, the live candidates are in memory, and one read of the embedded store returns the
-    viewer and the changes of candidates since the last read.
+    As in tabrank, the live candidates are in memory. One read of the embedded store returns the
+    viewer, and the candidates that changed since the last read.
     """
 
     def __init__(self, work: Path) -> None:
@@ -95,7 +98,10 @@ class Reader:
         self._live.read([])
 
     def read(self, request: RankRequest) -> tuple[Matrix, NDArray[np.int64]]:
-        """Return a request's matrix [C], and [C] 1 for ended and 2 for unknown candidates."""
+        """Return the matrix of a request's C candidates, and the standing [C] of each.
+
+        A standing is 0 for a live candidate, 1 for one that has ended, and 2 for an unknown one.
+        """
         viewer, now_ms = request.viewer, int(time.time() * 1e3)
         packed = next(iter(self._live.read([] if viewer is None else [viewer])), None)
         numbers = self._live.rows.find(request.candidates)
@@ -116,7 +122,7 @@ class Reader:
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Load store and model before the first request."""
+    """Open the store and load the model before the first request."""
     work = Path(os.environ[WORK])
     version = current(work / "models")
     if version is None:
@@ -125,7 +131,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.scorer = load_scorer(work / "models" / version, "onnx")
     gc.collect()
     gc.freeze()
-    # The same thresholds as in tabrank's replicas.
+    # Tabrank's replicas have the same thresholds.
     gc.set_threshold(50_000, 50, 100)
     yield
 
@@ -135,10 +141,13 @@ app = FastAPI(title="spaces", lifespan=lifespan)
 
 @app.post("/v1/rank", response_model=RankAnswer)
 async def rank(request: RankRequest, http: Request) -> dict[str, Any]:
-    """Rank one request: best scores first, ties as given, then ended and unknown candidates.
+    """Rank the candidates of one request by their scores, best first.
 
-    The result is a plain dict, which FastAPI validates and encodes in Rust: 55 objects of a model
-    class would take 60 µs more.
+    Candidates with equal scores keep the order of the request. Ended candidates follow after all
+    others, and unknown ones come last.
+
+    The result is a plain dict, which FastAPI validates and encodes in Rust. To make 55 objects of a
+    model class would take 60 µs more.
     """
     begun, state = time.perf_counter(), http.app.state
     matrix, standing = state.reader.read(request)

@@ -1,4 +1,4 @@
-"""Running service of a benchmark: its processes by role, files, running replicas and metrics."""
+"""Running service of a benchmark: its processes by role, its files, replicas and metrics."""
 
 from __future__ import annotations
 
@@ -28,16 +28,20 @@ from serve.operate.status.scrape import Page, read_pages
 CONTROLLER, MANAGER, HAPROXY = "ray::ServeController", "ray::HAProxyManager", "haproxy"
 REPLICA = "ray::ServeReplica:spaces:"
 IDLE = "ray::IDLE"
-# States of a service that answers.
+# States, as `serve status` names them, in which a service answers.
 SERVING = ("ready", "deploying", UNWATCHED)
-# Part of a command line that names a group of processes: a deployment or a program.
+# Part of a command line that tells which group a process belongs to: a deployment or a program.
 GROUP = re.compile(rf"(?<={REPLICA})\w+|\bhaproxy\b|spawn_main")
 PROGRAMS = {"haproxy": "HAProxy", "spawn_main": "uvicorn worker"}
 
 
 @dataclass(frozen=True)
 class Target:
-    """Running service; `folder` holds its `cluster.yaml`, run folder, and copy of its data."""
+    """Running service of a benchmark.
+
+    `folder` holds its `cluster.yaml`, its run folder and its data. `marker` is the value of the
+    environment variable that its processes have.
+    """
 
     url: str
     folder: Path
@@ -45,7 +49,7 @@ class Target:
 
     @classmethod
     def of(cls, work: Workspace, service: TargetService) -> Target:
-        """Return the target that a service of the workspace becomes once it is started."""
+        """Return the target that stands for a service of the workspace once it is started."""
         return cls(service.url, work.path.resolve(), marker_of(work, service))
 
     @property
@@ -64,24 +68,34 @@ class Target:
         return sorted(found, key=lambda process: process.create_time())
 
     def one(self, role: str) -> psutil.Process:
-        """Return the oldest of them; LoadtestError if there is none."""
+        """Return the oldest process whose title starts with `role`.
+
+        Raises:
+            LoadtestError: if there is none.
+        """
         found = self.find(role)
         if not found:
-            raise LoadtestError(f"the service has no process {role}; check that it is up")
+            raise LoadtestError(f"the service has no process {role!r}; check that it is up")
         return found[0]
 
     def roles(self) -> Counter[str]:
-        """Count its processes by title, without idle ones."""
+        """Count its processes by title, without idle Ray workers."""
         names = Counter(title(process).partition(".")[0] for process in marked(self.marker))
         return Counter({name: number for name, number in names.items() if name and name != IDLE})
 
     def at_full_strength(self, wanted: Mapping[str, int]) -> bool:
-        """Return whether exactly these replicas run and none is starting or stopping."""
+        """Return whether exactly this number of replicas runs, and none is starting or stopping.
+
+        `wanted` maps a deployment to its number of replicas.
+        """
         states = replica_states(self.run)
         return all(states.get(name) == {"RUNNING": number} for name, number in wanted.items())
 
     def metrics(self) -> Page:
-        """Return the metrics of its page; empty if the page is unknown or does not answer."""
+        """Return the metrics of its page.
+
+        They are empty if the address of the page is unknown or the page does not answer.
+        """
         return read_pages([read_service(self.run).get("metrics_url", "")])
 
     def document(self) -> Document:
@@ -95,10 +109,13 @@ class Target:
 
 
 def running_url(url: str | None, option: str = "--url") -> str:
-    """Return a named URL, or else the one of the service in `var/run`, or else the default one.
+    """Return the URL of the service to load.
+
+    It is `url` if this is given, otherwise that of the service in `var/run`, and DEFAULT_URL if no
+    service was started there. `option` is the name of the option that gives `url`.
 
     Raises:
-        LoadtestError: if the service there does not run, or has several of our applications.
+        LoadtestError: if the service in `var/run` does not answer, or has several applications.
     """
     if url:
         return url
@@ -113,7 +130,11 @@ def running_url(url: str | None, option: str = "--url") -> str:
 
 
 def title(process: psutil.Process) -> str:
-    """Return a process's title, empty if it has ended; a Ray worker's title names its task."""
+    """Return the title of a process, which is empty if the process has ended.
+
+    The title of a Ray worker names its task, such as `ray::ServeReplica:spaces:Scorer`. That of any
+    other process is the name of its program.
+    """
     with contextlib.suppress(psutil.Error):
         if line := process.cmdline():
             return line[0] if line[0].startswith("ray::") else os.path.basename(line[0])
@@ -123,7 +144,7 @@ def title(process: psutil.Process) -> str:
 def cpu_by_process(marker: str) -> Counter[tuple[str, int]]:
     """Return the CPU time in µs of each process of a service, by group and process id.
 
-    Groups are deployments, HAProxy, uvicorn worker and rest.
+    A group is the name of a deployment, `HAProxy`, `uvicorn worker` or `rest`.
     """
     found = Counter[tuple[str, int]]()
     for process in marked(marker):
@@ -134,28 +155,33 @@ def cpu_by_process(marker: str) -> Counter[tuple[str, int]]:
 
 
 def send_signal(process: psutil.Process, number: signal.Signals) -> None:
-    """Send a signal; LoadtestError if the process has already ended."""
+    """Send a signal to a process.
+
+    Raises:
+        LoadtestError: if the process has already ended.
+    """
     try:
         process.send_signal(number)
     except psutil.NoSuchProcess:
-        raise LoadtestError(f"process {process.pid} ended before the fault; run it again") from None
+        raise LoadtestError(f"process {process.pid} ended before the fault; run the test again") from None
 
 
 def total(page: Page, name: str, **labels: str) -> float:
-    """Return the sum of a metric over all series with these labels."""
+    """Return the sum of a metric over all series that have these labels."""
     wanted = labels.items()
     return sum(value for (metric, has), value in page.values.items() if metric == name and wanted <= has)
 
 
 def gained(before: Page, after: Page, name: str, **labels: str) -> float:
-    """Return the increase of that sum between two pages."""
+    """Return by how much the `total` of a metric grew between two pages."""
     return total(after, name, **labels) - total(before, name, **labels)
 
 
 def bound_of_share_ms(before: Page, after: Page, name: str, share: float) -> float | None:
-    """Return the least bound `le` that covers a share of the increase of a histogram in seconds.
+    """Return an upper bound of a percentile, in ms, from a histogram in seconds.
 
-    None: the histogram did not increase.
+    It is the smallest bound `le` that covers a share of the observations between two pages. The
+    result is None if there were none.
     """
     bounds = {dict(has)["le"] for metric, has in after.values if metric == name}
     gains = {le: gained(before, after, name, le=le) for le in bounds}

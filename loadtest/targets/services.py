@@ -1,4 +1,4 @@
-"""Commands and environments that start the measured services, and their `cluster.yaml`."""
+"""Commands and environments that start the measured services, and the `cluster.yaml` of tabrank."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Document = dict[str, Any]
 
 @dataclass(frozen=True)
 class TargetService:
-    """Service to start and stop; without a `stop` command, SIGTERM ends it."""
+    """Commands that start and stop a service. Without a `stop` command, SIGTERM ends it."""
 
     name: str
     url: str
@@ -34,9 +34,12 @@ class TargetService:
 
 
 def tabrank(work: Workspace, config: Path) -> TargetService:
-    """Return the service of a `cluster.yaml`, with the workspace's data and the model arm at 100 %.
+    """Return the service of a `cluster.yaml`, changed for a benchmark.
 
-    It keeps `min_replicas`: a replica that starts would take CPU from the measured ones.
+    The changed file is written to the workspace. Its service has the workspace's store and models
+    and a free port. All viewers get the model arm, without exploration or holdout. The number of
+    replicas stays at `min_replicas`, because a replica that starts takes CPU from the measured
+    ones.
 
     Raises:
         LoadtestError: if the file is not a usable `cluster.yaml`.
@@ -49,13 +52,13 @@ def tabrank(work: Workspace, config: Path) -> TargetService:
         raise LoadtestError(f"--config {config}: {why}") from None
     applications = document.get("applications") or []
     if [isinstance(one, dict) and one.get("import_path") for one in applications] != [OUR_APPLICATION]:
-        raise LoadtestError(f"--config {config}: must hold exactly one application, of {OUR_APPLICATION}")
+        raise LoadtestError(f"--config {config}: it must hold exactly one application, of {OUR_APPLICATION}")
     [application] = applications
     arguments = application.setdefault("args", {})
     if (surface := arguments.get("surface")) != "spaces":
-        raise LoadtestError(f"--config {config}: its surface is {surface!r}; the benchmark needs 'spaces'")
+        raise LoadtestError(f"--config {config}: its surface is {surface!r}; it must be 'spaces'")
     served = work.path / "served"
-    # The folder may hold millions of rankings of an earlier run.
+    # The log of an earlier run may have millions of rankings.
     shutil.rmtree(served, ignore_errors=True)
     data = work.data.name
     arguments |= {"store": f"lmdb:{data}/store", "models": f"{data}/models", "log": served.name}
@@ -77,8 +80,8 @@ def fastapi(work: Workspace) -> TargetService:
     port = free_port()
     uvicorn = ("uvicorn", "loadtest.targets.rival:app", "--host", "127.0.0.1", "--port", str(port))
     speed = ("--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "warning")
-    # Longer than the clients' keep-alive, as behind any load balancer. At the default of 5 s
-    # uvicorn closes connections with a request in flight.
+    # A server must keep idle connections for longer than its clients do. With its default of 5 s
+    # uvicorn would close connections on which a request is already on its way.
     keep_alive = ("--timeout-keep-alive", "75")
     environment = {**os.environ, "TABRANK_RIVAL_WORK": str(work.data.resolve())}
     start = (sys.executable, "-m", *uvicorn, "--workers", str(num_cores()), *speed, *keep_alive)
@@ -86,7 +89,7 @@ def fastapi(work: Workspace) -> TargetService:
 
 
 def free_port() -> int:
-    """Return a free port outside the ranges of outgoing connections and of Ray's workers."""
+    """Return a free port that neither outgoing connections nor Ray's workers will take."""
     return free_ports(1)[0]
 
 
@@ -104,7 +107,7 @@ def _assign_all_to_model(config: Path, user_config: dict[str, Any]) -> None:
 
 
 def read_document(file: Path) -> Document:
-    """Return the parsed file."""
+    """Return the content of a YAML file."""
     document: Document = yaml.safe_load(file.read_text())
     return document
 
@@ -115,6 +118,6 @@ def write_document(file: Path, document: Mapping[str, Any]) -> None:
 
 
 def deployments_of(document: Document) -> dict[str, Document]:
-    """Return the declared deployments of the only application, by name."""
+    """Return the deployments that the only application of a document declares, by name."""
     declared = document["applications"][0].get("deployments", [])
     return {deployment.get("name", ""): deployment for deployment in declared}

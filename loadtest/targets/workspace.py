@@ -1,4 +1,4 @@
-"""Workspace of a benchmark: a log, a model and a store, made once with the project's commands."""
+"""Workspace of a benchmark: a log, a model and a store, which the project's commands make once."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ from serve.contract.commands import Parts
 from serve.contract.rankings import MAX_CANDIDATES
 from serve.storage.atomic_files import draft_of, exclusive
 
-# A model's speed does not depend on the number of epochs.
+# Rows of the log, and epochs of the fit. Two suffice, because the speed of a model does not depend
+# on how long it was fitted.
 ROWS, EPOCHS = 300_000, 2
-# Many more viewers than the rows need, so that reading one is a read and not a cache hit.
+# There are many viewers, so that most rankings read their viewer from the store and not from a
+# cache.
 VIEWERS = 20_000
-# The embedded store rejects other formats; a test compares this number with the store's own.
+# Format of the embedded store, which rejects files of other formats. A test compares this number
+# with the store's own.
 STORE_FORMAT = "4"
 
 Progress = Callable[[str], None]
@@ -29,13 +32,17 @@ RunCommand = Callable[..., object]
 
 @dataclass(frozen=True)
 class Workspace:
-    """Folder of benchmarks. `data` is complete; the rest belongs to the running benchmark."""
+    """Folder of benchmarks.
+
+    Once `data` exists it is complete. Everything else in the folder belongs to the benchmark that
+    runs.
+    """
 
     path: Path
 
     @property
     def data(self) -> Path:
-        """Return the folder of log, models and store; its name contains their parameters."""
+        """Return the folder of the log, the models and the store, named by their parameters."""
         return self.path / f"spaces-{ROWS}x{VIEWERS}x{MAX_CANDIDATES}-store{STORE_FORMAT}"
 
     @property
@@ -45,22 +52,25 @@ class Workspace:
 
     @property
     def id(self) -> str:
-        """Return a short name for processes and sockets."""
+        """Return a short name, the same for the same path, that marks the processes of a run."""
         return hashlib.sha256(str(self.path.resolve()).encode()).hexdigest()[:8]
 
     def locked(self) -> AbstractContextManager[None]:
-        """Hold the folder's lock, as two concurrent benchmarks would disturb each other.
+        """Hold the folder's lock, because two benchmarks at once would disturb each other.
 
         The folder is created if it is missing.
 
         Raises:
-            TabrankError: if another benchmark holds it, or it cannot be created.
+            TabrankError: if another benchmark holds the lock, or the folder cannot be created.
         """
         busy = f"--work {self.path}: another benchmark uses it; wait for its end, or name another folder"
         return exclusive(self.path / "lock", busy)
 
     def prepare(self, emit: Progress, run: RunCommand = run_command) -> None:
-        """Make missing data in a draft folder, and rename it once it is complete."""
+        """Make `data` if it is missing: in a draft folder, which is renamed once it is complete.
+
+        `emit` gets lines about the progress.
+        """
         if self.data.exists():
             emit(f"using the log, model and store in {self.data}")
             return
@@ -69,7 +79,7 @@ class Workspace:
             log, model, output = str(draft / "log"), str(draft / "model"), self.path / "prepare.log"
             parts.begin(f"making a log of {ROWS:,} shown rooms and {VIEWERS:,} viewers in {self.data}")
             size = ("--rows", str(ROWS), "--viewers", str(VIEWERS), "--days", "1")
-            # The log ends now, so that the rooms that are live at its end are live for the service.
+            # The log ends now, so that rooms that are live at its end are live for the service too.
             run("training", "simulate", "--out", log, *size, "--end", "now", log=output)
             _keep_live(draft / "log" / "candidates.parquet", MAX_CANDIDATES)
             parts.begin("fitting a model")
@@ -84,7 +94,8 @@ class Workspace:
 def _keep_live(file: Path, num: int) -> None:
     """Drop the latest ends from the candidates of a log, so that at least `num` are live.
 
-    The model scores no ended candidate, and of the simulated ones some 300 are live at a time.
+    This is needed because the model scores no ended candidate, and only about 300 of the simulated
+    ones are live at a time.
     """
     rows = pq.read_table(file)
     ends = np.flatnonzero(rows["ends_ms"].is_valid())

@@ -1,1 +1,4 @@
-"""Declared load: profiles, shapes and the SLO. Imports only `loadtest.errors` and `commands`."""
+"""Declared loads: profiles with their shapes, and the SLO.
+
+This package may import only `loadtest.errors` and `loadtest.commands`.
+"""

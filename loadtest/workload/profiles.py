@@ -1,4 +1,4 @@
-"""Load profiles with their shapes, and SLOs, both read from TOML with strict validation."""
+"""Load profiles with their shapes, and SLOs. Both are read from TOML and validated strictly."""
 
 from __future__ import annotations
 
@@ -16,22 +16,29 @@ from serve.contract.validation import toml_table
 
 PROFILES = Path(__file__).parents[1] / "profiles.toml"
 SLO = Path(__file__).parents[1] / "slo.toml"
-# Candidates per request of the scenarios, as in the headline profile.
+# Candidates per request in all scenarios, as in the headline profile.
 CANDIDATES = 55
-# Seed of all random draws, so that two runs send the same.
+# Seed of all random draws, so that two runs send the same requests.
 SEED = 20
 Number = Annotated[float, Between(0, 1e6)]
 Positive = Annotated[float, Between(0.001, 1e6)]
 Share = Annotated[float, Between(0, 1)]
+# Points (second of the measurement, factor of the rate) in ascending order of seconds. Between two
+# points the factor changes linearly. Two points at the same second are a jump: `((0, 1), (30, 1),
+# (30, 2), (60, 2))` doubles the rate after 30 s.
 Shape = tuple[tuple[Number, Number], ...]
-"""Ascending points (second of the measurement, factor of the rate); a jump is two at one second."""
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Load of `target_rps` requests per second (Poisson), each with `candidates` candidates.
+    """Load of `target_rps` requests per second, each with `candidates` candidates.
 
-    A `shape` multiplies the rate over time. Without a shape the rate is constant.
+    The times of the requests are a Poisson process. A `shape` multiplies the rate over time;
+    without a shape the rate is constant. `warmup_s` seconds of load come before the measurement and
+    do not count. `viewer_skew` is the exponent of Zipf's distribution over the viewers.
+
+    Raises:
+        ValueError: if the shape does not fit `duration_s`, or the load has no request.
     """
 
     __pydantic_config__ = STRICT
@@ -57,20 +64,26 @@ class Profile:
 
     @property
     def offered_rps(self) -> float:
-        """Return the mean rate of the measurement."""
+        """Return the mean rate of the measurement, in requests per second."""
         sent = sum(block.factor * block.seconds for block in blocks(self.line))
         return self.target_rps * sent / self.duration_s
 
     @property
     def blocks(self) -> list[Block]:
-        """Return the blocks of the run; the warm-up has the first rate of the measurement."""
+        """Return the blocks of the whole run.
+
+        The first one is the warm-up, at the rate with which the measurement begins.
+        """
         first = self.line[0][1]
         return [Block(self.warmup_s, first, first), *blocks(self.line)]
 
 
 @dataclass(frozen=True)
 class Slo:
-    """Limits of a run, and the generator lateness above which the measurement is invalid."""
+    """Limits that a run must hold; `slo.toml` explains each.
+
+    `generator_late_ms_p99` is not a limit of the service. Above it the measurement is invalid.
+    """
 
     __pydantic_config__ = STRICT
     p90_ms: Number
@@ -80,15 +93,16 @@ class Slo:
     generator_late_ms_p99: Number
 
     def shares(self) -> list[tuple[str, float, float]]:
-        """Return each limit of latency: name, ms, and the share that may take longer."""
+        """Return each limit of latency as (name, ms, share of requests that may take longer)."""
         limits = ((90, self.p90_ms), (99, self.p99_ms))
         return [(f"p{share} ≤ {ms:g} ms", ms, 1 - share / 100) for share, ms in limits]
 
 
 def load_profile(name: str, **changes: float | None) -> Profile:
-    """Return a shipped profile by its name or a profile from a `*.toml` path, with overrides.
+    """Return the shipped profile of this name, or the profile in the file if `name` ends in .toml.
 
-    A `duration_s` in `changes` stretches the shape.
+    `changes` override values of the profile; None changes nothing. A changed `duration_s` stretches
+    the shape.
 
     Raises:
         TabrankError: for an unknown name, an unreadable file, an unknown or missing key, or a bad
@@ -119,7 +133,7 @@ def load_slo(path: Path | None = None) -> Slo:
 
 
 class Block(NamedTuple):
-    """Seconds in which the factor of the rate changes linearly from `begins` to `ends`."""
+    """Time span in which the factor of the rate changes linearly from `begins` to `ends`."""
 
     seconds: float
     begins: float = 1.0
@@ -131,7 +145,7 @@ class Block(NamedTuple):
         return (self.begins + self.ends) / 2
 
     def num_requests(self, rate_rps: float) -> int:
-        """Return the number of requests in the block; `rate_rps` is the rate at factor 1."""
+        """Return the number of requests in the block, if the rate at factor 1 is `rate_rps`."""
         return round(rate_rps * self.factor * self.seconds)
 
 
@@ -144,7 +158,11 @@ class Phase(NamedTuple):
 
 
 def check_shape(shape: Shape, duration_s: float) -> None:
-    """Raise `ValueError` unless the shape spans the measurement and sends requests."""
+    """Check that the shape spans the measurement and sends requests.
+
+    Raises:
+        ValueError: if it does not.
+    """
     if len(shape) < 2 or shape[0][0] != 0 or not math.isclose(shape[-1][0], duration_s):
         ends = f"from {shape[0][0]:g} to {shape[-1][0]:g}" if shape else "over nothing"
         raise ValueError(f"shape goes {ends} s; it must go from 0 to duration_s, {duration_s:g}")
@@ -159,13 +177,13 @@ def check_shape(shape: Shape, duration_s: float) -> None:
 
 
 def stretched(shape: Shape, duration_s: float) -> Shape:
-    """Return the same shape over another duration."""
+    """Return the shape with its seconds scaled to another duration."""
     by = duration_s / shape[-1][0]
     return (*((at_s * by, factor) for at_s, factor in shape[:-1]), (duration_s, shape[-1][1]))
 
 
 def blocks(shape: Shape) -> list[Block]:
-    """Return the linear pieces, in order."""
+    """Return the linear pieces of a shape, in order."""
     pieces = [Block(to_s - at_s, begins, ends) for (at_s, begins), (to_s, ends) in pairwise(shape)]
     return [piece for piece in pieces if piece.seconds > 0]
 
@@ -185,7 +203,10 @@ def phases(shape: Shape) -> list[Phase]:
 
 
 def steps_up(shape: Shape) -> list[Phase]:
-    """Return the jumps to a higher rate, each until the rate is lowered or the shape ends."""
+    """Return a phase for each jump to a higher rate.
+
+    It lasts until the rate falls below the new one, or until the shape ends.
+    """
     found = []
     for i, ((before_s, low), (at_s, high)) in enumerate(pairwise(shape)):
         if at_s == before_s and high > low:

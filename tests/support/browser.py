@@ -39,7 +39,7 @@ def browser() -> Iterator[Any]:
 
 @contextmanager
 def page_at(browser: Any, url: str, *, width: int = 1440, dark: bool = False) -> Iterator[Any]:
-    """Yield a page at a URL; fail afterwards if it raised an error or loaded from elsewhere."""
+    """Yield a page at a URL; fail afterwards if it had an error or loaded from another host."""
     context = browser.new_context(
         viewport={"width": width, "height": WIDTHS[width]},
         color_scheme="dark" if dark else "light",
@@ -66,7 +66,7 @@ def page_at(browser: Any, url: str, *, width: int = 1440, dark: bool = False) ->
 def violations(page: Any, ignored: Iterable[str] = ()) -> list[str]:
     """Return what axe-core calls serious or critical on a page, with the elements.
 
-    `ignored` names rules of axe-core that a page of another project breaks.
+    `ignored` names rules of axe-core that are not checked, for pages of another project.
     """
     page.evaluate(AXE.read_text())
     rules = {rule: {"enabled": False} for rule in ignored}

@@ -1,7 +1,7 @@
 """Check the width of the project's prose: docstrings, comments and documents.
 
-`python tests/support/check_prose.py [PATH ...]` prints one line a finding and exits with 1 if
-there is any.
+`python tests/support/check_prose.py [PATH ...]` prints a line for each finding, and exits with 1 if
+there is one. Without a path it checks the whole project.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Finding(NamedTuple):
 
 
 def docstrings(code: str) -> dict[int, str]:
-    """Return the docstrings of a module and what it defines, by the line where each starts."""
+    """Return the docstrings of a module and of all that it defines, by their first lines."""
     owners = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     nodes = [node for node in ast.walk(ast.parse(code)) if isinstance(node, owners)]
     return {node.body[0].lineno: text for node in nodes if (text := ast.get_docstring(node, clean=False))}
@@ -59,21 +59,26 @@ def check_tokens(code: str) -> Iterator[tuple[int, str]]:
         if is_comment or (token.type in TEXTS and line in documented):
             for number in range(line, token.end[0] + 1):
                 if len(lines[number - 1]) > MAX_LINE:
-                    yield number, f"prose line of {len(lines[number - 1])} characters: at most {MAX_LINE}"
+                    length = len(lines[number - 1])
+                    yield (
+                        number,
+                        f"this line of prose has {length} characters; at most {MAX_LINE} are allowed",
+                    )
         if is_comment and CLOSING.match(lines[line - 1][: token.start[1]]):
-            yield line, "a trailing comment breaks the statement over lines: put it above"
+            yield line, "this comment breaks its statement over several lines; put it above the statement"
 
 
 def check_code(path: Path) -> Iterator[Finding]:
-    """Yield what is to be mended in one module."""
+    """Yield the findings of one module."""
     for line, text in sorted(set(check_tokens(path.read_text()))):
         yield Finding(path.relative_to(ROOT), line, text)
 
 
 def check_document(path: Path) -> Iterator[Finding]:
-    """Yield the lines that are too long of a document, or of the comments of another language.
+    """Yield the lines that are too long, of a document or of a file of another language.
 
-    Code blocks and table rows are exempt.
+    Of a document, code blocks and table rows are exempt. Of another file, only comments are
+    checked.
     """
     in_code, only_comments = False, path.suffix != ".md"
     for line, text in enumerate(path.read_text().splitlines(), 1):
@@ -82,7 +87,8 @@ def check_document(path: Path) -> Iterator[Finding]:
             continue
         is_prose = COMMENT.match(text) if only_comments else not text.startswith("|") and "](http" not in text
         if not in_code and is_prose and len(text) > MAX_LINE:
-            yield Finding(path.relative_to(ROOT), line, f"line of {len(text)} characters: at most {MAX_LINE}")
+            long = f"this line has {len(text)} characters; at most {MAX_LINE} are allowed"
+            yield Finding(path.relative_to(ROOT), line, long)
 
 
 def check(paths: list[Path]) -> list[Finding]:
@@ -95,7 +101,7 @@ def check(paths: list[Path]) -> list[Finding]:
 
 
 def main(arguments: list[str]) -> int:
-    """Check the paths named, or the whole project."""
+    """Check the paths, or the whole project without any; return the exit code."""
     paths = [Path(argument).resolve() for argument in arguments]
     if not paths:
         paths = [ROOT / folder for folder in CODE if (ROOT / folder).is_dir()]

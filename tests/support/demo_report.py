@@ -1,4 +1,4 @@
-"""Content of a demo's report.json, as the demo makes it."""
+"""Content of the report.json that a demo writes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Expected labels of contenders, with their intervals and differences."""
+"""Expected labels of rankings that compete, with intervals and differences."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from training.examination.examination import Examination
 
 @dataclass(frozen=True)
 class Expected:
-    """Estimates by contender, none where the rows do not support them."""
+    """Estimates by contender. There is none where the rows do not support it."""
 
     cluster: I64
     about: Mapping[str, Any]
@@ -28,7 +28,7 @@ class Expected:
         return (one.value, list(one.interval(self.cluster))) if one else (None, None)
 
     def difference(self, ours: str, theirs: str) -> tuple[float | None, float | None]:
-        """Return by how much ours earns more than theirs, and the standard error."""
+        """Return how many more labels `ours` earns than `theirs`, and the standard error."""
         if not self.estimates:
             return None, None
         found = self.estimates[ours].minus(self.estimates[theirs])
@@ -41,7 +41,7 @@ def expected(
     examination: Examination,
     log_weight: F64 | None = None,
 ) -> Expected:
-    """Return the expected labels, with the contenders' own scores as the model of attraction."""
+    """Return the expected labels, if each contender's own scores model the attraction."""
     orders = {name: one.score for name, one in contenders.items()}
     chances = {name: one.score[:, None] for name, one in contenders.items() if one.chance is not None}
     odds = odds_of(orders, chances, 0)

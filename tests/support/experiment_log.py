@@ -29,14 +29,14 @@ joins = { kind = "count", entity = "candidate", event = "join" }
 
 
 def write_rows(folder, exposures, events=()):
-    """Write a log of the given rows, with usual values for missing fields."""
+    """Write a log with the given rows. Fields that a row lacks get usual values."""
     usual = {"experiment": "launch", "share": 0.5, "rung": "full", "traffic": "live"}
     usual |= {"viewer": None, "model": None}
     rows = [usual | {"request_id": f"r{i}", "seq": i + 1} | row for i, row in enumerate(exposures)]
     _write(folder / "exposures", pa.Table.from_pylist(rows))
     usual = {"candidate": "a", "request_id": None, "viewer": None}
     rows = [usual | {"id": f"e{i}"} | row for i, row in enumerate(events)]
-    # A service writes no table without rows.
+    # Like a service, write no table without rows.
     if rows:
         _write(folder / "events", pa.Table.from_pylist(rows))
     return folder
@@ -59,8 +59,9 @@ def write_experiment(
     """Write a log of viewers who come on random days.
 
     `uplift` is the relative effect of the model on clicks and joins. `split` is the share of
-    viewers that the model got, and `share` its share by the log. Before the experiment there was
-    none, or one with the same effect that assigned viewers `earlier="alike"` or `"anew"`.
+    viewers who got the model, and `share` is the share that the log states. Without `earlier` there
+    was no experiment before this one. Otherwise there was one with the same effect, which assigned
+    viewers to the same arms (`"alike"`) or at random again (`"anew"`).
     """
     rng = np.random.default_rng(seed)
     model = rng.random(num_viewers) < split

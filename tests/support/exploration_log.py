@@ -52,7 +52,7 @@ def write_drawn(folder, changed=lambda exposures: exposures, num=400, seed=0):
         for k in range(len(SHOWN))
         if rng.random() < exposures["scores"][i][k] / (1 + k / 2)
     ]
-    # A last exposure closes the windows of the others.
+    # A last exposure, much later, closes the label windows of the others.
     for name, value in {"request_id": "last", "ts_ms": 100_000 + 20_000 * (num + 5), "viewer": "v0"}.items():
         exposures[name].append(value)
     for name in ("candidates", "scores", "propensity", "model", "traffic"):
@@ -88,7 +88,10 @@ def _types(exposures):
 
 
 def write_random_model(folder, log_folder, toml, seed=0, examination=None):
-    """Write an artifact of a network with random weights; it ignores examination by default."""
+    """Write an artifact of a network with random weights.
+
+    Without `examination`, it takes all positions to be looked at equally.
+    """
     surface = read_surface(toml)
     log = read_log(log_folder, surface)
     data = build(Schema(surface), log)

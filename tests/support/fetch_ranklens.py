@@ -16,7 +16,7 @@ import urllib.request
 from datetime import UTC, datetime
 from pathlib import Path
 
-# Each file at the commit that wrote it, with its SHA-256 in the repository.
+# Each file, at the commit that wrote it, and the SHA-256 of its content.
 SOURCE = "https://github.com/metarank/ranklens/raw"
 METADATA = (
     f"{SOURCE}/fecc72f1dcff0780e0fe0dfefa753bf5deed2daa/dataset/metadata.jsonl.gz",
@@ -27,7 +27,7 @@ RANKINGS = (
     "97201eab6efaa35943efbeb5782d1dcdd4dc9c6965c22c28775bbfa71f6f13a3",
 )
 ITEM = "item title popularity vote_avg vote_cnt budget runtime release_date genres tags actors director"
-# The share of rankings, by time, that the project's figures are about.
+# The project's figures are about this share of the rankings, the first by time.
 FIRST = 0.8
 
 

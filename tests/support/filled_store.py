@@ -1,4 +1,7 @@
-"""LMDB stores filled from a log: a log fills one once a test run, and the others are copies."""
+"""LMDB stores filled from a log.
+
+In a test run, a log is loaded into a store once. Further stores with the same content are copies.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ def fill_store(surface_path: Path, log_folder: Path) -> None:
 
 @cache
 def _home(toml: str, content: str) -> Path:
-    """Return the folder of the store that a log of this content fills."""
+    """Return the folder of a store that a log with this content has filled."""
     home = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, home)
     return home

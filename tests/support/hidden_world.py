@@ -1,10 +1,10 @@
-"""World whose ranker knew more: shown orders follow features and a signal that is no feature.
+"""World whose ranker knew more than a model can: it used a signal that is not a feature.
 
-Each slate has PER candidates. What makes a label likely is the viewer's taste, the candidate's fame
-and a hidden signal. The ranker that wrote the log used all three; models have the first two and
-noise. The arm `ruled` ranks as `legacy` does, and then applies RULES; partners then stand in the
-place of the noise. People pin what the hidden signal is best of. Letters: S slates, N = S · PER
-rows.
+Each slate has PER candidates. A label depends on the viewer's taste, the candidate's fame and a
+hidden signal. The ranker that wrote the log used all three. Models have the first two, and noise.
+The arm `ruled` ranks as `legacy` does and then applies RULES; the feature of partners then replaces
+the noise. In pinned slates, people pinned the candidate with the highest hidden signal. Letters: S
+slates, N = S · PER rows.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from training.examination.examination import Examination
 PER, VISITS = 20, 3
 NAMES = ("taste", "fame", "noise")
 ENCODER = Encoder(tuple(map(NumericColumn, NAMES)), (), ())
-# Weights of taste, fame and the hidden signal: of the labels, and of the ranker of each arm.
+# Weights of taste, fame and the hidden signal, for the labels and for the ranker of each arm.
 WORTH = np.array([1.2, 0.5, 0.8])
 RANKERS: Mapping[str, F64] = {
     "legacy": np.array([0.7, 0.5, 0.9]),
@@ -44,7 +44,7 @@ RANKERS: Mapping[str, F64] = {
     "mixed": np.array([0.5, 0.5, 0.7]),
     "ruled": np.array([0.7, 0.5, 0.9]),
 }
-# Hosts are from 0 to 4, and a fifth of the candidates are partners.
+# Names of the features. Hosts are numbered from 0 to 4, and a fifth of the candidates are partners.
 HOST, PARTNER = "candidate.host", "candidate.partner"
 RULES = (
     Rule(boost=Boost({PARTNER: Wanted(low=1, high=1)}, 2.0)),
@@ -64,12 +64,12 @@ class Hidden:
     signal: F64
 
     def take(self, slates: slice) -> Hidden:
-        """Return some slates."""
+        """Return the slates in a range."""
         rows = slice(*(x and x * PER for x in (slates.start, slates.stop)))
         return Hidden(self.rows.take(rows), self.worth[rows], self.theta, self.signal[rows])
 
     def joins(self, score: F64) -> float:
-        """Return the labels per slate that the order by a score earns in truth."""
+        """Return how many labels per slate the order by a score really earns."""
         order = np.argsort(-score.reshape(-1, PER), axis=1)
         return float((np.take_along_axis(self.worth.reshape(-1, PER), order, 1) @ self.theta).mean())
 
@@ -85,10 +85,11 @@ def hidden(
     base: float = -2.85,
     pins: float = 0.0,
 ) -> Hidden:
-    """Return slates whose viewers are assigned to `arms` at random; a share `explore` is drawn.
+    """Return slates of viewers who are assigned to `arms` at random.
 
-    A name that `arms` repeats is an arm of so many shares. The hidden signal weighs `signal` times
-    as much in all. In a share `pins` of the slates, the request pins the candidate of the highest
+    A name that occurs twice in `arms` gets twice as many viewers. A share `explore` of the orders
+    is drawn at random. The weight of the hidden signal is multiplied by `signal`, for labels and
+    rankers alike. In a share `pins` of the slates, the request pins the candidate with the highest
     hidden signal to one of the first four places.
     """
     rng = np.random.default_rng(seed)
@@ -143,7 +144,7 @@ def hidden(
 
 
 class Judged:
-    """Models that learned from the first half of a world, judged on the second half."""
+    """Models that learned from the first half of a world and are judged on the second half."""
 
     def __init__(self, surface: Surface, seed: int, theta: F64, num_slates: int = 6_000, **more: Any) -> None:
         self.world = hidden(2 * num_slates, seed, theta, **more)
@@ -159,12 +160,12 @@ class Judged:
         )
 
     def score(self, world: Hidden, taste: float) -> F64:
-        """Return the score of the model with a share of its weight of the viewer's taste."""
+        """Return the scores of the model if its weight of taste is multiplied by `taste`."""
         columns = world.rows.matrix.numeric.astype(np.float64)
         return np.asarray(self.weights[2] * columns[:, 1] + taste * self.weights[1] * columns[:, 0])
 
     def model(self, taste: float = 1.0) -> Contender:
-        """Return such a model, calibrated on the first half."""
+        """Return the model with this share of taste, calibrated on the first half."""
         matrix = Matrix(
             self.score(self.first, taste)[:, None].astype(np.float32), self.first.rows.matrix.category
         )
@@ -173,17 +174,17 @@ class Judged:
         return Contender.of(self.slates, chance, chance * self.looked)
 
     def rule(self, values: F64) -> Contender:
-        """Return a rule, with the probabilities that `assess` gives to it."""
+        """Return a contender that ranks by `values`, with the probabilities that `assess` gives."""
         return Contender.of(self.slates, values, calibrated(self.slates.label, values, self.looked))
 
     def taste_that_earns(self, joins: float) -> float:
-        """Return the share of taste whose order earns so many labels per slate in truth."""
+        """Return the share of taste with which the model really earns `joins` labels per slate."""
         return float(
             brentq(lambda taste: self.second.joins(self.score(self.second, taste)) - joins, 0.0, 1.0)
         )
 
     def pair(self, ours: Contender, theirs: Contender) -> dict[str, Any]:
-        """Return the comparison that decides."""
+        """Return the paired comparison of two contenders, which decides between them."""
         both, rows = {"model": ours, "rival": theirs}, self.second.rows
         earns = expected(both, rows.position, self.examination, rows.weight)
         is_learned = self.examination.source == "learned"

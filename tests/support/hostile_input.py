@@ -1,4 +1,4 @@
-"""Hostile input: odd values in every place, and damaged bytes."""
+"""Hostile input: plain data with odd values anywhere, and damaged bytes."""
 
 from __future__ import annotations
 

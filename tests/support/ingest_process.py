@@ -15,12 +15,13 @@ from serve.log import compaction, retention
 from serve.log.events import unpack
 from serve.storage import bucket
 
-# Often, so that kills also hit the writing of segments, compaction and snapshots.
+# Flush often, so that kills also hit the writing of segments, compaction and snapshots.
 ingest.FLUSH_EVERY_S = 0.3
 compaction.MIN_SEGMENTS = 3
 retention.SNAPSHOTS = 1_000_000
 retention.EVERY_RECORDS = 1_000
-# The next process must not wait for the lock of a killed one until it is killed in its turn.
+# The lock of a killed process must expire soon. Otherwise the next process would wait for it until
+# it is killed in its turn.
 bucket.RENEW_S, bucket.EXPIRE_S = 0.2, 0.8
 
 
@@ -34,7 +35,8 @@ async def main(folder: Path, store: str, log: str = "log") -> None:
     )
 
     async def answer(payload: bytes) -> None:
-        # A caller sends records again until they are acknowledged: a stalled Redis takes above 1 s.
+        # A stalled Redis takes more than 1 s, so a caller sends records again until they are
+        # acknowledged.
         while True:
             with suppress(StoreUnavailable):
                 taken = await ingester.take(unpack(payload), len(payload))

@@ -1,4 +1,4 @@
-"""Stand-in for Ray's tasks, which run where they are called."""
+"""Stand-in for Ray whose tasks run in the calling process."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 
 class InlineRay:
-    """What `training.search.distil` uses of Ray: `remote` with resources, and `get`."""
+    """The part of Ray that `training.search.distil` uses: `remote` with resources, and `get`."""
 
     @staticmethod
     def remote(**resources):

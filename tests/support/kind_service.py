@@ -1,4 +1,4 @@
-"""Writer of a drawn surface, with its store, its log and a replica, and what must hold of them."""
+"""Service of a random surface: a writer, its store, its log and a replica, and their invariants."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from tests.support.row_values import flat
 
 DAY_MS = 86_400_000
 SHOWN = [*CANDIDATES, "unknown"]
-# The viewers of a request each; the last one is anonymous.
+# The viewers, who each send a request. The last one is anonymous.
 REQUESTS = [*VIEWERS, "nobody"]
 CONTEXTS = [{"language": "fr", "price": 3.0}, {}, {"topics": ["jazz"]}, {}, {"born_ms": 5}]
 
 
 class Arrivals:
-    """Clock of a writer: records come at the service's time."""
+    """Clock of a writer, for which records arrive at the time of the service under test."""
 
     num_steps, is_settled = 0, True
 
@@ -47,10 +47,11 @@ class Arrivals:
 
 
 class KindService:
-    """Ingest with the event clock, which a test drives commit by commit, and one replica.
+    """Ingest and one replica, which a test drives commit by commit. Records set the time.
 
-    `seen` has what the replica computed after each commit: its number, the time, and the features
-    of all `REQUESTS` with all `SHOWN`. The next commit logs one of these rankings.
+    `seen` holds what the replica computed after each commit: the number of the commit, the time,
+    and the features of all `SHOWN` candidates for all `REQUESTS`. The next commit logs one of these
+    rankings.
     """
 
     def __init__(self, folder, surface, *, keep_days=0):
@@ -60,16 +61,16 @@ class KindService:
         folder.mkdir(exist_ok=True)
         (folder / "drawn.toml").write_text(surface.text)
         self.now_ms, self.seen = START_MS, []
-        # Stores that can take over: with all that the log has lost.
+        # Stores that can take over, because they also have what was deleted from the log.
         self.filled = {"lmdb:one"}
-        # The clock of retention, which may run ahead.
+        # The time by the clock of retention, which may run ahead.
         self._tended_ms = START_MS
         self._runner = asyncio.Runner()
         self.start("lmdb:one")
         rng = np.random.default_rng(0)
         viewers = [Viewer(name, drawn_fields(rng), START_MS) for name in VIEWERS]
         self.commit(*viewers, *(Candidate(name, drawn_fields(rng), START_MS) for name in CANDIDATES[:3]))
-        # A log needs an exposure.
+        # A log cannot be read without an exposure.
         self.commit()
 
     def __enter__(self):
@@ -94,7 +95,7 @@ class KindService:
         self.replica = CandidateTable(self.schema, self.opened)
 
     def stop(self):
-        """Stop the writer as a rollout does: everything is then in the log."""
+        """Stop the writer as a rollout does. All records are then in the log."""
         self._runner.run(self.writer.finish())
 
     def restart(self, store=None):
@@ -104,7 +105,7 @@ class KindService:
         self.start(store or self.store)
 
     def crash(self):
-        """End the writer without a word, and start another one."""
+        """End the writer as a crash does, and start another one."""
         self.writer._close()
         self.replica.close()
         self.start(self.store)
@@ -132,7 +133,7 @@ class KindService:
         return open_store(store or self.store, *names, base=self.folder, writable=False)
 
     def take(self, records):
-        """Commit the records of one call, and return the result."""
+        """Commit the records of one call to the writer, and return the result."""
 
         async def commit():
             taking = asyncio.ensure_future(self.writer.take(records, len(pack(records))))
@@ -144,7 +145,7 @@ class KindService:
 
     @contextmanager
     def failing(self, *, is_written):
-        """Let the next commit fail, after it was written or before."""
+        """Let the next commit fail, either before or after it is written."""
         store = self.writer._opened()
         commit = store.commit
 
@@ -160,13 +161,13 @@ class KindService:
             store.commit = commit
 
     def commit(self, *records):
-        """Commit the records after the last ranking's exposure, and rank; return the result."""
+        """Commit the exposure of a last ranking and the records, rank, and return the result."""
         result = self.take([*(self.exposures() if self.seen else ()), *records])
         self.see()
         return result
 
     def exposures(self):
-        """Return the exposure of one of the last rankings."""
+        """Return the exposure of one of the last rankings, as records."""
         number = len(self.seen) - 1
         seq, now_ms, matrix = self.seen[-1]
         at = number % len(REQUESTS)
@@ -183,7 +184,7 @@ class KindService:
         ]
 
     def see(self):
-        """Rank in the replica, and check that it holds the values of live candidates alone."""
+        """Rank in the replica, and check that it holds values of live candidates only."""
         rows = dict(zip(REQUESTS, self.replica.read(REQUESTS), strict=True))
         state = State(self.schema)
         state.viewers.apply({name: row for name, row in rows.items() if row is not None})
@@ -204,16 +205,16 @@ class KindService:
         )
 
     def replay(self):
-        """Return the replay of the log at its end."""
+        """Return the state of a replay after the whole log."""
         self.writer.flush_journal()
         replay = Replay(self.schema, read_log(self.log, self.surface))
         replay.finish()
         return replay
 
     def check(self):
-        """Check that the replay has the features that the replica computed, and the store's rows.
+        """Check that a replay of the log gives the replica's features and the store's rows.
 
-        The exposure of a ranking tells which records it saw.
+        The exposure of a ranking tells which records the ranking saw.
         """
         self.commit()
         self.writer.flush_journal()
@@ -233,7 +234,7 @@ class KindService:
         self.check_state(replay.as_served())
 
     def check_state(self, state, store=None):
-        """Check that a store has the rows of a state, each in its place."""
+        """Check that a store has the rows of a state, each under its id."""
         with closing(self.opened(store)) as opened:
             assert_stored(opened, state)
 
@@ -255,12 +256,12 @@ def held_keys(candidates):
 
 
 def assert_holds_live_values_alone(replica):
-    """Assert that a replica has the rows of the values that its candidates have, and no other."""
+    """Assert that a replica has rows for the values of its candidates, and for no others."""
     assert {key for values in replica.values.values() for key in values.index} == held_keys(replica)
 
 
 def assert_stored(store, state):
-    """Assert that a store has the rows of a state, each in its place."""
+    """Assert that a store has the rows of a state, each under its id."""
     stored = rows_of(state.schema, store)
     live, values = state.candidates, state.candidates.values
     for entity, table in (("viewer", state.viewers), ("candidate", live)):
@@ -281,7 +282,7 @@ def assert_stored(store, state):
 
 
 def rows_of(schema, store):
-    """Return the rows of a store by id: viewers, candidates, and values, held and at rest."""
+    """Return the rows of a store by id: of viewers, candidates, held values and values at rest."""
     found = {"viewer": {}, "candidate": {}, "held": {}, "at rest": {}}
     with store.dump() as dump:
         for entity, name, row in dump.rows:
@@ -294,7 +295,10 @@ def rows_of(schema, store):
 
 
 def assert_near(ours, theirs, name):
-    """Assert that two rows are equal, up to rounding; a replay does not tell who was seen."""
+    """Assert that two rows are equal up to rounding.
+
+    The field that tells when a viewer was last seen is ignored, because a replay does not set it.
+    """
     given, wanted = flat(np.atleast_1d(ours)), flat(np.atleast_1d(theirs))
     for field in given.keys() - {"seen_ms"}:
         np.testing.assert_allclose(
@@ -307,14 +311,14 @@ def assert_near(ours, theirs, name):
 
 
 def assert_equal(ours, theirs, columns):
-    """Assert that two matrices are equal to 1e-6; an error names the feature."""
+    """Assert that two matrices differ by at most 1e-6. The message names the feature."""
     for name, given, wanted in zip(columns.numeric, ours.numeric.T, theirs.numeric.T, strict=True):
         np.testing.assert_allclose(given, wanted, rtol=1e-6, atol=1e-6, err_msg=name)
     assert ours.category.tolist() == theirs.category.tolist()
 
 
 def drawn_call(rng, service):
-    """Return a call's records, of viewers and of candidates that begin, change and end soon."""
+    """Return random records of one call. Candidates begin, change, and end soon."""
     service.now_ms += int(rng.integers(0, 15_000))
     if rng.random() < 0.06:
         service.now_ms += int(rng.integers(1, 4)) * DAY_MS

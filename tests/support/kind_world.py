@@ -1,4 +1,4 @@
-"""Options of any feature kind, drawn from its declaration, and random records to compute it on."""
+"""Random options of any feature kind, by its declaration, and random records to compute it on."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ ARROW = {
 OWNERS = ("viewer", "candidate", "context")
 VIEWERS, CANDIDATES = [f"v{i}" for i in range(4)], [f"c{i}" for i in range(5)]
 START_MS = 1_800_000_000_000
-# Durations within and beyond the time that the records take.
+# Durations that are shorter and longer than the time of all records.
 DURATIONS = ["10s", "2m", "1h"]
 
 
 def surface_of(**features):
-    """Return a surface with these features, which are options by name; `always` is one more."""
+    """Return a surface with the features of these names and options, and one named `always`."""
     lines = [f"{name} = {toml(options)}" for name, options in features.items()]
     declared = [f"{name} = {toml(each)}" for name, each in FIELDS.items()]
     sections = ["\n".join([f"[{owner}]", *declared]) for owner in OWNERS]
@@ -60,7 +60,10 @@ def toml(value):
 
 @cache
 def options_of(kind):
-    """Return the values that each option of a kind may have in `surface_of`; None for a default."""
+    """Return the values that each option of a kind may have in `surface_of`.
+
+    None stands for the default.
+    """
     parts = {"events": EVENTS, **surface_of().fields}
     schema = json_schema(KINDS[kind])
     found = {}
@@ -104,7 +107,7 @@ def _is_valid(kind, option, value, parts):
 
 
 def features_of(kind):
-    """Return a strategy of features of a kind, as the options that a surface states."""
+    """Return a strategy that draws the options of a feature of this kind."""
     drawn = st.fixed_dictionaries(
         {name: st.sampled_from(values) for name, values in options_of(kind).items()}
     )
@@ -114,7 +117,7 @@ def features_of(kind):
 
 
 def _is_stated(option, value, options):
-    """Return whether to state an option; only a pair of viewer and candidate takes some."""
+    """Return whether to state an option. Some belong only to a pair of viewer and candidate."""
     is_of_pairs = option == "keep" and "entity" in options
     return value is not None and not (is_of_pairs and isinstance(options["entity"], str))
 
@@ -132,9 +135,13 @@ def drawn_fields(rng):
 
 
 def drawn_records(seed, num):
-    """Return records in the order in which a service takes them; some are late, some unknown."""
+    """Return random records in the order in which a service takes them.
+
+    Some are late, and some are of unknown viewers or candidates.
+    """
     rng = np.random.default_rng(seed)
-    # Few changes leave runs of exposures and events that are applied at once.
+    # If there are few changes of fields, there are runs of exposures and events, which the state
+    # applies at once.
     change = rng.choice([0.02, 0.2])
     now_ms, records = START_MS, [Viewer(VIEWERS[0], drawn_fields(rng), START_MS)]
     records += [Candidate(name, drawn_fields(rng), START_MS) for name in CANDIDATES[:3]]
@@ -145,7 +152,7 @@ def drawn_records(seed, num):
         candidate = CANDIDATES[rng.integers(len(CANDIDATES))]
         shown = rng.permutation([*CANDIDATES, "unknown"])[: rng.integers(0, 5)].tolist()
         kind = EVENTS[rng.integers(len(EVENTS))]
-        # Some stand for others that were not kept.
+        # Some exposures stand for others that were not logged.
         one_in = int(rng.choice([1, 1, 2, 5]))
         if rng.random() < change:
             made = [
@@ -164,7 +171,7 @@ def drawn_records(seed, num):
 
 
 def log_tables(records):
-    """Return the tables of a log with these records, numbered in their order."""
+    """Return the tables of a log with these records, which are numbered in this order."""
     numbered = list(enumerate(records, start=1))
     made = {}
     for table, kept, gone in (("viewers", Viewer, Forget), ("candidates", Candidate, Ended)):

@@ -1,4 +1,4 @@
-"""Live loop in one process: edge, Ingest, real store and log, and a small fake scorer."""
+"""Live service in one process, with a real store and log, and a small fake scorer."""
 
 from __future__ import annotations
 
@@ -44,21 +44,22 @@ class Live:
         elif log_folder:
             load(self.surface, log_folder, store, folder)
         self.max_live = max_live
-        # Whether Ingest is away: then it takes no records.
+        # While this is True, Ingest takes no records.
         self.is_ingest_away = False
         # Callback for the numbers that Ingest reports to its metrics.
         self.on_tally = lambda tally: None
-        # Holder of the versions that the replica scores itself, if it may.
+        # Versions of the model with which the replica scores by itself; None if it may not.
         self.in_process = None
         # Receiver of the replica's measurements.
         self.metrics = Metrics()
         self.args = AppArgs("tiny.toml", store, "models", "served", clock=clock)
-        # Clients and the loading of models share this thread: its CPU work says nothing of load.
+        # Clients and the loading of models share this thread, so its delays say nothing about
+        # load, and load shedding is off.
         settings = {"log_features": 1.0, "load_shedding": False} | config
         self.config = UserConfig(Experiment("launch", "s", (Arm("model", MODEL, 1.0),)), 1_000, **settings)
 
     async def score(self, version, payload):
-        """Return the scorer's answer."""
+        """Return the fake scorer's answer."""
         return await score(version, payload)
 
     async def load(self, version):
@@ -125,13 +126,13 @@ class Live:
             thread.join()
 
     async def ingest(self, payload):
-        """Take packed records as the writer, unless it is away."""
+        """Take packed records, as the writer does, unless it is away."""
         if self.is_ingest_away:
             raise OSError("gone")
         return await self.ingester.take(unpack(payload), len(payload))
 
     async def roll_back(self, version, verdict):
-        """Roll a version back as the writer."""
+        """Roll a version back, as the writer does."""
         ModelRegistry(self.folder / self.args.models, by="service").roll_back(version, verdict.reason)
 
     async def post(self, path, body):

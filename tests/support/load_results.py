@@ -18,7 +18,7 @@ CLOSED = Outcome("connection closed", False)
 
 
 class Offering:
-    """Requests at a constant rate; the last outcome set for a request counts."""
+    """Requests at a constant rate. The outcome that was set last for a request counts."""
 
     def __init__(self, seconds, rate_rps=100, outcome=FULL, latency_ms=10.0):
         self.rate_rps = rate_rps

@@ -21,7 +21,7 @@ IDS = {"viewers": [f"v{i}" for i in range(50)], "candidates": [f"c{i}" for i in 
 
 
 def run_loadtest(folder, *arguments):
-    """Run a command with --json in a folder: exit code, printed object and stderr."""
+    """Run a command with --json in a folder; return the exit code, the object and stderr."""
     command = [*LOADTEST, *map(str, arguments), "--json"]
     done = subprocess.run(
         command, capture_output=True, text=True, cwd=folder, env=ENVIRONMENT, timeout=240, check=False
@@ -30,7 +30,7 @@ def run_loadtest(folder, *arguments):
 
 
 def interrupted(folder, begun, *arguments):
-    """Interrupt a command once `begun` is true: exit code, output and stderr."""
+    """Interrupt a command once `begun` is true; return the exit code, stdout and stderr."""
     command = [*LOADTEST, *map(str, arguments)]
     process = subprocess.Popen(
         command, cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -1,4 +1,4 @@
-"""Service with a complete log, an hour of traffic, and checks of a replay of the log."""
+"""Service whose log is complete, an hour of traffic for it, and checks of a replay of the log."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.row_values import flat
 
 
 class Logging(Live):
-    """Service of the small surface; `log` fills its store and receives what it writes."""
+    """Service of the small surface. The log `log` fills its store, and receives what it writes."""
 
     def __init__(self, folder, log_folder, **more):
         super().__init__(folder, log_folder, **more)
@@ -56,7 +56,7 @@ def stored_rows(schema, store):
 async def busy_hour(service):
     """Send rankings and events of all kinds for an hour.
 
-    Some are late, anonymous or of unknown ids; one viewer is forgotten.
+    Some are late, some are anonymous, and some have unknown ids. One viewer is forgotten.
     """
     rng = np.random.default_rng(0)
     ids = ["a", "b", "c", "d", "zz", "new", "newer"]
@@ -102,7 +102,8 @@ def assert_same_state(stored, replay, tolerance=1e-9):
         known = replay.known[ours.entity]
         assert set(ours.index) == {name for name, row in theirs.index.items() if known[row]}
         for name, row in ours.index.items():
-            # A viewer is seen when a record comes or a store is loaded: a replay is neither.
+            # A viewer's `seen_ms` is set when a record arrives or a store is loaded. A replay does
+            # neither, so the field is not compared.
             held, replayed = flat(ours.table[row]), flat(theirs.table[theirs.index[name]])
             for field in held.keys() - {"seen_ms"}:
                 given, wanted = held[field].astype(float), replayed[field].astype(float)
@@ -110,9 +111,9 @@ def assert_same_state(stored, replay, tolerance=1e-9):
 
 
 def assert_served_features(service, replay):
-    """Assert that computed features of exposures equal the logged ones; return the requests.
+    """Assert that computed features of exposures equal the logged ones.
 
-    Exposures whose features cannot be computed are skipped.
+    Exposures whose features cannot be computed are skipped. Returns the requests of the others.
     """
     schema = replay.state.schema
     columns = ["request_id", "numeric", "category"]
@@ -122,7 +123,7 @@ def assert_served_features(service, replay):
     names = log.exposures["request_id"].to_pylist()
     for i in np.argsort(replay.sees, kind="stable").tolist():
         if names[i] not in matrices or replay.before_snapshot[i]:
-            # It belongs to the log that filled the store, or to deleted rows.
+            # The exposure belongs to the log that filled the store, or its rows were deleted.
             continue
         replay.advance_to(int(replay.sees[i]))
         shown = np.arange(replay.first[i], replay.first[i + 1])

@@ -23,9 +23,10 @@ ENCODER = Encoder(
 
 
 def made_up(num_rows: int, seed: int) -> Inputs:
-    """Draw rows with non-linear effects: folds, and a number's effect that depends on a category.
+    """Draw rows with non-linear effects, which a model can learn in a few epochs.
 
-    A few epochs learn them.
+    For example, one number counts by its absolute value, and the effect of another one depends on
+    a category.
     """
     rng = np.random.default_rng(seed)
     numeric = rng.standard_normal((num_rows, NUM_NUMERIC)).astype(np.float32)

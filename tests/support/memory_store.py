@@ -1,4 +1,4 @@
-"""Reference store in the memory of this process: what the contract suite expects of every store."""
+"""Reference store in the memory of this process: it does what the contract suite expects."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from serve.stores.protocol import LOAD, Changes, Dump, Packed
 class Rows:
     """Content that all stores of one name share.
 
-    `candidates` maps an id to (number of its change, row), with the row b"" for a removed one. The
-    store knows all changes after the number `floor`, that of the last replacement.
+    `candidates` maps an id to (number of its last change, row). The row of a removed candidate is
+    b"". The store knows all changes after the number `floor`, which is that of the last
+    replacement of all rows.
     """
 
     seq: int = 0
     epoch: int = 0
-    # Number of replacements.
+    # How often all rows were replaced.
     id: int = 0
     floor: int = 0
     note: bytes = b""
@@ -35,7 +36,7 @@ class Rows:
 
 
 class MemoryStore:
-    """`Store` over dicts; its content ends with the process."""
+    """`Store` over dicts, whose content is lost when the process ends."""
 
     def __init__(self, rows: Rows | None = None, *, writable: bool = True) -> None:
         self._rows: Rows | None = Rows() if rows is None else rows
@@ -171,7 +172,10 @@ _named: dict[str, Rows] = {}
 
 
 def open_memory(name: str, *, writable: bool) -> MemoryStore:
-    """Open the store of a name, shared within this process; a writer creates a missing store."""
+    """Open the store of a name, which all of this process share.
+
+    A writer creates a missing store.
+    """
     if not writable and name not in _named:
         raise StoreUnavailable(f"there is no store {name} in this process; fill it with {LOAD}")
     return MemoryStore(_named.setdefault(name, Rows()), writable=writable)

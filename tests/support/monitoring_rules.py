@@ -1,4 +1,4 @@
-"""Shipped rules and dashboard, and queries of a Prometheus for them."""
+"""Shipped alerting rules and dashboard, and the queries that try them on a Prometheus."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from serve.operate.observe.prometheus import DASHBOARD, RULES
 
 
 def rules(path):
-    """Return all rules of a file."""
+    """Return all rules in a file."""
     return [rule for group in yaml.safe_load(path.read_text())["groups"] for rule in group["rules"]]
 
 
@@ -36,12 +36,12 @@ def panels():
 
 
 def filled(expression):
-    """Return the expression as Grafana sends it, for all applications."""
+    """Return the expression as Grafana sends it if all applications are selected."""
     return expression.replace("$__rate_interval", "1m").replace("$application", ".*")
 
 
 def expressions():
-    """Return every shipped expression."""
+    """Return all shipped expressions, of rules and of panels."""
     return [expression for panel in panels() for expression in panel] + [
         rule["expr"] for rule in (*records(), *alerts())
     ]
@@ -57,7 +57,7 @@ def required_expressions():
 
 
 def without_series(port, wanted, seconds):
-    """Return the expressions without a series in a Prometheus, after at most `seconds`."""
+    """Return the wanted expressions that have no series in a Prometheus within `seconds`."""
     end = time.monotonic() + seconds
     left = list(dict.fromkeys(wanted))
     with httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1", timeout=10) as client:

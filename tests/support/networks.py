@@ -21,12 +21,12 @@ from training.examination.examination import IGNORED
 from training.network.export import build, golden
 from training.network.network import Network, NetworkConfig
 
-# Small networks: a second thread only waits, the longer the busier the machine is.
+# The networks are small, so a second thread would only wait, and longer on a busy machine.
 torch.set_num_threads(1)
 
-# Of the outcomes of a random network, in order; one with fewer has the first ones.
+# Calibrations of the outcomes of a random network, in order.
 CALIBRATIONS = (Calibration(0.7, -0.3), Calibration(1.4, 0.2), Calibration(0.4, -1.0))
-# The outcomes of an artifact, with the amount that a prediction of 1 stands for.
+# The outcomes of an artifact, each with the amount that a prediction of 1 stands for.
 SCALES = {"join": 1.0, "stay": 60.0, "hide": 1.0}
 VERSION = "20260102T030405Z-0a1b"
 
@@ -56,7 +56,7 @@ def random_encoder(rng: np.random.Generator, num_numeric: int, num_single: int, 
 
 
 def random_config(rng: np.random.Generator, mask_type: Any) -> NetworkConfig:
-    """Return one of the network shapes of a search."""
+    """Return one of the network shapes that a search tries."""
     num_layers = [(a, b) for a in range(4) for b in range(4) if a + b]
     n_shared, n_independent = num_layers[rng.integers(len(num_layers))]
     return NetworkConfig(
@@ -72,7 +72,7 @@ def random_config(rng: np.random.Generator, mask_type: Any) -> NetworkConfig:
 def random_rows(
     rng: np.random.Generator, encoder: Encoder, num_rows: int
 ) -> tuple[NDArray[np.float32], NDArray[np.uint64]]:
-    """Return the matrix of rows with missing numbers, and missing, unseen and known categories."""
+    """Return rows with missing numbers, and with missing, unseen and known categories."""
     numeric = (rng.standard_normal((num_rows, len(encoder.numeric))) * 3).astype(np.float32)
     numeric[rng.random(numeric.shape) < 0.2] = np.nan
     vocabularies = [column.vocabulary for column in encoder.single]
@@ -114,7 +114,8 @@ def random_network(
 def reference(network: Network) -> Any:
     """Return the same network in pytorch_tabnet, in the precision of this one."""
     module = module_of(network)
-    # The package rounds to float32 what it embeds, and does not move its group matrices.
+    # The package rounds its embeddings to float32. It also leaves its group matrices behind when
+    # the module changes its precision.
     if next(network.parameters()).dtype == torch.float64:
         module.double().load_state_dict(network.tabnet.state_dict())
         for owner, name in (
@@ -145,9 +146,9 @@ def trained_scores(
 def tolerance(network: Network, numeric: NDArray[np.float32], category: NDArray[np.uint64]) -> float:
     """Return the tolerance for scores of these rows.
 
-    It is 1e-5, plus three times the largest difference between pytorch_tabnet's own scores in
-    float32 and float64. Deep networks amplify rounding: after five steps some rows differ by more
-    than 1e-5.
+    It is 1e-5, plus three times the largest difference between the scores that pytorch_tabnet
+    itself computes in float32 and in float64. The second part is needed because deep networks
+    amplify rounding: after five steps some rows differ by more than 1e-5.
     """
     double = copy.deepcopy(network).double()
     score = _calibrated(network, reference(double)(inputs(network, numeric, category).double())[0])
@@ -172,7 +173,7 @@ def weights(network: Network) -> dict[str, NDArray[Any]]:
 def artifact_files(
     network: Network, rng: np.random.Generator, num_golden: int = 16
 ) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """Return files and manifest of an artifact, for `serve.model.artifact.save`."""
+    """Return the files and the manifest of an artifact, for `serve.model.artifact.save`."""
     numeric, category = random_rows(rng, network.encoder, 2 * num_golden)
     files = {
         **build(network, calibrations(network)),
@@ -198,7 +199,7 @@ def artifact_files(
 def write_artifact(
     folder: Path, network: Network, rng: np.random.Generator, changed: Mapping[str, bytes] | None = None
 ) -> Path:
-    """Write an artifact to `folder`, with some files replaced; hashes match the written files."""
+    """Write an artifact to `folder`, with some files replaced. The hashes match what is written."""
     files, manifest = artifact_files(network, rng)
     save(folder, {**files, **(changed or {})}, manifest)
     return folder
@@ -207,8 +208,8 @@ def write_artifact(
 def geometric_logits(num_columns: int) -> NDArray[np.float32]:
     """Return logits [1, G] for which sparsemax needs many passes.
 
-    Each is below the threshold of the ones before it, by more than its predecessor was. So
-    Michelot's step removes one at a time.
+    Each logit is below the threshold of those before it, by more than its predecessor was.
+    Therefore a step of Michelot's algorithm removes only one of them.
     """
     logits, gap = [0.0, -0.5], 5.6e-7
     while len(logits) < num_columns:

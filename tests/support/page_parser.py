@@ -1,4 +1,4 @@
-"""Parser of a report's page: its tags, and the resources that it loads or links."""
+"""Parser of a report's page, which collects its tags and the resources that it loads or links."""
 
 from __future__ import annotations
 

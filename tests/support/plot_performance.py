@@ -1,4 +1,4 @@
-"""Write the plots of docs/performance.md, from the output of a benchmark:
+"""Write the plots of docs/performance.md from the output of a benchmark.
 
 python -m serve bench fetch --json > fetch.json
 python tests/support/plot_performance.py fetch.json docs/plots
@@ -11,7 +11,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-# Readable in grey; the same data gives the same bytes.
+# The lines can be told apart in grey, and the same data gives the same bytes.
 STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "tabrank",

@@ -15,17 +15,19 @@ from training.data.dataset import Dataset, build
 
 
 def point_in_time(schema: Schema, log: Log, at: float) -> dict[str, float]:
-    """Return each feature's largest difference between two computations of the same rows.
+    """Return the largest difference of each feature between two computations of the same rows.
 
-    The time of the share `at` of exposures cuts the log. The rows of all exposures up to that time
-    are computed twice: from the whole log, and from a log without any record at or after it, except
-    the exposures of that instant. A difference is |x − y| / max(1, |x|), and infinite where a
-    category differs or one value is missing. Correct features stay ≤ 1e-6, because sums may be
-    added in another order. In the whole log each exposure of the instant has a duplicate, which
-    reveals a slate that sees itself.
+    The log is cut at the time by which a share `at` of its exposures came. The rows of all
+    exposures up to that time are computed twice: from the whole log, and from a log without the
+    records at or after that time, except for the exposures of that instant. In the whole log, each
+    exposure of the instant also has a duplicate, which reveals a slate that sees itself.
+
+    A difference is |x − y| / max(1, |x|). It is infinite if a category differs, or if only one of
+    the values is missing. For correct features it is at most 1e-6, and not 0, because sums may be
+    added in another order.
 
     Raises:
-        TabrankError: if `at` is not a share, or no row can be compared.
+        TabrankError: if `at` is not between 0 and 1, or no row can be compared.
     """
     if not 0 <= at <= 1:
         raise TabrankError(f"at: {at:g} must lie between 0 and 1, a share of the exposures by time")
@@ -54,7 +56,7 @@ def point_in_time(schema: Schema, log: Log, at: float) -> dict[str, float]:
 
 
 def shown_ids(data: Dataset) -> list[str]:
-    """Return the id of the candidate of each row."""
+    """Return the id of each row's candidate."""
     return [str(data.candidate_ids[i]) for i in data.shown]
 
 

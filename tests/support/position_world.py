@@ -1,4 +1,4 @@
-"""Small simulated world with a known data-generating process, and so a known value of any ranking.
+"""Small simulated world in which the true value of any ranking is known.
 
 An exposure shows C candidates in an order drawn from noisy scores. Each candidate is examined
 with probability θ(position) and then earns its attraction. The attraction depends on the
@@ -21,10 +21,10 @@ from training.examination.placements import F64
 
 NUM_CANDIDATES = 12
 PER_VIEWER = 3
-# Position, from 0, that half of the viewers examine.
+# Position, counted from 0, that half of the viewers look at.
 HALF_LOOK = 4.0
-# Log odds of each scorer: factor on the true log odds, whose standard deviation is 1.2, and
-# standard deviation of the noise.
+# The log odds of each scorer are the true ones, times a factor, plus noise. The true log odds have
+# a standard deviation of 1.2. An entry is (factor, standard deviation of the noise).
 SCORERS: Mapping[str, tuple[float, float]] = {
     "logging": (1.0, 1.0),
     "better": (1.0, 0.3),
@@ -35,9 +35,9 @@ SCORERS: Mapping[str, tuple[float, float]] = {
 
 @dataclass(frozen=True)
 class WorldSample:
-    """Exposures with rewards, each scorer's log odds `[N, C]` in the order shown, and attractions.
+    """Exposures with rewards, the log odds `[N, C]` of each scorer, and the true attractions.
 
-    `worth` `[N, C]` are the true attractions.
+    Candidates are in the order in which they were shown. `worth` `[N, C]` are the attractions.
     """
 
     drawn: Drawn
@@ -46,15 +46,15 @@ class WorldSample:
 
 
 def examination() -> F64:
-    """Return the true examination `[C]`."""
+    """Return the true probability `[C]` that a viewer looks at a position."""
     return np.asarray(1.0 / (1.0 + np.arange(NUM_CANDIDATES) / HALF_LOOK), np.float64)
 
 
 def sample(rng: Generator, num_viewers: int, pins: float = 0.0) -> WorldSample:
-    """Draw exposures of some viewers, with orders drawn as `serve.ranking.exploration` does.
+    """Draw exposures of some viewers. Orders are drawn as `serve.ranking.exploration` draws them.
 
-    A share `pins` of the requests pins the first candidate to the second place, and the best one to
-    the fifth.
+    In a share `pins` of the requests, the first candidate is pinned to the second place, and the
+    best one to the fifth.
     """
     shape = (num_viewers * PER_VIEWER, NUM_CANDIDATES)
     viewer = np.repeat(np.arange(num_viewers), PER_VIEWER)
@@ -78,7 +78,7 @@ def sample(rng: Generator, num_viewers: int, pins: float = 0.0) -> WorldSample:
 
 
 def true_values() -> dict[str, float]:
-    """Return the value per exposure of each scorer's ranking, from many exposures."""
+    """Return the true value per exposure of each scorer's ranking, as a mean of many exposures."""
     many = sample(np.random.default_rng([1, 2**31]), 60_000)
     theta = examination()
     return {

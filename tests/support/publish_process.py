@@ -1,8 +1,8 @@
 """Kill processes that publish and promote, and print the state of the folder after each kill.
 
-Children are forked, so that 200 of them do not need 200 imports. Half of them are killed at a line
-of the writing code, from the first to the last; the others at a random moment. The output has one
-line per child: the version of the pointer, then all versions.
+The processes are forked, so that 200 of them do not need 200 imports. Half of them are killed at a
+line of the writing code, one after the other from the first line to the last. The others are killed
+at a random moment. The output has one line per process: the promoted version, then all versions.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ WRITING = {
 
 
 def publish_and_promote(source: Path, models: Path) -> None:
-    """Publish and promote an artifact; this call is killed."""
+    """Publish and promote an artifact. The process is killed during this call."""
     subject.point(models, subject.CURRENT, subject.publish(source, models))
 
 
 def at_each_line(do: Callable[[], None]) -> Any:
-    """Return a trace function that calls `do` before each line of the writing code."""
+    """Return a function for `sys.settrace` that calls `do` before each line of the writing code."""
 
     def trace(frame: Any, event: str, argument: Any) -> Any:
         if (frame.f_code.co_filename, frame.f_code.co_name) not in WRITING:
@@ -60,7 +60,7 @@ def child(work: Callable[[], None], at_line: int | None = None) -> int:
 
 
 def lines_of(work: Callable[[], None]) -> int:
-    """Return the number of lines of the writing code that the work runs."""
+    """Return how many lines of the writing code the work runs."""
     lines = count()
     sys.settrace(at_each_line(lambda: next(lines) and None))
     work()

@@ -1,6 +1,6 @@
-"""Networks of the package pytorch_tabnet, with which training's own are compared.
+"""Networks of the package pytorch_tabnet, with which the networks of `training` are compared.
 
-The package has had no release since 2023. Nothing else imports it.
+The package has had no release since 2023. No other module imports it.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ with warnings.catch_warnings():
 
 
 def module_of(network: Network) -> Any:
-    """Return the package's module with the weights and in the mode of a network of ours.
+    """Return the package's module with the weights and the mode of one of our networks.
 
-    It maps the same x to (output [R, O], minus the sparsity).
+    It maps the same x to (output [R, O], the negative of the sparsity).
     """
     num_outcomes = len(network.tabnet.tabnet.final_mapping.weight)
     module = untrained_module(network.encoder, network.config, num_outcomes)
@@ -32,7 +32,7 @@ def module_of(network: Network) -> Any:
 
 
 def untrained_module(encoder: Encoder, config: NetworkConfig, num_outcomes: int = 1) -> Any:
-    """Return the package's module of this shape, with the momentum of our input norm."""
+    """Return the package's module of this shape, with the momentum of our input batch norm."""
     num_inputs, single = len(encoder.input_names), encoder.single
     module = TabNet(
         num_inputs,
@@ -52,6 +52,6 @@ def untrained_module(encoder: Encoder, config: NetworkConfig, num_outcomes: int 
         group_attention_matrix=torch.eye(num_inputs),
     )
     module.tabnet.encoder.initial_bn.momentum = INPUT_MOMENTUM
-    # It is never used, so weight decay alone would move it.
+    # This layer is never used, so weight decay alone would move its weights.
     module.tabnet.initial_bn.requires_grad_(False)
     return module

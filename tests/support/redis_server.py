@@ -18,7 +18,7 @@ def find_server() -> str | None:
 
 
 class RedisServer:
-    """Server that can be stopped and restarted on the same port with its persisted data."""
+    """Server that can be stopped and started again on the same port, with its persisted data."""
 
     def __init__(self, folder: Path, *settings: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)

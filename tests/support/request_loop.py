@@ -13,7 +13,7 @@ from typing import Any
 
 @contextmanager
 def asking(port: int, num_clients: int, outcomes: Counter[Any]) -> Iterator[None]:
-    """Run clients during the block, each in a closed loop on one connection."""
+    """Run clients while the block runs. Each asks in a closed loop on one connection."""
     ended = threading.Event()
     threads = [threading.Thread(target=_ask, args=(port, ended, outcomes)) for _ in range(num_clients)]
     for thread in threads:
@@ -40,7 +40,7 @@ def _ask(port: int, ended: threading.Event, outcomes: Counter[Any]) -> None:
 
 
 def wait_for(condition: Callable[[], bool], timeout_s: float) -> bool:
-    """Wait for a condition, and return whether it held in time."""
+    """Wait until a condition holds; return whether it did within `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if condition():

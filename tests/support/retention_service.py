@@ -1,4 +1,4 @@
-"""Service that applies the retention of its log at given times, and weeks of its traffic."""
+"""Service that applies the retention of its log at given times, and weeks of traffic for it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from tests.support.logging_service import Logging
 
 DAY_MS = 86_400_000
 DAYS = 16
-# Times of the first two months of 1970 look like seconds.
+# Number of the first day since 1970. Times of the first two months of 1970, in milliseconds, would
+# be taken for seconds.
 FIRST_DAY = 100
 KEEP_DAYS = 8
 
@@ -75,7 +76,7 @@ async def a_day(service, day):
 
 
 async def weeks(service):
-    """Write out the log and apply retention each day; records continue between and after."""
+    """Record DAYS days. After each one, write out the log, post an event, and apply retention."""
     for day in range(1, DAYS + 1):
         now_ms = await a_day(service, day)
         await asyncio.to_thread(service.ingester.flush_journal)

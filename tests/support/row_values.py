@@ -1,4 +1,4 @@
-"""Values in packed rows: fields by name, those of state included, and audiences."""
+"""Values in packed rows: fields by name, including those of state, and audiences."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from serve.features.matrix import Features
 
 
 def flat(rows, prefix=""):
-    """Return each field of rows as an array, fields in fields as `outer.inner`."""
+    """Return each field of rows as an array. A field within a field is named `outer.inner`."""
     if rows.dtype.names is None:
         return {prefix: rows}
     parts = [flat(rows[name], f"{prefix}.{name}" if prefix else name) for name in rows.dtype.names]

@@ -1,4 +1,7 @@
-"""World of joins and hides whose candidates have hosts and partners, with rules and their truth."""
+"""World of joins and hides whose candidates have hosts, with the true effect of rules.
+
+Some candidates are partners.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +26,16 @@ FIELDS = np.dtype([("candidate", [("ends_ms", "<i8"), ("host", "<u8"), ("partner
 YES = Wanted(("yes",))
 BOOST = Rule(boost=Boost({"candidate.partner": YES}, 0.08))
 SPREAD = Rule(spread=Spread("candidate.host", 1, 4))
-# Large hosts have the better rooms, so that a spread costs something.
+# Large hosts have the better rooms. Therefore a rule that spreads a slate over hosts has a cost.
 NUM_HOSTS = 6
 SCALES = dict.fromkeys(surface().predicted, 1.0)
 
 
 def ruled_world(num_slates: int, seed: int) -> Trade:
-    """Return a world of trade whose rows have a host and perhaps a partner, which go with taste."""
+    """Return a world of trade in which each row has a host, and some rows are of partners.
+
+    Both depend on the viewer's taste for the candidate.
+    """
     world, rng = trade(num_slates, seed), np.random.default_rng([seed, 1])
     taste = world.rows.matrix.numeric[:, 0]
     fields = np.zeros(len(taste), FIELDS)
@@ -48,14 +54,14 @@ def utility(world: Trade) -> Any:
 def costs(
     world: Trade, rules: Sequence[Rule], examinations: Any = None, rows: Dataset | None = None
 ) -> dict[str, Any]:
-    """Return the cost of rules on a world's rows, impressions by host."""
+    """Return the cost of rules on the rows of a world, with impressions by host."""
     data = world.rows if rows is None else rows
     given = utility(world), SCALES, examinations or [KNOWN] * 2, log_odds(world.shares)
     return cost(data, rules, *given, "candidate.host")
 
 
 def true_change(world: Trade, rules: Sequence[Rule]) -> Mapping[str, float]:
-    """Return the joins and hides per slate that rules truly gain, against none."""
+    """Return how many joins and hides per slate rules really add, compared to no rules."""
     score, fields = utility(world).reshape(-1, PER), world.rows.fields.reshape(-1, PER)
     worth, total = world.worth.reshape(-1, PER, 2), np.zeros(2)
     standing = np.zeros(PER, np.int8)

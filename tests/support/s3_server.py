@@ -1,4 +1,4 @@
-"""S3 server for tests, behind a proxy that fails as networks and buckets do."""
+"""S3 server for tests, and a proxy that makes it fail in the ways of networks and buckets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 
 START_S = 60.0
 BUCKET = "bucket"
-# What a fault does to a request: see `FaultyBucket`.
+# Faults that refuse a request before the server sees it. `FaultyBucket` explains all faults.
 REFUSED = ("closed", "503", "403")
 Fault = Callable[[str, str], str | None]
 
@@ -62,20 +62,27 @@ class S3Server:
 
 
 class FaultyBucket:
-    """Proxy before an S3 server, whose `fault` is asked of each request: by its method and path.
+    """Proxy before an S3 server that can let requests fail.
 
-    The fault returns None, or what happens to the request: `closed`, the connection ends; `503` and
-    `403`, it is refused; `slow`, it waits for `slow_s`; `cut reply`, half of the body comes; `cut
-    upload`, half of the body is taken; `lost reply`, the server does it, and the connection ends;
-    `lost 503`, the server does it, and answers with an error; `stale`, the reply is the one that
-    `remember` saw. Writes come one after another, because moto's conditional writes are not atomic.
+    `fault` takes the method and the path of a request. It returns None, or what happens to it:
+
+    - `closed`: the connection ends.
+    - `503` and `403`: the request is refused with this status.
+    - `slow`: the request waits for `slow_s`.
+    - `cut reply`: only half of the reply's body is sent.
+    - `cut upload`: only half of the request's body is taken.
+    - `lost reply`: the server carries out the request, and the connection ends without a reply.
+    - `lost 503`: the server carries out the request, and the reply is an error.
+    - `stale`: the reply is the one that `remembering` kept.
+
+    Writes are carried out one after the other, because moto's conditional writes are not atomic.
     """
 
     def __init__(self, upstream: int) -> None:
         self.upstream = upstream
         self.fault: Fault = lambda method, path: None
         self.slow_s = 2.0
-        # Requests: method, path, and what happened to them.
+        # Method and path of each request, and what happened to it.
         self.seen: list[tuple[str, str, str | None]] = []
         self.lists: dict[str, tuple[int, list[tuple[str, str]], bytes]] = {}
         self._is_remembering = False
@@ -88,7 +95,7 @@ class FaultyBucket:
 
     @contextmanager
     def failing(self, what: str, method: str = "", path: str = "", times: int = 1_000_000) -> Iterator[None]:
-        """Fail the first requests of a method, on a path that matches a pattern."""
+        """Let the first `times` requests of a method fail, if the path matches a pattern."""
         left = [times]
 
         def fault(its: str, at: str) -> str | None:
@@ -105,7 +112,7 @@ class FaultyBucket:
 
     @contextmanager
     def remembering(self) -> Iterator[None]:
-        """Keep the first reply to each list within the block, for the fault `stale`."""
+        """Keep the first reply to each listing within the block, for the fault `stale`."""
         self.lists.clear()
         self._is_remembering = True
         try:
@@ -213,7 +220,7 @@ def _handler_of(proxy: FaultyBucket) -> type[BaseHTTPRequestHandler]:
         wbufsize = -1
 
         def handle_one_request(self) -> None:
-            # A client may end at any time.
+            # A client may close the connection at any time.
             try:
                 super().handle_one_request()
             except OSError:
@@ -238,7 +245,7 @@ def _handler_of(proxy: FaultyBucket) -> type[BaseHTTPRequestHandler]:
 
 
 def environment(url: str) -> dict[str, str]:
-    """Return the environment in which a process finds a bucket at this address."""
+    """Return the environment variables with which a process finds a bucket at this address."""
     return {
         "AWS_ENDPOINT_URL": url,
         "AWS_ACCESS_KEY_ID": "tests",

@@ -1,6 +1,7 @@
-"""Pictures of the documentation: `python tests/support/screenshots.py [REPORT.html]`.
+"""Make the pictures of the documentation: `python tests/support/screenshots.py [REPORT.html]`.
 
-Writes docs/images/console.png from a console around a fake service and, of a report, report.png.
+It writes docs/images/console.png, from a console around a fake service. If a report is named, it
+also writes a picture of it, docs/images/report.png.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ NUM_POINTS, EVERY_S = 295, 2.0
 
 
 def points():
-    """Return ten minutes: the rate rises, and a restart of a replica costs a few full answers.
+    """Return ten minutes of history. The rate rises, and a replica restarts.
 
-    Some ids are unknown, and a few events come twice or are rejected.
+    The restart costs a few full answers. Some ids are unknown, and a few events come twice or are
+    rejected.
     """
     end_ms, found = time.time() * 1e3, []
     for i in range(NUM_POINTS):

@@ -8,7 +8,7 @@ import socketserver
 import threading
 from contextlib import contextmanager
 
-# Close the connection without an answer, or do not answer.
+# Entries of a script: close the connection without an answer, or never answer.
 DROP, HANG = "drop", "hang"
 
 
@@ -31,7 +31,7 @@ def problem(status, title="busy", **more):
 
 
 class Slowly(bytes):
-    """Answer whose body is sent byte by byte, with 10 ms between two bytes."""
+    """Answer whose body is sent byte by byte, 10 ms apart."""
 
 
 class Server(socketserver.ThreadingTCPServer):
@@ -75,7 +75,7 @@ class Handler(socketserver.StreamRequestHandler):
 
 @contextmanager
 def scripted(*script):
-    """Run the server until the block ends."""
+    """Run a server that follows the script until the block ends."""
     with Server(script) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.005})
         thread.start()

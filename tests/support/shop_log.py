@@ -17,9 +17,10 @@ REGIONS = ("north", "south", "east", "west")
 
 
 def write_shop(folder: Path, *, slates: int = 4_000, seed: int = 0) -> None:
-    """Write slates of up to eight items; viewers keep six of ten.
+    """Write slates of up to eight items, of which viewers keep six of ten.
 
-    The probability depends on colour, fabric, and the taste of the viewer's region.
+    Whether a viewer keeps an item depends on its colour, its fabric, and the taste of the viewer's
+    region.
     """
     rng = np.random.default_rng(seed)
     num_items, num_people = 400, 900
@@ -70,9 +71,9 @@ def write_shop(folder: Path, *, slates: int = 4_000, seed: int = 0) -> None:
 
 
 def write_sales(folder: Path, *, slates: int = 1_500, seed: int = 0, **columns: object) -> None:
-    """Write slates of four items, with clicks, purchases with their price, and returns of them.
+    """Write slates of four items, with clicks, purchases with their price, and returns.
 
-    `columns` replace those of the events.
+    `columns` replace columns of the events.
     """
     rng = np.random.default_rng(seed)
     start_ms, minute_ms = 1_760_000_000_000, 60_000
@@ -107,7 +108,7 @@ def write_sales(folder: Path, *, slates: int = 1_500, seed: int = 0, **columns: 
 
 
 def write_flat_shop(path: Path, *, slates: int) -> None:
-    """Write the shop as rows of a CSV: ids of whole numbers, a datetime, and the likes."""
+    """Write the shop as rows of a CSV file, with whole numbers as ids, a datetime and the likes."""
     log = path.with_name("flat-shop")
     write_shop(log, slates=slates)
     viewers, candidates, exposures, events = (pd.read_parquet(log / f"{name}.parquet") for name in TABLES)

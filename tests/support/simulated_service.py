@@ -46,9 +46,9 @@ def write_model(folder, log_folder, examination=IGNORED, surface=SURFACE, **abou
 
 
 class Service(Live):
-    """Service of the simulated world on its own port; it fills its store from log `a`.
+    """Service of the simulated world on its own port.
 
-    It appends its own records to that log.
+    It fills its store from the log `a`, and appends its own records to the same log.
     """
 
     def __init__(self, home, folder, *, clock="event", surface=SURFACE, model="model", **config):

@@ -10,12 +10,14 @@ from training.experiment.statistics import aggregates
 ARMS = ("popular", "model")
 # Viewers of both arms.
 VIEWERS = 4_000
-# Days with a look, with equally many new viewers on each.
+# Number of days after each of which the experiment is looked at. Each day has equally many new
+# viewers.
 LOOKS = 14
-# Mean exposures beyond the first one, and shape of the gamma distribution of eagerness.
+# Mean number of exposures beyond the first one, and the shape of the gamma distribution from which
+# the viewers' eagerness is drawn.
 MEAN_EXPOSURES, EAGERNESS = 5.0, 2.0
 CLICK_RATE, JOIN_RATE = 0.3, 0.1
-# Share of viewers with minutes.
+# Share of viewers who listen, and so have minutes.
 LISTENERS = 0.3
 # Expected metrics: E[eager · exposures] = 1 + m · (1 + 1 / shape).
 _EAGER_EXPOSURES = 1 + MEAN_EXPOSURES * (1 + 1 / EAGERNESS)
@@ -31,9 +33,10 @@ def simulated_arms(rng, uplift):
 
 
 def _viewers(rng, uplift):
-    """Return simulated sums [V]. Eager viewers have more exposures, and more events on each.
+    """Return simulated sums [V] of each viewer.
 
-    Numerator and denominator of ratios are therefore correlated.
+    Eager viewers have more exposures, and more events on each of them. Therefore the numerator and
+    the denominator of a ratio are correlated.
     """
     num = VIEWERS // 2
     eager = rng.gamma(EAGERNESS, 1 / EAGERNESS, num)
@@ -47,13 +50,15 @@ def _viewers(rng, uplift):
 def simulated_panel(
     rng, back, *, viewers=VIEWERS, share=0.5, mean=1.0, more=0.0, uplift=(0.0,), busy=(1.0,), sd=None
 ):
-    """Return a panel of viewers who arrive evenly over the days, `share` of them in the treatment.
+    """Return a panel of viewers who arrive evenly over the days.
 
-    Each viewer returns on each later day with probability `back`, and has `mean` exposures beyond
-    the first one of a day. The rates of click and join are multiplied by `busy`, in the treatment
-    also by 1 + `uplift`; both are of days in turn, so seven of them are weekdays. The treatment has
-    `more` exposures without more events. With `sd`, 30 % of the viewer-days have minutes, whose
-    logarithm has that standard deviation.
+    A share `share` of the viewers is in the treatment. Each viewer returns on each later day with
+    the probability `back`, and has `mean` exposures beyond the first one of a day.
+
+    The rates of click and join are multiplied by `busy`, and in the treatment also by 1 + `uplift`.
+    Both list values of days in turn, so a list of seven has one for each weekday. The treatment has
+    `more` exposures, without more events. If `sd` is given, 30 % of the viewer-days have minutes,
+    whose logarithm has this standard deviation.
     """
     first = np.sort(rng.integers(0, LOOKS, viewers))
     eager = rng.gamma(EAGERNESS, 1 / EAGERNESS, viewers)
@@ -74,5 +79,5 @@ def simulated_panel(
 
 
 def heavy_minutes(rng, sd, num):
-    """Return [num] lognormal minutes of the 30 % who listen, 0 of the others."""
+    """Return minutes [num]: lognormal for the 30 % who listen, and 0 for the others."""
     return np.exp(sd * rng.normal(size=num)) * (rng.random(num) < LISTENERS)

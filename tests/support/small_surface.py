@@ -105,7 +105,7 @@ def tables() -> dict[str, pa.Table]:
 
 
 def run_of(schema: Schema, records: Sequence[tuple[str, int, Sequence[int], int]]) -> Interactions:
-    """Return records of (event, viewer's row, candidates' rows, ts_ms) as the state takes them."""
+    """Return records, given as (event, viewer's row, candidates' rows, ts_ms), for the state."""
     return Interactions(
         np.array([schema.number[event] for event, *_ in records], np.int64),
         np.array([viewer for _, viewer, *_ in records], np.int64),

@@ -1,4 +1,4 @@
-"""Read viewers or changes alone from a store, whose only read returns both; write either way."""
+"""Read only viewers or only changes from a store, whose own read returns both, and write to it."""
 
 from __future__ import annotations
 
@@ -20,5 +20,5 @@ def read_changes(store: Store, since: int) -> Changes:
 def write(
     store: Store, seq: int, viewers: Packed, candidates: Packed, *, replace: bool, extra: bytes = b""
 ) -> None:
-    """Commit rows with a journal entry `extra`, or replace all rows, with `extra` as their note."""
+    """Commit rows with `extra` as the journal's entry, or replace all with `extra` as the note."""
     (store.replace if replace else store.commit)(seq, viewers, candidates, extra)

@@ -32,7 +32,7 @@ def _made(toml: str, version: str) -> Path:
         tuple(SingleColumn(name, ()) for name in columns.single),
         tuple(MultiColumn(name, width, ()) for name, width in columns.multi),
     )
-    # It is flushed to disk once per test run.
+    # The artifact is written to disk once in a test run, and copied after that.
     folder = Path(tempfile.mkdtemp()) / version
     atexit.register(shutil.rmtree, folder.parent)
     outcomes = {name: {"scale": outcome.scale} for name, outcome in surface.predicted.items()}

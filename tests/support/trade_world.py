@@ -1,8 +1,8 @@
-"""World of joins and rare hides that trade off: bait is joined more, and hidden much more.
+"""World in which joins cost hides: a candidate with bait is joined more, and hidden much more.
 
-Each slate has PER candidates, of which the viewer's taste and the candidate's bait decide what
-follows. The ranker that wrote the log knew both, with noise, and so does the model. Letters: S
-slates, N = S · PER rows.
+Each slate has PER candidates. The viewer's taste and the candidate's bait decide whether it is
+joined or hidden. The ranker that wrote the log knew both, with noise, and so does the model.
+Letters: S slates, N = S · PER rows.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NAMES = ("taste", "bait")
 ENCODER = Encoder(tuple(map(NumericColumn, NAMES)), (), ())
 THETA = 1 / (1 + np.arange(PER) / 5)
 KNOWN = Examination("explored", tuple(THETA), (0.0,) * PER, 1_000)
-# Standard deviation of the model's error in the log odds of each outcome.
+# Standard deviation of the model's error, in log odds, for each outcome.
 ERROR = np.array([0.4, 0.6])
 OUTCOMES = """
 events = ["click", "join", "leave", "hide"]
@@ -45,14 +45,14 @@ def surface() -> Surface:
 
 @dataclass(frozen=True)
 class Trade:
-    """Rows of a log, the model's shares `[N, 2]` and the true attraction `[N, 2]`."""
+    """Rows of a log, the model's predictions `[N, 2]` and the true attraction `[N, 2]`."""
 
     rows: Dataset
     shares: F64
     worth: F64
 
     def earns(self, weights: Mapping[str, float]) -> F64:
-        """Return the joins and hides per slate `[2]` that an order by the utility truly earns."""
+        """Return the joins and hides per slate `[2]` that an order by the utility really earns."""
         utility = self.shares @ np.array([weights["join"], weights["hide"]])
         order = np.argsort(-utility.reshape(-1, PER), axis=1)
         sorted_worth = np.take_along_axis(self.worth.reshape(-1, PER, 2), order[:, :, None], 1)
@@ -60,7 +60,7 @@ class Trade:
 
 
 def trade(num_slates: int, seed: int) -> Trade:
-    """Return slates in the order of a ranker that liked taste and bait."""
+    """Return slates in the order of a ranker that preferred taste and bait."""
     rng = np.random.default_rng(seed)
     shape = (num_slates, PER)
     viewer = np.arange(num_slates) // VISITS

@@ -23,7 +23,8 @@ MARKER = "TABRANK_TEST_NODE"
 ROOT = Path(__file__).parents[2]
 START_S = 300.0
 NODES = ("head", "worker")
-# `ray start --address` would replace 127.0.0.1 by the machine's external address.
+# The worker starts with this program, because `ray start --address` would replace 127.0.0.1 by the
+# machine's external address.
 WORKER = """
 import sys
 from ray._private.node import Node
@@ -32,7 +33,8 @@ about = dict(node_ip_address="127.0.0.1", gcs_address=sys.argv[1], num_cpus=2, l
 sizes = dict(object_store_memory=128 << 20, dashboard_agent_listen_port=0)
 Node(RayParams(**about, **sizes), head=False, shutdown_at_exit=False, spawn_reaper=False)
 """
-# Ray's own `serve deploy` needs the dashboard, whose start takes a busy machine a minute.
+# The document is deployed by this program, because Ray's own `serve deploy` needs the dashboard,
+# which takes a minute to start on a busy machine.
 DEPLOY = """
 import sys, ray, yaml
 from ray import serve
@@ -46,11 +48,11 @@ _get_global_client().deploy_apps(ServeDeploySchema.model_validate(document))
 
 
 class TwoNodes:
-    """Head and worker, each with a home and a cache of its own; `urls` are their ingresses."""
+    """Head and worker, each with its own home and cache. `urls` are the URLs of their ingresses."""
 
     def __init__(self, folder: Path, document: dict, environment: dict[str, str]) -> None:
         self.folder = folder
-        # Unix sockets have short paths.
+        # The path is short, because that of a Unix socket may not be long.
         self._temp = Path(tempfile.mkdtemp(prefix="tr2-", dir="/tmp"))
         self._gcs, client, head, worker = free_ports(4)
         self.urls = {"head": f"http://127.0.0.1:{head}", "worker": f"http://127.0.0.1:{worker}"}
@@ -74,7 +76,7 @@ class TwoNodes:
                 "RAY_AUTH_MODE": "token",
                 "RAY_AUTH_TOKEN": token,
                 "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-                # The machine may be busy.
+                # On a busy machine an agent needs longer than by default.
                 "RAY_agent_register_timeout_ms": "300000",
                 "RAY_SERVE_WORKER_PROXY_HTTP_PORT": str(worker),
                 "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
@@ -99,7 +101,8 @@ class TwoNodes:
             self.until(lambda url=url: httpx.get(f"{url}/readyz", timeout=5).status_code == 200)
 
     def start_worker(self) -> None:
-        # Another name than the head's: its raylet would be taken for a head that runs.
+        # The worker's address differs from the head's. Otherwise Ray would take it for a second
+        # head.
         self._run("worker", [sys.executable, "-c", WORKER, f"localhost:{self._gcs}"])
 
     def kill_worker(self) -> None:
@@ -112,7 +115,7 @@ class TwoNodes:
         ]
 
     def find(self, title: str, *nodes: str) -> list[psutil.Process]:
-        """Return the processes whose title begins so, the oldest first."""
+        """Return the processes whose title begins with `title`, the oldest first."""
         found = []
         for process in self.processes(*nodes):
             try:
@@ -126,7 +129,7 @@ class TwoNodes:
         return self.find(f"ray::ServeReplica:spaces:{name}", *nodes)
 
     def until(self, is_so, seconds: float = START_S) -> float:
-        """Wait until something is so; return how long it took."""
+        """Wait until `is_so` returns True; return the seconds that it took."""
         begun = time.monotonic()
         while True:
             try:

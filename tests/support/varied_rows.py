@@ -1,4 +1,7 @@
-"""Rows of a flat file with columns of every kind: by candidate, viewer, slate, both, and time."""
+"""Rows of a flat file with columns of every kind.
+
+A column depends on the candidate, the viewer, both, the slate, or the time.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ GIVEN = ["--viewer", "user", "--candidate", "item", "--time", "at", "--event", "
 
 
 def varied_rows(slates=600, *, once=False, size=5, seed=0):
-    """Return the rows; with `once` each candidate occurs in one of them."""
+    """Return the rows. With `once`, each candidate occurs in one row only."""
     rng = np.random.default_rng(seed)
     people, items = 80, 40
     at_ms = np.repeat(START_MS + np.sort(rng.choice(10 * DAY_MS, slates, replace=False)), size)

@@ -1,4 +1,4 @@
-"""Event loop in virtual time: its clock jumps to the next timer, and no test waits for it."""
+"""Event loop in virtual time. Its clock jumps to the next timer, so tests do not wait."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class _NoWait(selectors.SelectSelector):
-    """Selector that lets the time pass for which a loop would wait."""
+    """Selector that, instead of waiting, moves the clock by the time that the loop would wait."""
 
     now_s = 0.0
 
@@ -21,7 +21,7 @@ class _NoWait(selectors.SelectSelector):
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    """Loop for code that waits for timers alone: time passes for neither a socket nor a thread."""
+    """Loop for code that waits for timers only. Its time does not pass for sockets or threads."""
 
     def __init__(self) -> None:
         self._selector_in_virtual_time = _NoWait()
@@ -32,7 +32,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         return self._selector_in_virtual_time.now_s
 
     def hold_up(self, seconds: float) -> None:
-        """Let time pass while nothing runs, as work does that blocks the loop."""
+        """Let time pass while nothing runs, as if work blocked the loop."""
         self._selector_in_virtual_time.now_s += seconds
 
 
@@ -43,7 +43,7 @@ def run(main: Coroutine[Any, Any, Any]) -> Any:
 
 
 def hold_up(seconds: float) -> None:
-    """Hold the running loop up."""
+    """Let time pass in the running loop, as if work blocked it."""
     loop = asyncio.get_running_loop()
     assert isinstance(loop, VirtualTimeLoop)
     loop.hold_up(seconds)

@@ -1,7 +1,7 @@
 """Write the JSON Schemas of our files: `python tests/support/write_schemas.py`.
 
-Editors complete and check files with them. They follow from the models of the settings, and from
-those of the installed Ray.
+Editors use them to complete and check files. They are made from the models of our settings, and
+from those of the installed Ray.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from serve.features.surface import Surface
 FOLDER = Path(__file__).parents[2] / "serve/schemas"
 # An entry of the section `Attributes:` in the docstring of a dataclass.
 ATTRIBUTE = re.compile(r"^    `?(\w+)`?: (.+(?:\n        .+)*)", re.MULTILINE)
-# Ray declares these here, and refuses them below the top level.
+# Ray declares these keys for each application, but accepts them at the top level only.
 TOP_LEVEL_KEYS = ("host", "port")
 
 
@@ -111,7 +111,7 @@ def reference(name: str) -> dict[str, str]:
 
 
 def when(key: str, values: Sequence[str], properties: dict[str, Any]) -> dict[str, Any]:
-    """Return keywords that apply `properties` where a key has one of these values."""
+    """Return keywords of JSON Schema that apply `properties` if a key has one of these values."""
     return {"if": has(key, values), "then": {"properties": properties}}
 
 
@@ -133,9 +133,9 @@ def strict(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def described(schema: dict[str, Any], base: str = "") -> dict[str, Any]:
-    """Return a copy in which the properties have the descriptions of the docstrings.
+    """Return a copy in which properties have the descriptions from the docstrings.
 
-    `base` is the docstring of the class from which the first model has the rest of its fields.
+    `base` is the docstring of the class from which the first model inherits its other fields.
     """
     schema = copy.deepcopy(schema)
     if base:

@@ -1,1 +1,4 @@
-"""`loadtest chaos`: faults, one class each. Imports `scenarios.knee`, `report` and below."""
+"""`loadtest chaos`: faults, each a class, and the run that injects them under load.
+
+This package may import `loadtest.scenarios.knee`, `loadtest.report` and what these may import.
+"""

@@ -1,4 +1,7 @@
-"""Faults that are routine changes: redeploy, model promotion, live setting. No request may fail."""
+"""Routine changes during which no request may fail.
+
+They are a redeploy, the promotion of a model, and the change of a live setting.
+"""
 
 from __future__ import annotations
 
@@ -11,38 +14,39 @@ from loadtest.scenarios.chaos.fault import Allowed, Fault
 from loadtest.targets.running import Target
 from loadtest.targets.services import Document, deployments_of
 
+# Number of changes in a row, and the pause after each.
 TIMES = 5
 PAUSE_S = 2.0
 
 
 class Change(Fault):
-    """Fault of five changes, one after the other, at 80 % of the knee.
+    """Fault that makes five changes, one after the other, at 80 % of the knee.
 
-    Only missing answers and answers other than 200 count as failures. On a small machine the start
-    of new replicas delays requests, which the p99 shows.
+    Only missing answers and answers other than 200 count as failures. Latency has no limit, because
+    the start of new replicas delays requests on a small machine. The report's p99 shows this.
     """
 
     allowed = Allowed(failed_share=0.0, first="none")
     load, watch_s, timeout_s = 0.8, 5.0, TIMEOUT_S
 
     def inject(self, target: Target) -> None:
-        """Make the changes, and wait for each."""
+        """Make the changes; each is complete before the next one begins."""
         for number in range(TIMES):
             self.change(target, number)
             time.sleep(PAUSE_S)
 
     def change(self, target: Target, number: int) -> None:
-        """Make one change."""
+        """Make change `number`, counted from 0."""
         raise NotImplementedError
 
 
 class Redeploy(Change):
-    """Fault that redeploys the application, through a setting in `args`."""
+    """Fault that redeploys the application, by a change of a setting in `args`."""
 
     name, what = "redeploy", f"{TIMES} redeploys"
 
     def change(self, target: Target, number: int) -> None:
-        """Keep the log one day longer."""
+        """Keep the log for one day longer."""
         document = target.document()
         arguments = document["applications"][0]["args"]
         arguments["keep_log_days"] = int(arguments.get("keep_log_days", 30)) + 1
@@ -63,12 +67,12 @@ class InPlace(Change):
 
 
 class ModelSwap(Change):
-    """Fault that promotes another version: the same kind of model, published twice."""
+    """Fault that promotes another version of the model, and then the first one again."""
 
     name, what = "model-swap", f"{TIMES} models promoted"
 
     def prepare(self, document: Document, folder: Path) -> None:
-        """Publish a second model, fitted once to the workspace's log for one epoch."""
+        """Publish a second model, which is fitted for one epoch if the workspace lacks it."""
         data, log = next(folder.glob("spaces-*/log")).parent, folder / "chaos.log"
         second, models = folder / f"second-{data.name}", folder / "chaos" / "models"
         if not second.exists():

@@ -22,24 +22,28 @@ from loadtest.targets.services import Document
 from loadtest.workload.profiles import Phase, Slo
 
 First = Literal["none", "in flight", "any"]
-# Timeout of the shipped client: a later answer is a failure.
+# Timeout of the shipped client. A later answer is a failure.
 CLIENT_TIMEOUT_S = 0.25
 ONE = {"FeatureFetch": 1, "Scorer": 1}
 TWO = {"FeatureFetch": 2, "Scorer": 2}
-# Start of the load that does not count.
+# Start of the load, which does not count.
 WARM_S = 3.0
-# A request sent this soon after the fault may have met it.
+# A request that was sent this soon after the fault counts as in flight when it happened.
 EDGE_S = 0.02
 
 
 @dataclass(frozen=True)
 class Allowed:
-    """Allowed effects of a fault; None: no limit.
+    """Allowed effects of a fault. An attribute that is None sets no limit.
 
-    `first` limits the requests whose first try fails, `failed_share` the share of requests that
-    fail despite the client's one retry. `outage_s` limits the longest time without a good answer,
-    and the time from the first failure to the last. `p99_back_s` and `strength_s` (all replicas
-    run) count from the fault, `whole_s` (p99 and full answers) from its end.
+    Attributes:
+        failed_share: share of requests that may fail despite the client's one retry.
+        first: requests whose first try may fail: none, those in flight at the fault, or any.
+        outage_s: the longest time without a good answer, and from the first failure to the last.
+        strength_s: time from the fault until all replicas run again.
+        p99_back_s: time from the fault until the p99 holds the SLO again.
+        whole_s: time from the end of the fault until the p99 and the share of full answers hold
+            the SLO again.
     """
 
     failed_share: float | None = 0.0
@@ -74,16 +78,21 @@ class Allowed:
 
 
 class Fault(ABC):
-    """Fault to inject. `load` is a share of the knee; `hold_s` is the duration of the fault."""
+    """Fault to inject, with the service and the load that it needs, and its allowed effects."""
 
+    # Name for the option `--fault`, and a description for the report.
     name: str
     what: str
     allowed: Allowed
+    # Number of replicas of each deployment.
     replicas: Mapping[str, int] = ONE
+    # Rate of the load, as a share of the knee.
     load: float = 0.6
+    # Duration of the fault, from `inject` to `heal`.
     hold_s: float = 0.0
     # Seconds of load after the end of the fault.
     watch_s: float = 20.0
+    # A request without an answer within this time counts as failed.
     timeout_s: float = CLIENT_TIMEOUT_S
 
     def missing(self) -> str | None:
@@ -91,34 +100,39 @@ class Fault(ABC):
         return None
 
     def prepare(self, document: Document, folder: Path) -> None:  # noqa: B027
-        """Change the `cluster.yaml` before the start; its paths are relative to `folder`."""
+        """Change the `cluster.yaml` before the service starts.
+
+        Paths in it are relative to `folder`, which is the workspace's.
+        """
 
     def aim(self, target: Target) -> None:  # noqa: B027
-        """Find the target of the fault in advance, so that `inject` takes no time."""
+        """Find what the fault hits. This happens in advance, so that `inject` takes no time."""
 
     def inject(self, target: Target) -> None:
         """Inject the fault."""
         raise NotImplementedError
 
     def heal(self, target: Target) -> None:  # noqa: B027
-        """Undo the fault after `hold_s`. Killed processes restart by themselves."""
+        """Undo the fault after `hold_s`. By default nothing is done: killed processes restart."""
 
     def end(self) -> None:  # noqa: B027
         """End all processes that `prepare` started."""
 
     def measured(self, load: Injected) -> tuple[Report, list[str]]:
-        """Return more numbers, and limits that did not hold and that the load does not show.
+        """Return numbers for the report, and a sentence for each limit that did not hold.
 
-        The numbers may have `notes`, which are sentences for the report.
+        Both are what the load itself does not show. The numbers may have `notes`, which are
+        sentences for the report.
         """
         return {}, []
 
 
 @dataclass(frozen=True)
 class Injected:
-    """Load during a fault, which began at `zero_s` of `time.monotonic()`.
+    """Load during a fault.
 
-    `gained`, called with the name and labels of a metric, returns its increase during the load.
+    The load began at `zero_s` by `time.monotonic()`. `gained` takes the name and the labels of a
+    metric, and returns by how much it grew during the load.
     """
 
     offered: OfferResult
@@ -128,7 +142,14 @@ class Injected:
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of the load at which the fault began, was injected, and ended, and the load ended."""
+    """Times of a fault, in seconds of the load.
+
+    Attributes:
+        begun_s: when `inject` was called.
+        done_s: when `inject` returned.
+        healed_s: when the fault ended.
+        ends_s: when the load ended.
+    """
 
     begun_s: float
     done_s: float
@@ -139,7 +160,8 @@ class Times:
 def describe(offered: OfferResult, times: Times, seen: Sequence[ClusterSample], slo: Slo) -> Report:
     """Return the numbers of one fault.
 
-    `failed` is after the client's one retry, `failed_first` before it.
+    `failed` counts requests that failed despite the client's one retry, and `failed_first` those
+    whose first try failed.
     """
     requests = offered.requests
     after = requests.where(requests.at_s >= times.begun_s)
@@ -173,7 +195,7 @@ def describe(offered: OfferResult, times: Times, seen: Sequence[ClusterSample], 
 
 
 def broken(found: Mapping[str, Any], allowed: Allowed) -> Iterator[str]:
-    """Yield each broken limit, as a sentence."""
+    """Yield a sentence for each limit that did not hold."""
     if allowed.failed_share is not None and found["failed"] > allowed.failed_share * found["requests"]:
         yield (
             f"{found['failed']} of {found['requests']:,} requests failed despite the client's one retry "
@@ -182,10 +204,10 @@ def broken(found: Mapping[str, Any], allowed: Allowed) -> Iterator[str]:
     first = {"none": 0, "in flight": found["in_flight"], "any": found["requests"]}[allowed.first]
     if found["failed_first"] > first:
         kinds = listed(found["failed_first_kinds"])
-        yield f"{found['failed_first']} first tries failed ({kinds}; limit {first})"
+        yield f"the first tries of {found['failed_first']} requests failed ({kinds}; limit {first})"
     for key, limit_s, _, effect in allowed.times():
         if found[key] is None or found[key] > limit_s:
-            took = "more than the observed time" if found[key] is None else f"{found[key]:g} s"
+            took = "more than the time of the load" if found[key] is None else f"{found[key]:g} s"
             yield f"{effect} {took} (limit {limit_s:g} s)"
     if found["orphans"]:
         yield f"processes were left behind: {', '.join(found['orphans'])}"
@@ -196,14 +218,17 @@ def _part(offered: OfferResult, begins_s: float, ends_s: float) -> Measurement:
 
 
 def _in_flight(offered: OfferResult, times: Times) -> int:
-    """Return the number of requests in flight at the time of the fault."""
+    """Return how many requests were in flight when the fault began."""
     requests = offered.requests
     begun = requests.at_s + requests.late_ms / 1000
     return int(((begun <= times.begun_s + EDGE_S) & (requests.ended_s >= times.begun_s)).sum())
 
 
 def _gap_s(offered: OfferResult, times: Times) -> float:
-    """Return the longest time without a good answer, from one second before the fault."""
+    """Return the longest time without a good answer, in seconds.
+
+    It is looked for from one second before the fault to the end of the load.
+    """
     ended = np.sort(offered.requests.ended_s[offered.requests.ok])
     ended = ended[(ended >= times.begun_s - 1.0) & (ended <= times.ends_s)]
     edges = np.concatenate([[times.begun_s - 1.0], ended, [times.ends_s]]) if not len(ended) else ended
@@ -211,9 +236,10 @@ def _gap_s(offered: OfferResult, times: Times) -> float:
 
 
 def _strength_s(seen: Sequence[ClusterSample], times: Times) -> float | None:
-    """Return the seconds from the fault until all replicas ran for good.
+    """Return the seconds from the fault until all replicas ran, and kept running.
 
-    0: no replica was missing at any look. None: one was missing at the last look.
+    The result is 0 if no replica was missing at any look, and None if one was missing at the last
+    look.
     """
     short = [look.at_s for look in seen if look.at_s >= times.begun_s and not look.whole]
     if not short:

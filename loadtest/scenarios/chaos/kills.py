@@ -1,4 +1,4 @@
-"""Faults that kill a process or stop it for a while, and faults of the service's supervisor."""
+"""Faults that kill or stop a process, and faults of the supervisor, which watches the service."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from loadtest.scenarios.chaos.fault import ONE, TWO, Allowed, Fault, Injected
 from loadtest.scenarios.chaos.stores import limit_files
 from loadtest.targets.running import CONTROLLER, HAPROXY, MANAGER, REPLICA, Target, send_signal
 
+# Allowed effects if one of two replicas dies, if nobody may notice anything, if one of two replicas
+# hangs, and if the only ingress, HAProxy, dies.
 ONE_OF_TWO = Allowed(failed_share=0.0, first="in flight", strength_s=15.0)
 NOTHING = Allowed(failed_share=0.0, first="none")
 HUNG = Allowed(failed_share=0.01, p99_back_s=5.0, whole_s=15.0)
@@ -36,7 +38,7 @@ class Kill(Fault):
         self._role = role
 
     def aim(self, target: Target) -> None:
-        """Find the oldest process of the role."""
+        """Find the oldest process of the fault's role."""
         self._aimed = target.one(self._role)
 
     def inject(self, target: Target) -> None:
@@ -45,22 +47,25 @@ class Kill(Fault):
 
 
 class Stop(Kill):
-    """Fault that hangs a process: SIGSTOP, and SIGCONT after half a minute if it still exists."""
+    """Fault that hangs a process: SIGSTOP stops it, and SIGCONT continues it after 30 s."""
 
     number = signal.SIGSTOP
     hold_s, watch_s = 30.0, 12.0
 
     def heal(self, target: Target) -> None:
-        """Continue the process, which Serve may have replaced meanwhile."""
+        """Continue the process, if Serve has not replaced it meanwhile."""
         with contextlib.suppress(psutil.NoSuchProcess):
             self._aimed.send_signal(signal.SIGCONT)
 
 
 class Unwatched(Fault):
-    """Fault that disables the supervisor: the service continues, and `serve status` reports it."""
+    """Fault that disables the supervisor.
+
+    The service must continue to answer, and `serve status` must report the fault.
+    """
 
     replicas: Mapping[str, int] = TWO
-    # `status` must report it after 10 s. Starting the command takes some of these seconds.
+    # `status` must report the fault after 10 s. The start of the command takes some of them.
     hold_s, watch_s = 7.0, 8.0
 
     _status: Mapping[str, Any] = {}
@@ -73,7 +78,7 @@ class Unwatched(Fault):
             raise LoadtestError("the service has no supervisor; check that it is up") from None
 
     def heal(self, target: Target) -> None:
-        """Read the status."""
+        """Read the status of the service."""
         log = target.folder / "chaos.log"
         self._status = run_command("serve", "status", "--run", str(target.run), log=log, accept=(0, 1))
 
@@ -81,12 +86,12 @@ class Unwatched(Fault):
         """Return a reason if the status does not report the fault."""
         if self._status.get("supervision"):
             return {}, []
-        reported = f"after {self.hold_s:g} s `status` reported {self._status.get('state')!r}"
+        reported = f"after {self.hold_s:g} s `serve status` reported {self._status.get('state')!r}"
         return {}, [f"{reported}, but not that the service is unwatched"]
 
 
 class SupervisorKilled(Unwatched):
-    """Fault that kills the supervisor with `kill -9`; the next `up` replaces it."""
+    """Fault that kills the supervisor with `kill -9`. The next `serve up` starts a new one."""
 
     name, what, allowed = "supervisor", "kill -9 the supervisor; `up` again", NOTHING
 
@@ -101,10 +106,10 @@ class SupervisorKilled(Unwatched):
 
 
 class RunDiskFull(Unwatched):
-    """Fault like a full disk for the supervisor's files, while a Scorer is killed."""
+    """Fault that fills the disk for the supervisor's files, and kills a Scorer."""
 
     name, what = "run-disk-full", "disk full for the run folder, and kill -9 one of two Scorers"
-    # The state written after the fault shows that all replicas are back.
+    # That all replicas are back shows in the state which the supervisor writes after the fault.
     allowed: Allowed = ONE_OF_TWO
 
     def aim(self, target: Target) -> None:

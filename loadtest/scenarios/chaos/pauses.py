@@ -1,4 +1,4 @@
-"""Fault of short pauses: the only FeatureFetch stops again and again, as on a busy machine."""
+"""Fault that stops the only FeatureFetch for a moment, again and again, as a busy machine does."""
 
 from __future__ import annotations
 
@@ -16,25 +16,28 @@ from loadtest.report.report import Report
 from loadtest.scenarios.chaos.fault import Allowed, Fault, Injected
 from loadtest.targets.running import REPLICA, Target, send_signal
 
+# Lengths of the pauses, the number of pauses of each length, and the time between their starts.
 LENGTHS_MS, NUM, EVERY_S = (50, 100, 200), 20, 3.0
-# A shorter pause leaves each request half of its deadline of 100 ms. The queue of a longer one may
-# take so many times its length to pass.
+# Requests that meet a pause of at least EXCUSED_S need no full answer. A pause of 50 ms leaves each
+# request half of its deadline of 100 ms, so it excuses nothing. After a longer pause the queue may
+# take AFTER times the length of the pause to pass.
 EXCUSED_S, AFTER = 0.1, 2.5
 
 
 class Pauses(Fault):
-    """Fault that pauses a process, SIGSTOP and then SIGCONT, 20 times for each length.
+    """Fault that pauses a process with SIGSTOP and SIGCONT, 20 times for each length.
 
-    Unlike the client, the load waits for late answers: it tests what the service answers.
+    Unlike the client, the load waits for late answers, because the fault tests what the service
+    answers.
     """
 
     name, what = "pauses", "SIGSTOP the only FeatureFetch for 50, 100 and 200 ms every 3 s, 60 s each"
     allowed = Allowed(failed_share=0.0, first="none")
-    # `hold_s` is not 0: recovery counts from the end of the pauses.
+    # With a `hold_s` above 0, recovery counts from the end of the pauses and not from their start.
     hold_s, watch_s, timeout_s = 0.1, 5.0, TIMEOUT_S
 
     def inject(self, target: Target) -> None:
-        """Pause the process, and record when; a late pause does not delay those after it."""
+        """Pause the process, and record the times. A late pause does not delay later ones."""
         process = target.one(REPLICA + "FeatureFetch")
         self._pauses_s, begun_s = list[tuple[float, float]](), time.monotonic()
         for number, length_ms in enumerate(np.repeat(LENGTHS_MS, NUM), 1):
@@ -46,7 +49,7 @@ class Pauses(Fault):
             time.sleep(max(0.0, begun_s + number * EVERY_S - time.monotonic()))
 
     def measured(self, load: Injected) -> tuple[Report, list[str]]:
-        """Return the numbers of each length, and as reasons those of each that did not hold."""
+        """Return the numbers of the pauses of each length, and a line if they did not hold."""
         series = np.reshape(self._pauses_s, (-1, NUM, 2)) - load.zero_s
         found = [describe_pauses(load.offered, *one) for one in zip(LENGTHS_MS, series, strict=True)]
         reasons = [pauses_line(one) for one in found if not one["held"]]
@@ -54,11 +57,16 @@ class Pauses(Fault):
 
 
 def describe_pauses(offered: OfferResult, length_ms: int, pauses_s: Floats) -> Report:
-    """Return the numbers of a series, from the real begin and end of its pauses, of shape [P, 2].
+    """Return the numbers of a series of pauses of one length.
 
-    Requests belong to a series by their due time, failed first tries by their end. A series holds
-    if nothing fails and all answers are full but those *inside*: in flight at any time of a pause
-    of at least 100 ms, or due at most 2.5 times its length after it.
+    `pauses_s` [P, 2] has the real start and end of each of the P pauses, in seconds of the load.
+    Requests belong to the series in which they were due, and failed first tries to that in which
+    they ended.
+
+    A series holds if no request fails, and all answers are full except those *inside* a pause. A
+    request is inside a pause of at least 100 ms if it was in flight during the pause, or was due at
+    most 2.5 times the pause's length after it. For example, a pause from 10.0 to 10.2 s excuses
+    requests that were due until 10.7 s.
     """
     requests, ends_s = offered.requests, pauses_s[0, 0] + NUM * EVERY_S
     due = requests.where((requests.at_s >= pauses_s[0, 0]) & (requests.at_s < ends_s))
@@ -85,11 +93,11 @@ def describe_pauses(offered: OfferResult, length_ms: int, pauses_s: Floats) -> R
 
 
 def pauses_line(found: Report) -> str:
-    """Return the measurements of the pauses of one length as text."""
+    """Return the numbers of the pauses of one length as a line of text."""
     held = "held" if found["held"] else "not held"
     return (
         f"{len(found['pauses_s'])} pauses of {found['length_ms']} ms {held}: {found['requests']:,} requests, "
-        f"{found['full']:,} full, {found['inside']} not full in the excused times, {found['outside']} outside, "
-        f"{found['refused']} × 429, {listed(found['failed']) or '0'} failed, "
+        f"{found['full']:,} full, {found['inside']} not full in excused times, {found['outside']} not full at "
+        f"other times, {found['refused']} × 429, {listed(found['failed']) or '0'} failed, "
         f"p50 {milliseconds(found['p50_ms'])}, p99 {milliseconds(found['p99_ms'])}"
     )

@@ -32,27 +32,30 @@ from loadtest.targets.services import Document, deployments_of, read_document, t
 from loadtest.targets.workspace import Progress, Workspace
 from loadtest.workload.profiles import CANDIDATES, Block
 
-# Faults that use the same service follow each other: a start takes 20 s.
+# Faults that use the same service follow each other, because a start takes 20 s.
 FAULTS: tuple[Fault, ...] = (
     *(*KILLS, *FILES, *SUPERVISOR),
     *(ONLY_SCORER, Pauses(), DiskFull(), *CHANGES),
     RedisKilled(),
 )
+# Seconds of load before the fault.
 BEFORE_S = 8.0
+# Time between two looks at the replicas.
 LOOK_S = 0.25
-# Time for a service to recover fully before the next fault.
+# Longest time for a service to recover before the next fault. After it, a new service is started.
 SETTLE_S = 30.0
-# The metrics page is refreshed every two seconds.
+# Time after the load until its metrics are read. The metrics page is refreshed every two seconds.
 PAGE_S = 2.5
-# CPU share for placement: two cores must have room for two replicas of each and their successors.
+# CPU share of a replica, which Ray uses for placement only. Two cores must have room for two
+# replicas of each deployment and for their successors.
 SHARE_CPU = 0.25
 SEARCH = KneePlan(start_rps=300, resolution=1.1, warm_up_s=6, step_s=5, confirm_s=10, budget_s=30, rest_s=2)
-# Share of the knee that most faults use; `--rate` sets the rate at this share.
+# Share of the knee at which most faults are injected. `--rate` replaces the rate at this share.
 KNEE_LOAD = 0.6
 
 
 class ChaosRun:
-    """Run of chaos: the current service, if there is one, and the knee that its loads depend on.
+    """State of a run: the current service, if there is one, and the knee that sets the loads.
 
     Faults use copies of the workspace's store and models.
     """
@@ -60,7 +63,7 @@ class ChaosRun:
     def __init__(
         self, work: Workspace, config: Path, emit: Progress, rate_rps: float | None, up: ExitStack
     ) -> None:
-        """Make the workspace if it is missing. The caller holds its lock.
+        """Make the workspace if it is missing. The caller holds the workspace's lock.
 
         Raises:
             LoadtestError: if `config` is unusable.
@@ -81,7 +84,10 @@ class ChaosRun:
             shutil.copytree(work.data / name, folder / name)
 
     def provide_service(self, fault: Fault) -> Target:
-        """Return the current service if it suits the fault and is healthy, or a new one."""
+        """Return a service for the fault.
+
+        It is the current one if this suits the fault and is healthy, and otherwise a new one.
+        """
         document = self._required_document(fault)
         if self._target and self._document == document and _is_healthy(self._target, fault):
             return self._target
@@ -89,7 +95,7 @@ class ChaosRun:
         counts = ", ".join(f"{number} {name}" for name, number in fault.replicas.items())
         self.emit(f"starting a service with {counts}")
         write_document(self.work.path / "cluster.yaml", document)
-        # The callback runs after the end of the service, which depends on what `prepare` started.
+        # The service depends on what `prepare` started, so this is ended after the service.
         self._up.callback(fault.end)
         self._up.enter_context(started(self._service, self.work, self.bench.bodies[0], CANDIDATES))
         self._target = Target.of(self.work, self._service)
@@ -97,12 +103,15 @@ class ChaosRun:
         return self._target
 
     def end_service(self) -> None:
-        """End the current service."""
+        """End the current service, if there is one."""
         self._target = self._document = None
         self._up.close()
 
     def rate_rps(self, fault: Fault, target: Target) -> float:
-        """Return the rate of the load for a fault."""
+        """Return the rate of the load for a fault, in requests per second.
+
+        The knee is searched once, unless the user has set a rate.
+        """
         if self._rate_rps:
             return round(fault.load / KNEE_LOAD * self._rate_rps, 1)
         if self.knee_rps is None:
@@ -127,9 +136,9 @@ class ChaosRun:
 def run_chaos(
     work: Workspace, config: Path, names: Sequence[str], rate_rps: float | None, out: Path, emit: Progress
 ) -> Report:
-    """Inject the named faults (default: all), and write the report to the new folder `out`.
+    """Inject the named faults, or all if there are no names; write the report to `out`.
 
-    `rate_rps`: the rate of the load, instead of 60 % of the knee.
+    `rate_rps` is the rate of the load, and replaces 60 % of the knee.
 
     Raises:
         LoadtestError: if the input, the workspace or the service prevents the run.
@@ -155,7 +164,7 @@ def select_faults(names: Sequence[str]) -> list[Fault]:
 
 
 def verdict_of(found: Sequence[Report]) -> Verdict:
-    """Return the verdict on all faults that were run; void if none was."""
+    """Return the verdict on all faults that were injected; void if there are none."""
     run = [one["verdict"] for one in found if one["verdict"] != "not run"]
     return overall(run) if run else "void"
 
@@ -171,7 +180,7 @@ def run_fault(run: ChaosRun, fault: Fault, lines: dict[str, list[Moment]]) -> Re
     run.emit(f"{fault.name}: {fault.what}, at {rate_rps:g} req/s")
     try:
         found, more, moments = _under_load(run, fault, target, rate_rps)
-    # A fault without a measurement must not stop the report on the others.
+    # If one fault cannot be measured, the others are reported all the same.
     except LoadtestError as error:
         run.end_service()
         run.emit(f"  not held: {error}")
@@ -188,9 +197,12 @@ def run_fault(run: ChaosRun, fault: Fault, lines: dict[str, list[Moment]]) -> Re
 def _under_load(
     run: ChaosRun, fault: Fault, target: Target, rate_rps: float
 ) -> tuple[Report, list[str], list[Moment]]:
-    """Return the numbers of a fault, broken limits of its own, and the timeline."""
+    """Inject a fault under load.
+
+    Returns its numbers, a sentence for each limit of its own that did not hold, and the timeline.
+    """
     before, roles = target.metrics(), target.roles()
-    # The duration of changes is not known in advance.
+    # Nobody knows in advance how long changes take. The load is stopped when the fault is over.
     longest = [Block(BEFORE_S + fault.hold_s + fault.watch_s + 240.0)]
     load = OfferedLoad(
         target.url, run.bench.bodies, CANDIDATES, rate_rps, longest, retry=True, timeout_s=fault.timeout_s
@@ -228,7 +240,10 @@ def _under_load(
 
 
 def _is_healthy(target: Target, fault: Fault) -> bool:
-    """Wait until all required replicas run beside exactly one HAProxy; return False on timeout."""
+    """Wait until all required replicas and exactly one HAProxy run.
+
+    Returns False if this is not so within SETTLE_S.
+    """
 
     def is_healthy() -> bool:
         return target.at_full_strength(fault.replicas) and len(target.find("haproxy")) == 1

@@ -124,7 +124,7 @@ def test_tables_may_be_folders_of_segments_and_dictionaries(tmp_path):
     ("change", "message"),
     [
         ({"exposures": {"ts_ms": pa.array([1], pa.int64())}}, "the column 'viewer' is missing"),
-        ({"exposures": {**EXPOSURES, "viewer": pa.nulls(5, pa.string())}}, "its exposures have no viewer"),
+        ({"exposures": {**EXPOSURES, "viewer": pa.nulls(5, pa.string())}}, "no exposure has a viewer"),
         ({"candidates": {"id": pa.array([], pa.string())}}, "holds no candidates"),
     ],
 )
@@ -138,7 +138,7 @@ def test_requests_have_all_candidates_of_a_log_with_fewer_which_is_said(tmp_path
     said = []
     ids, profile = find_ids(None, log_of(tmp_path), load_profile("headline"), said.append)
     assert (len(ids.candidates), profile.candidates) == (5, 5)
-    assert said == [f"{tmp_path / 'log'} has 5 candidates: a request has these instead of 55"]
+    assert said == [f"{tmp_path / 'log'} has only 5 candidates; each request ranks these, not 55"]
     bodies = [json.loads(body) for body in make_bodies(ids, profile, num=3)]
     assert {len(body["candidates"]) for body in bodies} == {5}
     one, fewer = find_ids(None, tmp_path / "log", replace(profile, candidates=2), said.append)

@@ -58,24 +58,27 @@ def test_events_that_never_showed_are_the_slowest():
     verdict, reasons = judged(viewer=record(100, 200.0, bad=3))
     assert (verdict, reasons) == (
         "not held",
-        ["3 of 200 events never showed in a ranking (3 HTTP 503)"],
+        ["3 of 200 probes never showed in a ranking (3 HTTP 503)"],
     )
 
 
 def test_a_few_samples_say_nothing():
     verdict, reasons = judged(viewer=record(10, 200.0), candidate=record(89, 200.0))
     assert verdict == "not held"
-    assert reasons == ["99 probes, but at least 100 are needed; run longer, or raise --probes"]
+    assert reasons == ["there were only 99 probes, and at least 100 are needed; raise --duration or --probes"]
 
 
 @pytest.mark.parametrize(
     ("load", "reason"),
     [
         ({"rank": record(bad=1)}, "1 of 1000 rankings failed (1 HTTP 503)"),
-        ({"rank": record(940)}, "94 rankings/s were answered, the target is 100; at least 95% are needed"),
+        (
+            {"rank": record(940)},
+            "94 rankings/s were answered, but at least 95% of the target of 100 are needed",
+        ),
         (
             {"events": record(bad=60)},
-            "940 events/s were acknowledged, the target is 1000; at least 95% are needed (60 HTTP 503)",
+            "940 events/s were acknowledged, but at least 95% of the target of 1000 are needed (60 HTTP 503)",
         ),
     ],
 )

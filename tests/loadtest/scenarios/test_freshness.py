@@ -129,7 +129,10 @@ def test_events_that_never_show_do_not_hold(live_stub, fresh):
     code, report, _ = fresh("--duration", "1", "--probes", "20")
     assert (code, report["freshness_ms"]["p50"], report["freshness_ms"]["missed"]) == (1, None, 20)
     assert report["freshness_ms"]["missed_kinds"] == {"not shown within 5 s": 20}
-    assert [reason[:9] for reason in report["reasons"]] == ["20 probes", "20 of 20 "]
+    assert [reason[:25] for reason in report["reasons"]] == [
+        "there were only 20 probes",
+        "20 of 20 probes never sho",
+    ]
     # Polling every 20 ms for 5 s would make 250 requests.
     polls = [request for request in live_stub.requests if request["viewer"] not in IDS["viewers"]]
     assert 20 <= len(polls) < 20 * 110
@@ -207,6 +210,6 @@ def test_the_page_has_its_plots_and_the_numbers_beside_it(live_stub, fresh, tmp_
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.html", "report.json"]
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count('class="plot"') == 2
-    assert "60 probes, but at least 100 are needed" in page
+    assert "there were only 60 probes, and at least 100 are needed" in page
     samples = {kind: report["freshness_ms"][kind]["samples"] for kind in ("candidate", "viewer")}
     assert samples == {"candidate": 30, "viewer": 30}

@@ -66,8 +66,8 @@ def test_an_answer_after_its_deadline_is_no_goodput():
     numbers = found(Offering(30, rate_rps=200).between(2, 22, latency_ms=100.5))
     assert numbers["goodput_share"] == 0
     assert numbers["reasons"] == [
-        "answers of any rung, of the knee: 0.0% (at least 120.0%)",
-        "p99 of answers: 100.5 ms (limit 100 ms)",
+        "answers of any rung as a share of the knee: 0.0% (at least 120.0%)",
+        "the p99 of the answers is 100.5 ms (limit 100 ms)",
     ]
 
 
@@ -78,7 +78,9 @@ def test_fewer_full_answers_are_needed_the_more_is_offered(times, least):
     """100 of 200 requests/s get full answers, which are the least share of a knee or just less."""
     for knee_rps, holds in ((100 / least - 1, True), (100 / least + 1, False)):
         broken = [
-            line for line in reasons(overloaded(), times, knee_rps) if "full answers, of the knee" in line
+            line
+            for line in reasons(overloaded(), times, knee_rps)
+            if "full answers as a share of the knee" in line
         ]
         assert bool(broken) is not holds
     assert broken[0].endswith(f"(at least {least:.1%})")
@@ -91,7 +93,7 @@ def test_below_the_knee_nearly_all_answers_are_full(times, every, held):
         offering.between(2, 2.02, FALLBACK)
     broken = reasons(offering, times)
     assert bool(broken) is not held
-    assert held or broken == ["full answers, of the requests: 99.4% (at least 99.5%)"]
+    assert held or broken == ["full answers as a share of the requests: 99.4% (at least 99.5%)"]
 
 
 @pytest.mark.parametrize(
@@ -99,21 +101,23 @@ def test_below_the_knee_nearly_all_answers_are_full(times, every, held):
 )
 def test_from_twice_the_knee_on_more_is_answered_than_the_knee(times, rate_rps, held):
     broken = reasons(overloaded(rate_rps), times)
-    assert broken == ([] if held else ["answers of any rung, of the knee: 119.0% (at least 120.0%)"])
+    assert broken == (
+        [] if held else ["answers of any rung as a share of the knee: 119.0% (at least 120.0%)"]
+    )
 
 
 @pytest.mark.parametrize(("times", "every", "held"), [(1.2, 20, True), (1.2, 19, False), (1.3, 19, True)])
 def test_little_is_refused_slightly_above_the_knee(times, every, held):
     broken = reasons(Offering(30, rate_rps=100).between(2, 22, REFUSED, every=every), times)
-    assert broken == ([] if held else ["refusals, of the requests: 5.3% (at most 5.0%)"])
+    assert broken == ([] if held else ["refusals as a share of the requests: 5.3% (at most 5.0%)"])
 
 
 @pytest.mark.parametrize(
     ("weak_s", "reason"),
     [
         ([4], None),
-        ([4, 8], "seconds with less than half of the mean rate of full answers: 10.0% (at most 5.0%)"),
-        ([4, 5], "two seconds in a row have less than half of the full answers"),
+        ([4, 8], "seconds below half of the mean rate of full answers: 10.0% (at most 5.0%)"),
+        ([4, 5], "two seconds in a row are below half of the mean rate of full answers"),
     ],
 )
 def test_full_answers_do_not_come_and_go(weak_s, reason):
@@ -128,7 +132,7 @@ def test_full_answers_do_not_come_and_go(weak_s, reason):
 
 def test_a_request_that_fails_without_being_refused_is_not_allowed():
     numbers = found(overloaded().between(5, 5.01, BROKEN))
-    assert numbers["reasons"] == ["requests failed without a refusal: 2 HTTP 500"]
+    assert numbers["reasons"] == ["requests failed otherwise than by a refusal: 2 HTTP 500"]
 
 
 def test_seconds_with_a_late_generator_do_not_count():
@@ -154,7 +158,7 @@ def test_a_generator_that_is_often_late_says_nothing_of_the_service(late_s):
         (25, 1, 3, "full answers were back 3 s after the overload (limit 2 s)"),
         (25, 100, 0, None),
         (25, 60, 3, "full answers were back 3 s after the overload (limit 2 s)"),
-        (30, 1, None, "full answers were back not after the overload (limit 2 s)"),
+        (30, 1, None, "full answers were not back after the overload (limit 2 s)"),
     ],
 )
 def test_full_answers_are_back_soon(until_s, every, back_s, reason):
@@ -196,9 +200,9 @@ def test_full_answers_may_be_missing_in_bursts_alone():
     # The first second after the burst too.
     assert burst_reasons(bursting().between(second, second + 4, FALLBACK)) == []
     broken = burst_reasons(bursting().between(second, second + 5, FALLBACK))
-    assert broken == ["two seconds in a row have less than half of the full answers"]
+    assert broken == ["two seconds in a row are below half of the mean rate of full answers"]
     assert burst_reasons(bursting().between(second, second + 1, BROKEN)) == [
-        "requests failed without a refusal: 20 HTTP 500"
+        "requests failed otherwise than by a refusal: 20 HTTP 500"
     ]
 
 

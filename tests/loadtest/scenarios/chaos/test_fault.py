@@ -49,7 +49,9 @@ def test_a_fault_that_nobody_notices_is_allowed():
 def test_what_the_retry_saved_counts_without_it_only():
     offering = Offering(28, latency_ms=30.0).failed_first(8.01, 8.02)
     assert reasons(Allowed(0.0, "in flight"), offering) == []
-    assert reasons(Allowed(0.0, "none"), offering) == ["2 first tries failed (2 connection closed; limit 0)"]
+    assert reasons(Allowed(0.0, "none"), offering) == [
+        "the first tries of 2 requests failed (2 connection closed; limit 0)"
+    ]
 
 
 def test_more_first_tries_than_were_in_flight_may_not_fail():
@@ -58,7 +60,7 @@ def test_more_first_tries_than_were_in_flight_may_not_fail():
     # 3 requests of 100 a second for 30 ms, and those sent in the 20 ms after the fault.
     assert 5 <= in_flight <= 7
     assert reasons(Allowed(0.0, "in flight"), offering) == [
-        f"40 first tries failed (40 connection closed; limit {in_flight})"
+        f"the first tries of 40 requests failed (40 connection closed; limit {in_flight})"
     ]
 
 
@@ -98,7 +100,7 @@ def test_replicas_are_back_when_all_run_for_good():
     assert found(Offering(28), seen=seen)["strength_s"] == 4.5
     never = [*seen, seen_at(27.0, False)]
     assert reasons(Allowed(strength_s=15.0), Offering(28), seen=never) == [
-        "all replicas ran again after more than the observed time (limit 15 s)"
+        "all replicas ran again after more than the time of the load (limit 15 s)"
     ]
 
 

@@ -97,8 +97,8 @@ def test_a_request_that_fails_at_both_tries_counts_once():
 def test_the_line_of_a_length_has_its_numbers():
     offering = Offering(12).between(3.0, 3.1, FALLBACK).between(5, 5.04, FALLBACK).between(7, 7.02, CLOSED)
     assert pauses_line(found(offering.failed_first(3.3, kind="HTTP 429"))) == (
-        "2 pauses of 200 ms not held: 600 requests, 584 full, 10 not full in the excused times, 4 outside, "
-        "1 × 429, 2 connection closed failed, p50 10.0 ms, p99 10.0 ms"
+        "2 pauses of 200 ms not held: 600 requests, 584 full, 10 not full in excused times, "
+        "4 not full at other times, 1 × 429, 2 connection closed failed, p50 10.0 ms, p99 10.0 ms"
     )
     most_failed = found(Offering(12).between(3, 5, CLOSED))
     assert pauses_line(most_failed).endswith("p50 10.0 ms, p99 not reached")
