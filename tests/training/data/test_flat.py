@@ -169,7 +169,11 @@ def test_times_since_1970_are_taken_in_any_unit(tmp_path, unit):
             ROWS,
             "--time: 'weekday' holds string, such as Thu; a time must be a datetime",
         ),
-        (FlatColumns("what", "rank", ("did",)), ROWS, "--time: 'rank' holds int64, such as 2; a time must be"),
+        (
+            FlatColumns("what", "rank", ("did",)),
+            ROWS,
+            "--time: 'rank' holds int64, such as 2; a time must be",
+        ),
         (FlatColumns("what", "when", ("rank",)), ROWS, "--event: 'rank' holds 2; write 1, true"),
         (FlatColumns("what", "when", ("did",), slate="who"), ROWS, "--slate: 'who', row 6: is empty"),
         (
@@ -202,12 +206,20 @@ def test_a_file_that_does_not_fit_is_refused_and_nothing_written(tmp_path, colum
         ("who", ["a", "", "b"], "--viewer: 'who', row 1: is an empty string; use null"),
         ("what", [0.1, 0.2, 0.3], "--candidate: 'what' holds double, such as 0.1; an id must be"),
         ("when", [START_MS, START_MS, -1], "--time: 'when', row 2: is not between 1985 and 2128 in the unit"),
-        ("when", pa.array([0, START_MS, START_MS], pa.timestamp("ms")), "row 0: is not between 1985 and 2128"),
+        (
+            "when",
+            pa.array([0, START_MS, START_MS], pa.timestamp("ms")),
+            "row 0: is not between 1985 and 2128",
+        ),
         ("when", [0, START_MS, START_MS], "--time: 'when', row 0: is not between 1985 and 2128 in the unit"),
         ("when", pa.array([START_MS, float("nan"), START_MS]), "row 1: is empty; every row needs a value"),
         ("did", [["buy"], None, []], "--event: 'did' holds ['buy']; write 1, true or the kind"),
         ("did", ["buy", "", None], "--event: 'did' holds ''; write 1, true or the kind"),
-        ("size", pa.array([1.5, float("inf"), 2.5]), "rows.parquet: 'size', row 1: is infinite; leave the cell"),
+        (
+            "size",
+            pa.array([1.5, float("inf"), 2.5]),
+            "rows.parquet: 'size', row 1: is infinite; leave the cell",
+        ),
     ],
 )
 def test_a_column_of_parquet_that_does_not_fit_is_refused_with_its_row(tmp_path, name, values, message):
