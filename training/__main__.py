@@ -147,7 +147,7 @@ def fit(
     log: LogFolder,
     out: Annotated[Path, typer.Option(help="The artifact to write; must not exist.")],
     seed: Seed = 0,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the rows. Default: by number.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the rows. Default: by row count.")] = None,
     workers: Annotated[
         int | None,
         typer.Option(
@@ -290,7 +290,9 @@ def slate(
 def replay(
     log: LogFolder,
     url: Annotated[str, typer.Option(help="Address of the service.")] = "http://127.0.0.1:8000",
-    surface: Annotated[str | None, typer.Option(help="Its name or file. Default: that of the model.")] = None,
+    surface: Annotated[
+        str | None, typer.Option(help="Name or file of the surface. Default: the model's.")
+    ] = None,
     model: Annotated[
         Path | None,
         anywhere(callback=artifact_of, help="The served artifact, to compare the scores with `evaluate`."),

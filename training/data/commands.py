@@ -40,7 +40,7 @@ def csv(
     event: Annotated[list[str], typer.Option(help="Column that is 1, true or the event's name. Repeatable.")],
     viewer: Annotated[str | None, typer.Option(help="Column of viewers. Default: nobody is known.")] = None,
     slate: Annotated[str | None, typer.Option(help="Column whose value all rows of a slate share.")] = None,
-    window: Annotated[str | None, typer.Option(help="Time within which rows are a slate: 30s.")] = None,
+    window: Annotated[str | None, typer.Option(help="Longest time span of a slate, such as 30s.")] = None,
     position: Annotated[str | None, typer.Option(help="Column by which to sort a slate's rows.")] = None,
     category: Annotated[
         list[str] | None, typer.Option(help="Column of numbers that are codes, such as 17. Repeatable.")

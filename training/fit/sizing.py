@@ -49,6 +49,6 @@ def advice(state: State, config: FitConfig, num_rows: int, num_parameters: int) 
     fall = 1.0 - losses[-1] / losses[-2] if len(losses) > 1 else 0.0
     falls = f"the validation logloss still fell by {fall:.1%} in the last of {config.epochs} epochs"
     each = num_rows / num_parameters
-    few = f"{num_rows:,} training rows are only {each:.0f} per parameter of the network, which has {num_parameters:,}"
+    few = f"{num_rows:,} training rows are {each:.0f} for each of the network's {num_parameters:,} parameters"
     reasons = [text for holds, text in ((fall > STILL_FALLING, falls), (each < FEW_ROWS, few)) if holds]
     return [f"`training search` would do better: {reason}" for reason in reasons]
