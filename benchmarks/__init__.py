@@ -1,5 +1,5 @@
-"""Proofs of the project to itself, in worlds whose truth is known; not part of the wheel.
+"""Checks of the project's methods in simulated worlds whose truth is known.
 
-`python -m benchmarks --help` lists them. They may import `serve`, `training` and `loadtest`, and
-nothing imports them.
+`python -m benchmarks --help` lists them. They are not part of the wheel. They may import `serve`,
+`training` and `loadtest`, and nothing imports them.
 """

@@ -15,13 +15,13 @@ app = command_line(__doc__)
 
 @app.command()
 def world(
-    rows: Annotated[int, typer.Option(min=30_000, help="Exposed candidates of each world.")] = 150_000,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of worlds and models.")] = 0,
+    rows: Annotated[int, typer.Option(min=30_000, help="Shown candidates in each world.")] = 150_000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the worlds and the models.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Fit a model in five worlds, and compare what is said of it with the truth.
+    """Fit a model in five worlds, and compare what its evaluation says with the truth.
 
-    Four of them break an assumption. Takes about a minute a world.
+    Four of the worlds break an assumption of the methods. Each world takes about a minute.
     """
     from benchmarks.world import table, worlds
 
@@ -31,14 +31,14 @@ def world(
 
 @app.command()
 def live(
-    rows: Annotated[int, typer.Option(min=30_000, help="Exposed candidates of each world.")] = 360_000,
+    rows: Annotated[int, typer.Option(min=30_000, help="Shown candidates in each world.")] = 360_000,
     seeds: Annotated[int, typer.Option(min=1, help="Number of worlds.")] = 3,
     as_json: Json = False,
 ) -> None:
     """Measure what hosts, friends, guests and memory tell about rooms that have just begun.
 
-    Fits seven models in each world, about a minute each. Exit code 1 if these features of `spaces`
-    together gain no more than two standard errors there.
+    In each world, seven models are fitted, which takes about a minute each. Exit code 1: for young
+    rooms, these features of `spaces` together gain no more than two standard errors.
     """
     from benchmarks.live import live, table
 
@@ -48,13 +48,14 @@ def live(
 
 @app.command()
 def outcomes(
-    rows: Annotated[int, typer.Option(min=30_000, help="Exposed candidates of each world.")] = 360_000,
+    rows: Annotated[int, typer.Option(min=30_000, help="Shown candidates in each world.")] = 360_000,
     seeds: Annotated[int, typer.Option(min=1, help="Number of worlds.")] = 3,
     as_json: Json = False,
 ) -> None:
-    """Compare one network of joins, stays and hides with networks of one, and see what weights do.
+    """Compare a network that predicts joins, stays and hides with networks of one outcome each.
 
-    Fits four models in each world, about a minute each.
+    Also shows what weights do to the order. In each world, four models are fitted, which takes
+    about a minute each.
     """
     from benchmarks.outcomes import outcomes, table
 
@@ -64,18 +65,18 @@ def outcomes(
 
 @app.command()
 def rerun(
-    log: Annotated[Path, typer.Option(help="Log that `training simulate` wrote and that filled the store.")],
+    log: Annotated[Path, typer.Option(help="A log of `training simulate`, with which the store was filled.")],
     out: Annotated[Path, typer.Option(help="New folder for truth.json.")],
-    url: Annotated[str, typer.Option(help="URL of the service.")] = "http://127.0.0.1:8010",
+    url: Annotated[str, typer.Option(help="Address of the service.")] = "http://127.0.0.1:8010",
     days: Annotated[float, typer.Option(min=0.01, max=365, help="Days to simulate.")] = 7.0,
     rankings: Annotated[int, typer.Option(min=50, help="Number of visits in these days.")] = 50_000,
     as_json: Json = False,
 ) -> None:
     """Continue a simulated world with a running service, and print the true effect of its model.
 
-    `make experiment` calls it. The service runs with benchmarks/rerun/cluster.yaml, a store filled
-    from the log, and no other traffic. It writes the log that `training experiment report` reads.
-    Exit code 1 if a ranking was not full.
+    `make experiment` calls this. The service must run with benchmarks/rerun/cluster.yaml, a store
+    filled from the log, and no other traffic. It writes the log that `training experiment report`
+    reads. Exit code 1: a ranking was not answered in full by the model.
     """
     from benchmarks.rerun.simulate import simulate, table
 
@@ -85,19 +86,19 @@ def rerun(
 
 @app.command()
 def memory(
-    out: Annotated[Path, typer.Option(help="Folder of the logs, models and searches; keeps the logs.")],
-    rows: Annotated[list[int] | None, typer.Option(min=30_000, help="Rows of a log; repeat.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for logs, models and searches. Logs stay there.")],
+    rows: Annotated[list[int] | None, typer.Option(min=30_000, help="Rows of a log. Repeatable.")] = None,
     command: Annotated[
-        list[str] | None, typer.Option(help="fit, evaluate, search or refresh; repeat. Default: all.")
+        list[str] | None, typer.Option(help="fit, evaluate, search or refresh. Repeatable. Default: all.")
     ] = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs of fit.")] = 1,
-    budget: Annotated[str, typer.Option(help="Budget of search and refresh.")] = "10m",
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of `fit`.")] = 1,
+    budget: Annotated[str, typer.Option(help="Budget of `search` and of `refresh`.")] = "10m",
     as_json: Json = False,
 ) -> None:
-    """Measure seconds and peak memory of the commands of training, by the rows of a log.
+    """Measure how many seconds and how much memory the training commands take, by a log's rows.
 
-    By default on 1, 3 and 10 million rows, which takes two hours on two cores and 12 GB of disk.
-    Exit code 1 if a command failed.
+    The default is 1, 3 and 10 million rows, which takes two hours on two cores and 12 GB of disk.
+    Exit code 1: a command failed.
     """
     from benchmarks.memory import IMPORTS, table
     from benchmarks.memory import memory as run

@@ -1,6 +1,6 @@
-"""Measure what features tell about rooms that have just begun, in simulated worlds.
+"""Measure in simulated worlds what features tell about rooms that have just begun.
 
-Letters: N rows, S slates.
+In shapes, N is the number of rows and S of slates.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from training.terminal import PARTS, decimal
 from training.world.provenance import Provenance
 from training.world.world import World
 
-# Features of `spaces` about live items, by kind.
+# The features of `spaces` about live items, by group.
 GROUPS = {
     "host and topic": ("host_join_rate", "host_hide_rate", "topic_join_rate"),
     "pair": ("shown_before",),
@@ -30,25 +30,30 @@ GROUPS = {
     "friends": ("friends_inside",),
 }
 TODAY, ALL = "without any", "all"
-# Ages of rooms in seconds: from, and up to.
+# Ranges of rooms' ages in seconds: from the first number up to the second.
 AGES = {"first minute": (0, 60), "first ten minutes": (0, 600), "older": (600, np.inf)}
 YOUNG = "first ten minutes"
-# By measure: what is summed over slates, and over what it is divided.
+# For each measure, what is summed over slates, and the sum by which that is divided.
 MEASURES = {"joins": ("joins", "slates"), "auc": ("won", "pairs")}
-# A day has more repeated visits, and more friends inside, than two with as many visits.
+# With the same number of visits, one day has more repeated visits and more friends inside than two.
 DAYS = 1.0
 
 
 def live(rows: int, num_seeds: int) -> dict[str, Any]:
-    """Return, for rooms of each age, what the features of `GROUPS` tell beside others of `spaces`.
+    """Return, for rooms of each age, what the features of `GROUPS` add to the others of `spaces`.
 
-    The first 80 % of each world train a model without any of them, one with all, and one without
-    each group; the rest measures them. There is a line for each of `AGES`, model and seed, and for
-    the seeds `together`: `joins` expected per ranking of the rooms of that age alone; `auc`, the
-    probability that of two of them in a ranking, one joined and one not, the joined one is above,
-    both by the world's truth; and by how much they are less than those of the model with all, with
-    errors clustered by viewer: what the group left out adds to the others. `held` is true if young
-    rooms have less by more than two errors without any, in both measures, each seed and together.
+    On the first 80 % of each world, models are trained without any of these features, with all, and
+    without each group. The rest measures them. There is a line for each of `AGES`, each model and
+    each seed, and for all seeds `together`. A line holds
+
+    - `joins`: the true expected joins per ranking, if only rooms of that age are ranked;
+    - `auc`: the true probability that of two such rooms in a ranking, of which one is joined, that
+      one is above;
+    - by how much both are lower than for the model with all features, with errors clustered by
+      viewer. This is what the group that was left out adds to the others.
+
+    `held` is true if young rooms lose more than two errors without any of the features, by both
+    measures, for each seed and together.
     """
     left_out = {TODAY: tuple(itertools.chain(*GROUPS.values())), ALL: ()}
     left_out |= {f"without {name}": features for name, features in GROUPS.items()}
@@ -68,14 +73,14 @@ def live(rows: int, num_seeds: int) -> dict[str, Any]:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """Return the lines as text, and whether all features held."""
+    """Return the lines as text, and whether the features together gain enough."""
     lines = pd.DataFrame(result["lines"]).set_index(["age", "features", "seed"])
-    held = "held" if result["held"] else f"NOT held: all features gain too little, {YOUNG}"
+    held = "held" if result["held"] else f"NOT held: all features together gain too little in the {YOUNG}"
     return f"{lines.to_string(float_format=decimal, na_rep='–')}\n{held}"
 
 
 def _measured(log: Path, surface: Surface, model: Path, seed: int) -> pd.DataFrame:
-    """Return, for each age and slate, what a model of the log's first part earns on the rest."""
+    """Return for each age and slate what a model of the log's first part earns on the rest."""
     _, data, scores, truth = trained(log, surface, model, seed)
     world, every = Provenance.read(log).world(), Slates(data.label, data.slate, data.viewer)
     age_s = data.matrix.numeric[:, data.columns.numeric.index("age_s")]
@@ -91,7 +96,7 @@ def _measured(log: Path, surface: Surface, model: Path, seed: int) -> pd.DataFra
 
 
 def _earned(p_join: F64, world: World) -> tuple[float, float, float]:
-    """Return the joins expected in this order, and of pairs with one join, those won and all."""
+    """Return the joins expected in this order, the won pairs with one join, and all such pairs."""
     missed = 1.0 - p_join
     won = p_join @ (missed.sum() - np.cumsum(missed))
     pairs = p_join.sum() * missed.sum() - p_join @ missed
@@ -109,7 +114,7 @@ def _lines(slates: pd.DataFrame) -> pd.DataFrame:
         for name, model in models.items():
             line = {"age": age, "features": name, "seed": seed, "rooms": int(model.rooms.sum())}
             for measure, (part, whole) in MEASURES.items():
-                # A ratio of sums over slates; the error is that of its linear part.
+                # This is a ratio of sums over slates, and its error is that of its linear part.
                 total, lost = model[whole].to_numpy(), every[part].to_numpy() - model[part].to_numpy()
                 less = lost.sum() / total.sum()
                 linear = less + (lost - less * total) / total.mean()

@@ -1,8 +1,7 @@
-"""Seconds and peak memory of the commands of training, by the rows of a log.
+"""Measure the seconds and the peak memory of the training commands, by the rows of a log.
 
-Memory is what processes hold of their own: anonymous pages, of a command and all its children, and
-what they share among each other. Pages of files are not counted, because the kernel drops them when
-it needs the room.
+Memory means the anonymous pages of a command and all its children, and what these share with each
+other. Pages of files are not counted, because the kernel drops them when it needs the room.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ from serve.contract.errors import TabrankError
 from serve.report.rows import columns
 from training.terminal import print_progress
 
-# How often the memory of all processes is summed.
+# The memory of all processes is summed at this interval.
 EVERY_S = 0.05
-# What each command imports before it reads a log.
+# The modules that each command imports before it reads a log.
 IMPORTS = {
     "fit": "training.fit.fit",
     "evaluate": "training.evaluation.evaluate",
@@ -35,12 +34,13 @@ READ_OWN = "from benchmarks.memory import held_bytes; import psutil; print(held_
 def memory(
     rows: Sequence[int], out: Path, commands: Sequence[str], epochs: int, budget: str
 ) -> dict[str, Any]:
-    """Run the commands on a simulated log of each size; return a line for each run.
+    """Run the commands on a simulated log of each size, and return a line for each run.
 
-    The logs stay in `out`, where a second call finds them. `evaluate` and `refresh` take the model
-    of the `fit` on that log, which they need to have run. A line has the `seconds` of the command,
-    those a million rows, the peak of all processes less that of the command after its imports, and
-    whether it `failed`. An exit code of 1 is an answer: the model found did not pass.
+    The logs stay in `out`, where a second call finds them. `evaluate` and `refresh` use the model
+    that `fit` wrote for that log, so `fit` must have run before. A line holds the command's
+    `seconds`, the seconds per million rows, the peak memory of all its processes minus that of the
+    command after its imports, and whether it `failed`. Exit code 1 is no failure: it says that the
+    model did not pass.
 
     Raises:
         TabrankError: a command is not one of `IMPORTS`.
@@ -69,7 +69,7 @@ def memory(
 
 def table(result: dict[str, Any]) -> str:
     """Return the lines as a table."""
-    rows = [("command", "rows", "seconds", "seconds a million rows", "GiB beyond the imports")]
+    rows = [("command", "rows", "seconds", "seconds per million rows", "GiB beyond the imports")]
     for line in result["lines"]:
         failed = " (failed)" if line["failed"] else ""
         each, peak = line["seconds"] / line["rows"] * 1e6, line["peak_bytes"] / 2**30
@@ -86,7 +86,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def _run(name: str, *given: Any) -> dict[str, Any]:
-    """Run a command to its end, and return its seconds and peak."""
+    """Run a command to its end, and return its seconds and its peak memory."""
     base = 0
     if name in IMPORTS:
         code = f"import {IMPORTS[name]}; {READ_OWN}"
@@ -102,7 +102,7 @@ def _run(name: str, *given: Any) -> dict[str, Any]:
 
 
 def held_bytes(process: psutil.Process) -> int:
-    """Return the anonymous memory of a process and its children, and the most that one shares."""
+    """Return the anonymous memory of a process and its children, plus the most that one shares."""
     own = shared = 0
     try:
         family = [process, *process.children(recursive=True)]

@@ -1,6 +1,6 @@
-"""Compare one network of several outcomes with networks of one, in simulated worlds.
+"""Compare one network of several outcomes with networks of one outcome, in simulated worlds.
 
-Letters: N rows, O outcomes.
+In shapes, N is the number of rows and O of outcomes.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ from training.world.provenance import Provenance
 
 JOIN, HIDE = "join", "hide"
 WEIGHTS = {JOIN: 1.0, "stay": 0.02, HIDE: -5.0}
-# Weights of a hide, by which candidates are ordered, beside a join's 1 and a stay's 0.
+# Candidates are ordered with each of these weights of a hide, and the weights 1 of a join and 0 of
+# a stay.
 HIDE_WEIGHTS = (0, -5, -20, -50)
-# Hides are rare, and a host's record of them, which predicts them, takes days to form.
+# Hides are rare, and it takes days until a host has enough of them to predict more.
 DAYS = 7.0
 
 
 def outcomes(rows: int, num_seeds: int) -> dict[str, Any]:
     """Return how well one network predicts joins, stays and hides, and what their weights do.
 
-    The first 80 % of each world train a network of all outcomes, and one of each alone; the rest
-    measures them. `outputs` has a line for each seed, outcome and network: the `auc` of whether
-    the outcome happened, and the `correlation` with its true expected amount. `orders` has the true
-    joins, minutes and hides per ranking, as the network of all orders for each of `HIDE_WEIGHTS`,
-    and as that of joins alone does.
+    On the first 80 % of each world, a network of all outcomes and one of each outcome alone are
+    trained. The rest measures them. `outputs` has a line for each seed, outcome and network, with
+    the `auc` of whether the outcome happened, and the `correlation` with its true expected amount.
+    `orders` has the true joins, minutes and hides per ranking, if the network of all outcomes
+    orders with each of `HIDE_WEIGHTS`, and if the network of joins alone orders.
     """
     outputs, orders = [], []
     for seed in range(num_seeds):
@@ -49,13 +50,13 @@ def outcomes(rows: int, num_seeds: int) -> dict[str, Any]:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """Return the lines of the outputs and of the orders as text."""
+    """Return the lines of `outputs` and of `orders` as text."""
     tables = (pd.DataFrame(result[name]) for name in ("outputs", "orders"))
     return "\n\n".join(lines.to_string(index=False, float_format=decimal) for lines in tables)
 
 
 def weighed(weights: Mapping[str, float]) -> Surface:
-    """Return the surface, which weighs joins alone, with other weights."""
+    """Return the surface `spaces`, which weighs joins only, with these weights."""
     text = load_surface(SURFACE).text
     lines = "\n".join(f"{name} = {weight}" for name, weight in weights.items())
     return read_surface(text.replace("[weights]\njoin = 1\n", f"[weights]\n{lines}\n"))
@@ -64,7 +65,7 @@ def weighed(weights: Mapping[str, float]) -> Surface:
 def _measured(
     log: Path, weights: Mapping[str, float], seed: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return how well a network predicts these outcomes and, if it has joins, what it orders."""
+    """Return how well a network predicts these outcomes and, if joins are among them, orders."""
     _, data, scores, truth = trained(log, weighed(weights), log.with_name("-".join(weights)), seed)
     amounts = {JOIN: truth["p_join"], "stay": truth["p_join"] * truth["minutes"], HIDE: truth["p_hide"]}
     share = dict(zip(weights, scores.T.astype(np.float64), strict=True))

@@ -1,6 +1,7 @@
 """Compare what a fit and its evaluation say with the truth, in simulated worlds of several kinds.
 
-Each world but the first breaks an assumption of a method. Letters: N rows, O outcomes.
+Each world except for the first breaks an assumption of a method. In shapes, N is the number of rows
+and O of outcomes.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from training.world.simulate import simulate
 from training.world.world import World
 
 SURFACE = "spaces"
-# What each world breaks, by the settings of `simulate`.
+# What each world breaks, and the settings of `simulate` that do so.
 WORLDS: Mapping[str, Mapping[str, Any]] = {
     "as assumed": {},
     "examination in a cascade": {"examination": "cascade"},
@@ -48,12 +49,17 @@ TENTH = 9
 
 
 def worlds(rows: int, seed: int) -> dict[str, Any]:
-    """Return, under the name of each of `WORLDS`, what is said and what is true of a model there.
+    """Return for each of `WORLDS` what is said about a model there, and what is true.
 
-    The first 80 % of at least `rows` rows train it, the rest measure it. A line holds `theta`, the
-    examination of the tenth position, its `source` and the `true theta`; the `verdict`; `said`, the
-    difference of model and popular in expected labels, with the standard error, and in truth
-    `joins`, and those of an oracle that knows P(join); the same in `minutes`; `auc` and `ece`.
+    The model is trained on the first 80 % of at least `rows` rows, and measured on the rest. A line
+    holds
+
+    - `theta`, the examination of the tenth position, with its `source`, and the `true theta`;
+    - the `verdict`, and `said`: the difference between model and popular order in expected labels,
+      with its standard error;
+    - the same difference in truth, in `joins` and in `minutes`, and that of an oracle that knows
+      P(join);
+    - `auc` and `ece`.
     """
     found = {}
     for name, kind in WORLDS.items():
@@ -64,14 +70,14 @@ def worlds(rows: int, seed: int) -> dict[str, Any]:
 
 
 def table(result: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the worlds as text, a line for each."""
+    """Return the worlds as text, with a line for each."""
     lines = pd.DataFrame([*result.values()], index=[*result])
     return str(lines.to_string(float_format=decimal, na_rep="–"))
 
 
 @contextmanager
 def simulated(rows: int, seed: int, **settings: Any) -> Iterator[Path]:
-    """Simulate a world, and yield its log; the folder around it goes with the block."""
+    """Simulate a world and yield its log, which is deleted at the end of the block."""
     with tempfile.TemporaryDirectory(prefix="tabrank-benchmark-") as folder:
         log = Path(folder) / "log"
         simulate(log, rows=rows, seed=seed, **settings)
@@ -105,9 +111,10 @@ def _measured(log: Path, seed: int) -> dict[str, Any]:
 def trained(
     log: Path, surface: Surface, model: Path, seed: int
 ) -> tuple[dict[str, Any], Dataset, NDArray[np.float32], dict[str, F64]]:
-    """Fit a model to the first 80 % of a simulated log, split beside it.
+    """Fit a model to the first 80 % of a simulated log, whose two parts are written beside it.
 
-    Returns the manifest, and of the rest the rows, their scores [N, O] and their truth, each [N].
+    Returns the manifest, and for the rest of the log the rows, their scores [N, O], and their
+    truth, each of which is [N].
     """
     before, after = log.with_name("before"), log.with_name("after")
     if not before.exists():
@@ -118,7 +125,7 @@ def trained(
 
 
 def _truth(log: Path, data: Dataset) -> dict[str, F64]:
-    """Return the columns of the log's truth for each row of its dataset, [N]."""
+    """Return the columns of the log's truth for the rows [N] of its dataset."""
     truth = pq.read_table(log / "truth.parquet")
     at = pc.index_in(pa.array(data.request_ids), truth["request_id"].combine_chunks()).to_numpy()
     first = np.concatenate([[0], np.cumsum(pc.list_value_length(truth["p_join"]).to_numpy())])
@@ -128,7 +135,7 @@ def _truth(log: Path, data: Dataset) -> dict[str, F64]:
 
 
 def earned(order: I64, slates: Slates, truth: Mapping[str, F64], world: World) -> F64:
-    """Return true joins, minutes and hides per slate of the rows in this order, slate by slate."""
+    """Return the true joins, minutes and hides per slate if the rows are in this order."""
     each = np.array([truth["p_join"], truth["p_join"] * truth["minutes"], truth["p_hide"]])
     total = np.zeros(len(each))
     for rows in np.split(order, np.cumsum(slates.size).astype(np.int64)[:-1]):

@@ -49,17 +49,17 @@ app.add_typer(
 @app.command()
 def simulate(
     out: NewLog,
-    rows: Annotated[int, typer.Option(help="Exposed candidates, about 55 an exposure.")] = 1_000_000,
-    viewers: Annotated[int | None, typer.Option(help="Viewers. Default: one for each 12 exposures.")] = None,
-    days: Annotated[float, typer.Option(help="Simulated days.")] = 2.0,
-    end: Annotated[str | None, typer.Option(help="End: an ISO time, or now. Default: a fixed day.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed; the same seed gives the same log.")] = 0,
+    rows: Annotated[int, typer.Option(help="Shown candidates; a ranking shows about 55.")] = 1_000_000,
+    viewers: Annotated[int | None, typer.Option(help="Viewers. Default: one for every 12 rankings.")] = None,
+    days: Annotated[float, typer.Option(help="Days that the log covers.")] = 2.0,
+    end: Annotated[str | None, typer.Option(help="Its end: ISO time or now. Default: a fixed day.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same log.")] = 0,
     examination: Annotated[
-        Literal["decay", "steps", "none", "cascade"], typer.Option(help="How attention falls with position.")
+        Literal["decay", "steps", "none", "cascade"], typer.Option(help="How attention drops down the list.")
     ] = "decay",
     as_json: Json = False,
 ) -> None:
-    """Write a log of the simulated world of `spaces`."""
+    """Simulate viewers of audio rooms (the surface `spaces`), and write their log."""
     from training.world.simulate import simulate as run
 
     os.umask(PRIVATE)
@@ -84,18 +84,22 @@ def surface(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="The new folder for surface.toml, its cluster.yaml and a request.json, or a .toml file for the "
-            "surface alone. Default: stdout."
+            help="A new folder for surface.toml, a matching cluster.yaml and a request.json; or a .toml file, to "
+            "write the surface alone. Default: print the surface."
         ),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="The surface's name. Default: the log folder's.")] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Draft even if many ids do not join.")] = False,
+    name: Annotated[str | None, typer.Option(help="Name of the surface. Default: the log folder's.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Draft even if many ids match no record.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Draft the surface of a log and its application, each choice with its reason.
+    """Draft a surface from a log, with a comment that gives the reason for each choice.
 
-    The draft has the fields, outcomes, features and popularity; the application needs no edit. Exit
-    code 1, and nothing written, if under 95 % of the events or shown candidates join.
+    A surface says what is ranked and how: the draft declares the fields, outcomes, features and the
+    popular order. With a folder as --out, the command also writes the service's configuration,
+    which needs no edit.
+
+    If less than 95 % of the events or of the shown candidates match a record of the log, nothing is
+    written and the exit code is 1.
     """
     from serve.contract.validation import refuse_existing
     from training.drafting.application import write_application
@@ -125,12 +129,12 @@ def surface(
 @app.command()
 def split(
     log: LogFolder,
-    before: Annotated[Path, anywhere(help="The log of the earlier part; must not exist.")],
-    after: Annotated[Path, anywhere(help="The log of the later part; must not exist.")],
-    at: Annotated[float, typer.Option(help="Share of exposures in the earlier part.")] = 0.8,
+    before: Annotated[Path, anywhere(help="Where to write the earlier part; must not exist.")],
+    after: Annotated[Path, anywhere(help="Where to write the later part; must not exist.")],
+    at: Annotated[float, typer.Option(help="Share of the exposures that the earlier part gets.")] = 0.8,
     as_json: Json = False,
 ) -> None:
-    """Split a log in two by time."""
+    """Split a log into an earlier and a later part, to train on one and evaluate on the other."""
     from training.data.split import split as run
 
     sizes = run(log, at, before, after)
@@ -143,21 +147,22 @@ def fit(
     log: LogFolder,
     out: Annotated[Path, typer.Option(help="The artifact to write; must not exist.")],
     seed: Seed = 0,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the rows; default by the rows.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the rows. Default: by row count.")] = None,
     workers: Annotated[
         int | None,
         typer.Option(
-            help="Ray Train workers, or 0 to train in this process. Default: 0 up to 2 million rows times epochs, "
-            "about a minute; else 1."
+            help="Ray Train workers, or 0 to train in this process. Default: 0 if rows times epochs are at most "
+            "2 million, which takes about a minute; else 1."
         ),
     ] = None,
     storage: Annotated[Path | None, typer.Option(help="Folder from which a killed fit resumes.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Train, calibrate and write an artifact; the last tenth of the log by time validates.
+    """Train a model, calibrate it, and write it as an artifact.
 
-    Batch, epochs and weight decay follow the number of rows. Where it takes two minutes at most,
-    LightGBM teaches the network. Says when `search` would do better.
+    The last tenth of the log by time is kept for validation. Batch size, epochs and weight decay
+    follow from the number of rows. If fitting LightGBM is expected to take at most two minutes, its
+    predictions also teach the network. The command says when `search` would give a better model.
     """
     from training.evaluation.paired import EARNED
     from training.examination.examination import Examination
@@ -194,10 +199,10 @@ def evaluate(
     model: Model,
     log: LogFolder,
     history: History = None,
-    baselines: Annotated[bool, typer.Option("--baselines", help="Also LightGBM, tuned on the past.")] = False,
+    baselines: Annotated[bool, typer.Option("--baselines", help="Also tune and measure LightGBM.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure an artifact on a log, beside `popular` and the baseline on the same rows."""
+    """Measure a model on a log, and on the same rows the popular order and the surface's rule."""
     from training.evaluation.evaluate import evaluate as run
     from training.evaluation.verdict import order, outcomes, verdict
 
@@ -216,20 +221,23 @@ def weights(
     model: Model,
     log: LogFolder,
     sweep: Annotated[str, typer.Option(help="An outcome and its range of weights, such as hide=-50..0.")],
-    steps: Annotated[int, typer.Option(min=2, max=101, help="Weights to try, evenly spaced.")] = 11,
+    steps: Annotated[int, typer.Option(min=2, max=101, help="How many weights to try, evenly spaced.")] = 11,
     give: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Share of the primary outcome that may be given up.")
+        float, typer.Option(min=0.0, max=1.0, help="Share of the primary outcome that may be lost.")
     ] = 0.01,
     history: History = None,
     out: Annotated[Path | None, typer.Option(help="New folder for report.json and report.html.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Rank a log along a sweep of a weight: what each weight buys and costs, before any experiment.
+    """Try a range of weights for an outcome on a log: what each weight gains and costs.
 
-    For each weight, the amount of each outcome per exposure without position bias, and its change
-    against the surface's own weights, with 95 % intervals. Prints the line for an arm in
-    cluster.yaml of the strongest weight at which the whole interval of the primary outcome's change
-    lies above the share to give up, and the swept outcome changes as the weight asks.
+    No experiment is needed. For each weight, the command estimates the amount of every outcome per
+    exposure, corrected for position bias, and its change against the surface's own weights, with
+    95 % intervals.
+
+    It recommends the strongest weight that changes the swept outcome in the wanted direction and
+    loses at most the share --give of the primary outcome; the whole 95 % interval must lie within
+    that. It prints this weight as a line for an arm in cluster.yaml.
     """
     from serve.contract.validation import refuse_existing
     from training.evaluation.sweep import sweep_log
@@ -248,17 +256,17 @@ def weights(
 def slate(
     log: LogFolder,
     arm: Annotated[str, typer.Option(help="The arm whose rules are replayed.")],
-    config: Annotated[Path, typer.Option(help="File that declares it.")] = CONFIG,
+    config: Annotated[Path, typer.Option(help="The file that declares the arm.")] = CONFIG,
     history: History = None,
     out: Annotated[Path | None, typer.Option(help="New folder for report.json and report.html.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Rank a log with the rules of an arm: what all and each of them cost.
+    """Measure on a log what an arm's slate rules cost, all together and each alone.
 
-    For all rules and each one, the amount of each outcome per exposure with it and without, free of
-    position bias and with 95 % intervals; the share of rankings that it changes, how far candidates
-    move, and how impressions are spread, by host for example. Surface and models are those of the
-    file.
+    The log is ranked with and without the rules. For each rule, the command prints the amount of
+    every outcome per exposure both ways, corrected for position bias and with 95 % intervals; the
+    share of rankings that the rule changes; how far it moves candidates; and how it spreads
+    impressions, for example over hosts. Surface and models are those that the file names.
     """
     from serve.contract.validation import refuse_existing
     from training.evaluation.slate_cost import cost_of_arm
@@ -282,19 +290,24 @@ def slate(
 def replay(
     log: LogFolder,
     url: Annotated[str, typer.Option(help="Address of the service.")] = "http://127.0.0.1:8000",
-    surface: Annotated[str | None, typer.Option(help="Name or file. Default: model's or service's.")] = None,
+    surface: Annotated[
+        str | None, typer.Option(help="Name or file of the surface. Default: the model's.")
+    ] = None,
     model: Annotated[
         Path | None,
-        anywhere(callback=artifact_of, help="The artifact that is served; compare with its evaluation."),
+        anywhere(callback=artifact_of, help="The served artifact, to compare the scores with `evaluate`."),
     ] = None,
     history: Annotated[Path | None, anywhere(help="With --model: the log that filled the store.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Replay a log through a running service in order of its time, and measure the answers.
+    """Send a log's rankings and events to a running service again, and measure its answers.
 
-    The service needs `clock: event` in the args of its cluster.yaml, a store filled from the log
-    before this one, and no other traffic. Exit code 1 if a ranking is not full or, with --model, a
-    score differs by more than 1e-5 from that of `evaluate`.
+    The service needs `clock: event` in the args of its cluster.yaml, so that it takes the time from
+    the requests. Its store must hold the log that precedes this one, and there must be no other
+    traffic. Without --surface and --model, the surface is the one that the service names.
+
+    Exit code 1: a ranking was not answered in full by the model, or, with --model, a score differs
+    by more than 1e-5 from that of `evaluate`.
     """
     from training.audit.http_replay import replay as run
 
@@ -318,22 +331,24 @@ def audit(
     log: LogFolder,
     model: Annotated[
         Path | None,
-        anywhere(callback=artifact_of, help="An artifact: compare its scores too, and report drift."),
+        anywhere(callback=artifact_of, help="An artifact, to compare its scores too and to report drift."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Recompute the features of served rankings from the log, and compare them.
+    """Recompute the features of served rankings from the log, and compare them with those served.
 
-    The log holds all records that filled the store and all that were served since. The rankings
-    that were logged with their features (`log_features` in `cluster.yaml`) are compared. Exit code
-    1 if a feature differs by more than 1e-6 or, with --model, a score of that model by more than
-    1e-5.
+    The log must hold all records that filled the store and all that were served since. Only
+    rankings that were logged with their features are compared (`log_features` in `cluster.yaml`).
 
-    With --model, also reports drift: the population stability index of each feature and of the
-    scores against the model's training rows. Below 0.1 it is usually read as no change, above 0.25
-    as another population. A feature of two cells is judged on 53 rows, one of 11 on 235, or more if
-    the training rows were few; rows of a ranking with one value count as one. Exit code 2 if
-    nothing differs, but no feature has enough rows.
+    With --model, the command also compares that model's scores, and reports drift: the population
+    stability index of each feature and of the scores, between the model's training rows and the
+    served rows. Below 0.1, it is usually read as no change; above 0.25, as another population.
+
+    The index needs enough rows: 53 for a feature with two cells, 235 for one with 11, and more if
+    the training rows were few. Rows of one ranking with the same value count as one.
+
+    Exit code 1: a feature differs by more than 1e-6, or a score by more than 1e-5. Exit code 2:
+    nothing differs, but no feature has enough rows to judge its drift.
     """
     from training.audit.audit import audit as run
     from training.audit.audit import table
@@ -347,22 +362,24 @@ def audit(
 @app.command()
 def forget(
     log: LogFolder,
-    viewers: Annotated[Path, typer.Option(help="A text file with the ids of viewers, one a line.")],
+    viewers: Annotated[Path, typer.Option(help="A text file with one viewer's id per line.")],
     models: Models = PUBLISHED,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count, and change nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count; change nothing.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Erase viewers from a log, its snapshots and the store of its service, which may run.
+    """Erase viewers from a log, from its snapshots, and from the store of its service.
 
-    Their rankings and events still count for the candidates, without a hint of who it was. Names
-    the published models that learned from them. If it is interrupted, run it again.
+    The service may run meanwhile. Rankings and events of these viewers still count for the
+    candidates, but no longer say whose they were. The command lists the published models that
+    learned from the viewers. If it is interrupted, run it again.
     """
     from training.erasure.forget import describe, read_viewers
     from training.erasure.forget import forget as run
 
-    # Of a service that published nothing yet, the default is missing.
+    # The default folder is missing until the first model is published, so only a given one must
+    # exist.
     if models != PUBLISHED and not models.is_dir():
-        raise TabrankError(f"--models {models}: no such folder; name that of the published models")
+        raise TabrankError(f"--models {models}: no such folder; name the folder of the published models")
     os.umask(PRIVATE)
     result = run(log, read_viewers(viewers), models, dry_run=dry_run, progress=ProgressLines("forget"))
     answer(result, as_json, "\n".join(describe(log, models, result)))
@@ -374,7 +391,7 @@ def report(
     out: Annotated[Path, typer.Option(help="The folder for report.html, MODEL_CARD.md and evaluation.json.")],
     as_json: Json = False,
 ) -> None:
-    """Write a model's report and card again, from the evaluation that the artifact stores."""
+    """Write a model's report and model card again, from the evaluation stored in its artifact."""
     from training.evaluation.report import regenerate
 
     regenerate(model, out)
@@ -385,15 +402,15 @@ def report(
 def publish(
     model: Model,
     models: Models = PUBLISHED,
-    promote: Annotated[bool, typer.Option(help="Make it the current model.")] = True,
+    promote: Annotated[bool, typer.Option(help="Also make it the current model.")] = True,
     as_json: Json = False,
 ) -> None:
-    """Verify an artifact, copy it to the published ones, and make it the current model."""
+    """Verify an artifact, copy it to the published models, and make it the current one."""
     from serve.model.artifact import load
     from training.fit.publish import publish as run
 
     version = run(model, models, make_current=promote)
-    # The first release wrote none.
+    # Artifacts of the first release have no verdict.
     verdict = load(models / version).manifest.get("verdict", "")
     print_progress(f"{verdict} See {model / 'report.html'}.".lstrip())
     line = f"{models / version}{' is current' if promote else ''}"
@@ -401,11 +418,11 @@ def publish(
 
 
 def _warn_of_training(num_rows: int) -> None:
-    """Say how many rows the model may have learned from."""
+    """Warn if the model may have learned from some of the evaluated rows, namely `num_rows`."""
     if num_rows:
         print_progress(
-            f"{num_rows} rows are from the model's training time, so these figures are too optimistic; split the log "
-            "first, and train on the earlier part"
+            f"{num_rows} rows are from the time on which the model was trained, so these figures are too optimistic; "
+            "split the log first (`training split`), and train on the earlier part"
         )
 
 

@@ -1,4 +1,4 @@
-"""Terminal conventions of commands: shared options, result on stdout, progress on stderr."""
+"""What the commands share: options, and progress on stderr; results go to stdout."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from serve.storage.bucket import place
 
 
 def anywhere(**options: Any) -> Any:
-    """Return an option for a path on the disk or in a bucket."""
+    """Return a typer option for a path on disk or in a bucket (s3://BUCKET/KEY)."""
     return typer.Option(parser=place, metavar="PATH", **options)
 
 
 SurfaceName = Annotated[str, typer.Option(help="Name of a shipped surface, or path of a TOML file.")]
-LogFolder = Annotated[Path, anywhere(help="A log: a folder of Parquet, or s3://BUCKET/KEY.")]
-NewLog = Annotated[Path, anywhere(help="The log to write, or s3://BUCKET/KEY; must not exist.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of weights and order; equal seeds give equal models.")]
-Models = Annotated[Path, anywhere(help="The folder of published artifacts, or s3://BUCKET/KEY.")]
+LogFolder = Annotated[Path, anywhere(help="The log to read: a folder, or s3://BUCKET/KEY.")]
+NewLog = Annotated[Path, anywhere(help="The log to write: a folder or s3://BUCKET/KEY; must not exist.")]
+Seed = Annotated[int, typer.Option(min=0, help="The same seed and rows give the same model.")]
+Models = Annotated[Path, anywhere(help="Folder of the published models, or s3://BUCKET/KEY.")]
 PUBLISHED = Path("var/models")
 
 
 def artifact_of(model: Path | None) -> Path | None:
-    """Return the artifact that an option names: the path itself, or that of a search's folder."""
+    """Return the artifact that an option names: the path itself, or that in a search's folder."""
     if model is None or (model / "manifest.json").exists() or not (model / "artifact").is_dir():
         return model
     return model / "artifact"
 
 
-Model = Annotated[Path, anywhere(callback=artifact_of, help="An artifact, or the folder of a search.")]
+Model = Annotated[Path, anywhere(callback=artifact_of, help="Folder of an artifact or of a search.")]
 
 
 def print_progress(message: str) -> None:
@@ -40,7 +40,7 @@ def print_progress(message: str) -> None:
     print(message, file=sys.stderr)
 
 
-# The parts of a command of this package.
+# Announces the parts of a long command (features, trials, …) and their durations.
 PARTS = Parts(print_progress)
 
 
@@ -50,7 +50,7 @@ def decimal(value: float | None) -> str:
 
 
 class ProgressLines:
-    """Progress from 0 to 1 on stderr: a line every tenth."""
+    """Prints progress on stderr: one line for each tenth that is done, such as `fit 30 %`."""
 
     def __init__(self, what: str) -> None:
         self._what = what

@@ -1,1 +1,1 @@
-"""Rerun of the original experiment: simulated viewers at a service, and the true effect."""
+"""Rerun of the original experiment: simulated viewers use a service whose true effect is known."""

@@ -1,4 +1,4 @@
-"""Driver of simulated viewers: request rankings from a service, and send it the events."""
+"""Drive simulated viewers: request rankings from a service, and send it their events."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from training.audit.http_replay import ReplayClient
 from training.world.record import VisitLog
 from training.world.world import Response
 
-# Random stream beside those of `simulator_state`.
+# The number of a random stream, beside those of `simulator_state`.
 RESPONSES = 5
 
 
 @dataclass
 class Served:
-    """Exposures and responses in the order of the visits."""
+    """Exposures and responses, in the order of the visits."""
 
     viewer: I64
     arm: list[str] = field(default_factory=list)
     rung: list[str] = field(default_factory=list)
     record: VisitLog = field(default_factory=VisitLog)
-    # Events sent to the service.
+    # How many events were sent to the service.
     num_events: int = 0
 
 
@@ -40,10 +40,10 @@ def drive(
 ) -> Served:
     """Run `visits` in the simulator one after another, each ranked by `service`.
 
-    Before a ranking the service receives exactly the records from strictly before it. Each visit
+    Before a ranking, the service receives exactly the records from strictly before it. Each visit
     has its own random numbers, so that arms that show the same candidates to the same viewers get
-    the same responses. At the end the service receives all records before the end of the world;
-    leaves after that are not sent.
+    the same responses. At the end, the service receives all records from before the end of the
+    world. Leaves after that are not sent.
     """
     world, audience = simulator.world, simulator.audience
     served = Served(visits[1])
@@ -59,7 +59,8 @@ def drive(
         answer = service.rank(
             RankRequest(
                 viewer=f"v{who:07d}",
-                # The newest first, as popular breaks ties; equal candidates keep this order.
+                # The newest Space comes first, as in the simulated popular order, because
+                # candidates with equal scores keep this order.
                 candidates=[f"s{space:07d}" for space in np.sort(found)[::-1].tolist()],
                 context={"hour": float(world.hour(who, now_ms))},
                 request_id=request_id,
@@ -85,7 +86,7 @@ def _send(simulator: SimulatorState, before_ms: int, service: ReplayClient, serv
 
 
 def _respond(simulator: SimulatorState, who: int, request_id: str, shown: I64, response: Response) -> None:
-    """Schedule what a viewer does with the candidates shown."""
+    """Schedule what a viewer does with the shown candidates."""
     for row in np.flatnonzero(response.clicked | response.hidden).tolist():
         space = int(shown[row])
         doing = {"hide" if response.hidden[row] else "click": response.click_ms[row]}

@@ -1,4 +1,4 @@
-"""Run simulated viewers at a service of two arms, and compute the true effect of what was shown."""
+"""Run simulated viewers at a service with two arms, and compute the true effect of the model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from serve.features.surface import load_surface
 from training.audit.http_replay import ReplayClient, check_service
 from training.data.dataset import Progress
 
-# Surface of the simulated world, and the arms of cluster.yaml.
+# The surface of the simulated world. Below are the arms of cluster.yaml.
 SURFACE = "spaces"
 TREATMENT, CONTROL = "tabnet", "popular"
 
@@ -31,8 +31,8 @@ def simulate(
     """Continue the world of a simulated log for `days`, with rankings by the service at `url`.
 
     The service assigns the viewers to its arms and writes the log. The result, which is also
-    written to `out`/truth.json, holds `arms`, the expected clicks and joins of each, and `effect`,
-    the relative effect of TREATMENT on them. `held` is true if every ranking was full.
+    written to `out`/truth.json, holds the expected clicks and joins of each of the `arms`, and the
+    relative `effect` of TREATMENT on them. `held` is true if every ranking was full.
 
     Raises:
         TabrankError: the log does not exist, the service is not suitable, or it has already
@@ -75,11 +75,10 @@ def simulate(
 
 
 def expected(served: Served, arm: str) -> dict[str, float]:
-    """Return exposures and viewers of an arm, and its expected clicks and joins on each of both.
+    """Return the exposures and viewers of an arm, and its expected clicks and joins per each.
 
-    They are expectations under the data-generating process, without noise: the clicks of an
-    exposure are the sum over its candidates of P(examined) P(click | examined); the same holds for
-    joins.
+    These are true expectations, without noise. The expected clicks of an exposure are the sum over
+    its candidates of P(examined) · P(click | examined). The same holds for joins.
     """
     is_mine = np.array(served.arm) == arm
     num = {"exposure": int(is_mine.sum()), "viewer": len(np.unique(served.viewer[is_mine]))}

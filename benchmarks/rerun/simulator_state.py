@@ -1,4 +1,4 @@
-"""Simulator state at the end of a simulated log, from which an experiment continues."""
+"""The state of the simulator at the end of a simulated log, from which an experiment continues."""
 
 from __future__ import annotations
 
@@ -19,31 +19,32 @@ from training.world.provenance import Provenance
 from training.world.record import log_tables
 from training.world.world import Audience, World
 
-# Stop visits 3 minutes before the end: clicks, hides and joins, within 2.5 minutes, stay inside.
+# Visits stop 3 minutes before the end. Clicks, hides and joins follow within 2.5 minutes, so all of
+# them are in time.
 QUIET_MS = 3 * MINUTE_MS
-# Random streams beside the two of `Origin`.
+# The numbers of random streams, beside the two of `Provenance`.
 SPACES, VISITS = 3, 4
 
 
 @dataclass
 class SimulatorState:
-    """World with its audiences and the records that a service has not received.
+    """A world with its audience, and the records that a service has not received yet.
 
-    All advance with time.
+    All of them advance with time.
     """
 
     provenance: Provenance
     world: World
     audience: Audience
-    # In order of time; attributes come before events of the same time.
+    # In the order of time. Attributes come before events of the same time.
     queue: list[ClientRecord] = field(default_factory=list)
 
     @classmethod
     def after(cls, log: Path, days: float) -> SimulatorState:
         """Build the state at the end of a log that `training simulate` wrote, with `days` to come.
 
-        The log's time is simulated again, because tastes moved in it, and viewers who joined
-        shortly before its end are still in the audience.
+        The log's time is simulated again, because tastes moved during it, and because viewers who
+        joined shortly before its end are still in the audience.
 
         Raises:
             TabrankError: the log does not exist, or `training simulate` did not write it.
@@ -72,7 +73,7 @@ class SimulatorState:
         return due
 
     def visits(self, num: int) -> tuple[I64, I64]:
-        """Return times and viewers of `num` visits after the log's end, in order of time."""
+        """Return times and viewers of `num` visits after the log's end, in the order of time."""
         rng = default_rng([self.provenance.seed, VISITS])
         end_ms = max(self.world.end_ms - QUIET_MS, self.provenance.end_ms + 1)
         return self.world.viewers.visits(rng, num, self.provenance.end_ms, end_ms)

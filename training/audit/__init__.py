@@ -1,4 +1,5 @@
-"""Compare a service with its training: audit of its log, and replay over HTTP.
+"""Check that a service ranks as its model was trained: audit its log, or replay one over HTTP.
 
-Imports `search`, `drafting`, `fit`, `evaluation`, `data`, `network`, `world`, `terminal`, `serve`.
+It imports `search`, `drafting`, `fit`, `evaluation`, `data`, `network`, `world`, `terminal`,
+`serve`.
 """

@@ -1,6 +1,6 @@
-"""Audit: compare the features that rankings were served with to those recomputed from the log.
+"""Audit a service: compare the features that rankings were served with to those of its log.
 
-R rows shown, F numeric and K category columns.
+In shapes, R is the number of shown rows, F of numeric columns and K of category columns.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from training.data.dataset import Progress, recompute_features
 from training.evaluation.drift import SCORES, STATISTICS, drift, reading
 from training.evaluation.evaluate import score
 
-# Largest accepted difference of a feature, relative above 1: float64 sums in another order, cast
-# once to float32.
+# Largest accepted difference of a feature; above 1 it is relative. A difference arises because
+# float64 sums are added up in another order and then cast to float32.
 TOLERANCE = 1e-6
-# Largest accepted difference of a score, as for golden rows.
+# Largest accepted difference of a score. It is the same as for an artifact's golden rows.
 SCORE_TOLERANCE = 1e-5
 COLUMNS = ("seq", "model", "scores", "numeric", "category")
-# Missing in a log of an earlier version.
+# Columns that logs of earlier versions lack.
 SURFACE, PREDICTIONS, WEIGHTS = "surface", "predictions", "weights"
 
 
 @dataclass(frozen=True)
 class Served:
-    """Exposure with a logged matrix, its rows as shown."""
+    """An exposure with logged features; its rows are in the order shown."""
 
     # Index in the log.
     exposure: int
@@ -57,21 +57,28 @@ class Served:
 def audit(
     folder: Path, surface: Surface, model: Path | None = None, progress: Progress = lambda share: None
 ) -> dict[str, Any]:
-    """Recompute the features of every exposure with a logged matrix, and compare.
+    """Recompute the features of every exposure that has logged ones, and compare them.
 
-    With `model`, compare its scores too.
+    With `model`, the scores of that artifact are compared too, and drift is measured.
 
-    The result holds `exposures` (`test_exposures` of them test traffic) and `rows` that were
-    compared; `erased_rows`: those of which gauges and friends were not, as they counted erased
-    viewers; `before_snapshot`: exposures that cannot be compared, because the log was shortened
-    after them; `other_surface`: exposures with the features of another surface; `features`: the
-    largest `difference` of each, null if infinite; `max`; `worst`: the row of the maximum; `held`.
-    With a model it also holds `model`, `drift` and, where that is null, the reason `no_drift`. What
-    has too few rows for its drift is in its `not_judged`.
+    Returns:
+        A mapping with these keys.
+
+        - `exposures`, `rows`: how many were compared; `test_exposures` of them are test traffic.
+        - `erased_rows`: rows whose gauges and friends were not compared, because these features
+          counted viewers who were erased since.
+        - `before_snapshot`: exposures that cannot be compared, because the records before them were
+          deleted from the log.
+        - `other_surface`: exposures with the features of another surface.
+        - `features`: the largest `difference` of each feature; null means infinite.
+        - `max`, `worst`: the largest of all differences, and the row that has it.
+        - `held`: whether all differences are within the tolerances.
+        - `model`, `drift`: only with a model. If `drift` is null, `no_drift` says why. Its
+          `not_judged` lists what had too few rows.
 
     Raises:
-        TabrankError: if the log or artifact is invalid, or the log is of another surface or has no
-            matrices.
+        TabrankError: the log or the artifact is invalid, or the log is of another surface or has no
+            logged features.
     """
     artifact = None if model is None else load_artifact(model)
     features = Features(Schema(surface))
@@ -79,7 +86,7 @@ def audit(
         artifact.encoder.check(features.columns)
     log = read_log(folder, surface, test_traffic=True)
     replay = Replay(features.schema, log)
-    # A service gives them no score, and no model was trained on such rows.
+    # The service gives unknown candidates no score, and the model was not trained on such rows.
     are_left_out = artifact is not None and surface.unknown_candidates == "last"
     unknown = replay.unknown() if are_left_out else np.zeros(len(replay.shown), bool)
     logged, num_other = _served(folder, log, features.columns, surface.short_fingerprint)
@@ -90,10 +97,10 @@ def audit(
             "log; older records were deleted: audit the log again when it has newer exposures"
         )
     columns = features.columns
-    # Name of each column; a set has several columns.
+    # The feature of each column. A set has several columns.
     parts = columns.category_parts()
     names = [*columns.numeric, *(name for name, part in parts for _ in range(part.start, part.stop))]
-    # Erased viewers left these features, in the rows of candidates that they came to or left.
+    # These features count viewers, so an erased viewer is missing from the candidates' rows.
     forget = np.array([any(slot.forgets for slot in surface.features[name].slots) for name in names])
     erased = pc.unique(log.events["candidate"].filter(log.events["erased"]))
     is_erased = pc.is_in(pc.list_flatten(log.exposures["candidates"]), erased).to_numpy()
@@ -140,7 +147,7 @@ def audit(
 def difference(served: F32, ours: F32) -> F64:
     """Return |served − ours| / max(1, |ours|).
 
-    Missing equals missing and is infinitely far from a number.
+    Two missing values differ by 0; a missing value differs from a number by infinity.
     """
     same = (served == ours) | (np.isnan(served) & np.isnan(ours))
     with np.errstate(invalid="ignore"):
@@ -149,7 +156,7 @@ def difference(served: F32, ours: F32) -> F64:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """Return the result of `audit` as text, with the features that differ most first."""
+    """Return the result of `audit` as text. The features that differ most come first."""
     moved = result.get("drift")
     tests = f"{result['test_exposures']} of them test"
     others = f"{result['other_surface']} others are of another surface"
@@ -195,13 +202,13 @@ def _infinite(value: float | None) -> float:
 
 
 def _served(folder: Path, log: Log, columns: Columns, surface: str) -> tuple[list[Served], int]:
-    """Return the exposures with a matrix of a surface, in order, and how many are of others."""
+    """Return the exposures with features of this surface, in order, and the number of others."""
     _, logged = read_table(folder, "exposures", ("request_id", *COLUMNS, SURFACE, PREDICTIONS, WEIGHTS))
     has_features = set(COLUMNS) <= set(logged.column_names)
     if not has_features or not len(logged := logged.filter(pc.is_valid(logged["numeric"]))):
         raise TabrankError(
             f"{folder}: no exposure has logged features; set log_features in the user_config of FeatureFetch above 0 "
-            "(1.0: all rankings), serve, and audit the log that the service writes"
+            "(1.0 logs them for all rankings), serve, and audit the log that the service then writes"
         )
     num_logged = len(logged)
     if SURFACE in logged.column_names:
@@ -209,7 +216,7 @@ def _served(folder: Path, log: Log, columns: Columns, surface: str) -> tuple[lis
     if not len(logged):
         raise TabrankError(
             f"{folder}: all exposures with logged features were served with other surfaces than this one "
-            f"({surface}); name the file with which they were served"
+            f"({surface}); name the surface with which they were served"
         )
     place = {seq: i for i, seq in enumerate(logged["seq"].to_pylist())}
     lengths = pc.list_value_length(log.exposures["candidates"]).to_pylist()
@@ -245,10 +252,10 @@ def _against(
     served: Sequence[Served],
     is_known: NDArray[np.bool_],
 ) -> dict[str, Any]:
-    """Compare the logged predictions of the artifact's version to those now, and measure drift.
+    """Compare the logged predictions of the artifact's version with its present ones, and drift.
 
-    The drift is of the rows `is_known` `[R]` in live traffic; of their utilities by the weights of
-    the surface, whatever weights were served.
+    Drift is measured on the rows `is_known` `[R]` of live traffic. The scores among it are
+    utilities by the surface's weights, whatever weights were served.
     """
     matrix, outcomes = Matrix.stacked([one.matrix for one in served]), artifact.outcomes
     shares, scales = score(artifact.path, matrix), np.array(list(outcomes.values()))

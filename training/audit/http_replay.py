@@ -1,7 +1,7 @@
 """Replay a log through a running service and measure its answers as `evaluate` measures a model.
 
-P shown candidates, of all exposures end to end; N rows, those of them of which an outcome is known;
-O outcomes that the surface predicts.
+In shapes, P is the number of shown candidates of all exposures end to end, N of rows (the shown
+candidates with a known outcome), and O of the outcomes that the surface predicts.
 """
 
 from __future__ import annotations
@@ -36,12 +36,13 @@ from training.evaluation.metrics import Contender, mean, probability, row_loglos
 from training.evaluation.slates import Slates
 from training.examination.examination import IGNORED, Examination
 
-# Largest accepted difference between a served score and the evaluation's, as for golden rows.
+# Largest accepted difference between a served score and the evaluation's. It is the same as for an
+# artifact's golden rows.
 TOLERANCE = 1e-5
-# Deadline of each ranking: a late answer would be the popular order.
+# Deadline of each ranking. It is long, because a service that misses it answers the popular order.
 DEADLINE_MS = 10_000
 TIMEOUT_S = 60.0
-# Attempts to send records that a service cannot accept yet.
+# How often records are sent to a service that cannot accept them yet.
 NUM_TRIES = 5
 Answer = TypeVar("Answer")
 
@@ -55,18 +56,26 @@ def replay(
     history: Path | None = None,
     progress: Progress = lambda share: None,
 ) -> dict[str, Any]:
-    """Replay a log through the service at `url`, one request after the other in order of its time.
+    """Replay a log through the service at `url`, one request after the other in the order of time.
 
-    The result holds `ndcg@10`, `auc` and `logloss` of the answered predictions of the primary
-    outcome on the `rows` and `slates` of `evaluate`; `rankings`, `by_rung`, `unscored_rows`,
-    `seconds` and `requests_per_s`. With `model` it also holds `max_score_difference`, by which the
-    prediction of any outcome, as a share of its cap, differs from that of `evaluate` with
-    `history`. `held` is true if every ranking was full and none differs by more than 1e-5. An
-    answer does not say the weights: the prediction of a single outcome is the score by the weight
-    in the surface. `surface` defaults to the model's, else the service's.
+    `surface` is by default that of the model or, without a model, that of the service.
+
+    Returns:
+        A mapping with these keys.
+
+        - `ndcg@10`, `auc`, `logloss`: measures of the answered predictions of the primary outcome,
+          on the same `rows` and `slates` as `evaluate` uses.
+        - `rankings`, `by_rung`, `unscored_rows`, `seconds`, `requests_per_s`. A ranking's *rung*
+          says how complete the answer was.
+        - `max_score_difference`: only with `model`. The most by which a prediction of any outcome,
+          as a share of its cap, differs from that of `evaluate` with `history`.
+        - `held`: whether every ranking was full and no prediction differs by more than 1e-5.
+
+    An answer does not contain the weights. If there is only one outcome, its prediction is computed
+    as the score divided by the weight in the surface.
 
     Raises:
-        TabrankError: if there is no service, it has its own clock or another surface or model, or
+        TabrankError: no service answers, it uses its own clock, it has another surface or model, or
             an answer is invalid.
     """
     artifact = None if model is None else load_artifact(model)
@@ -78,12 +87,12 @@ def replay(
         if log.snapshots:
             raise TabrankError(
                 f"{folder}: begins with a snapshot, because older records were deleted; split the log, load the "
-                "store from the first part, and replay the second with the first as --history"
+                "store from the first part, and replay the second part with the first as --history"
             )
         data = build(Schema(ours), log, history=read_log(history, ours) if history else None)
         played, rungs, seconds = _play(service, log, ours, progress)
     first = np.concatenate([[0], np.cumsum(pc.list_value_length(log.exposures["candidates"]).to_numpy())])
-    # The answered shares of the dataset's rows, [N, O]; an exposure may be several slates.
+    # The answered shares for the dataset's rows, [N, O]. One exposure may represent several slates.
     begins = np.repeat(first[:-1], log.exposures["one_in"].to_numpy())
     shares: F64 = played[begins[data.slate] + data.position]
     examination = IGNORED if artifact is None else Examination.of(artifact.manifest)[0]
@@ -104,7 +113,7 @@ def replay(
 
 
 class ReplayClient:
-    """Service behind one persistent connection."""
+    """Client of a service, with one persistent connection."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -127,7 +136,7 @@ class ReplayClient:
         return _decoded(answer, RankAnswer, f"ranking {request.request_id!r}")
 
     def send(self, records: Sequence[ClientRecord]) -> None:
-        """Send records, in order of time, until the service accepts them."""
+        """Send records, which are in the order of time, until the service accepts them."""
         for body in posts(records):
             self._post(body)
 
@@ -146,7 +155,7 @@ class ReplayClient:
         if found.duplicates and not attempt:
             raise TabrankError(
                 f"the service already has {found.duplicates} events of this log; stop it, remove its store and "
-                "the log that it wrote, and load the store from the log before this one"
+                "the log that it wrote, and load the store from the log that precedes this one"
             )
 
     def _request(self, path: str, body: bytes | None = None) -> httpx2.Response:
@@ -164,7 +173,7 @@ class ReplayClient:
 def _play(
     service: ReplayClient, log: Log, surface: Surface, progress: Progress
 ) -> tuple[F64, Counter[str], float]:
-    """Return the answered shares `[P, O]` (NaN if unscored), rankings by rung, and seconds."""
+    """Play the log; return the answered shares `[P, O]` (NaN if unscored), rungs, and seconds."""
     shown = log.exposures["candidates"].to_pylist()
     shares: list[list[list[float]]] = [[] for _ in shown]
     rungs: Counter[str] = Counter()
@@ -184,7 +193,7 @@ def _play(
 
 
 def _shares(ranked: Ranked, surface: Surface) -> list[float]:
-    """Return the predictions `[O]` of an answered candidate as shares of the caps."""
+    """Return the predictions `[O]` for an answered candidate as shares of the outcomes' caps."""
     if ranked.score is None:
         return [np.nan] * len(surface.worth)
     told = ranked.predictions or {name: ranked.score / weight for name, weight in surface.worth.items()}
@@ -192,15 +201,13 @@ def _shares(ranked: Ranked, surface: Surface) -> list[float]:
 
 
 def _measures(data: Dataset, scores: F64, examination: Examination) -> dict[str, Any]:
-    """Measure the answers: unscored rows rank last, as answered; logloss is over scored rows.
+    """Measure the answers. Unscored rows rank last, as they were answered.
 
-    It is that of the label as shown, as in `evaluate`.
+    The logloss is over the scored rows. As in `evaluate`, it is about labels at the shown position.
     """
     scored = ~np.isnan(scores)
     if not scored.any():
-        raise TabrankError(
-            "the service scored no candidate; give the arm of the model the share 1.0, and publish a model"
-        )
+        raise TabrankError("the service scored no candidate; publish a model, and give its arm the share 1.0")
     slates = Slates(data.label, data.slate, data.viewer)
     found = Contender.of(slates, scores, None).measures()
     shown = (scores * examination.at(data.position))[scored]
@@ -224,33 +231,33 @@ def _surface(named: str | None, artifact: Artifact | None, described: Mapping[st
         return load_surface(described["surface"])
     except TabrankError:
         raise TabrankError(
-            f"--surface: the service at {url} ranks {described['surface']!r}, which is not shipped; give its TOML file"
+            f"--surface: the service at {url} ranks {described['surface']!r}, no shipped surface; name its TOML file"
         ) from None
 
 
 def check_service(
     described: Mapping[str, Any], surface: Surface, artifact: Artifact | None, url: str
 ) -> None:
-    """Refuse a service with another clock or surface, or that ranks with another model."""
+    """Refuse a service that has its own clock, another surface or another model."""
     if described.get("clock") != "event":
         raise TabrankError(
-            f"--url: the service at {url} has the clock {described.get('clock')!r}; a replay needs the time of its "
-            "requests: set `clock: event` in the args of its cluster.yaml, for a service without other traffic"
+            f"--url: the service at {url} has the clock {described.get('clock')!r}, but a replay needs one that takes "
+            "the time from requests; set `clock: event` in the args of its cluster.yaml, and send no other traffic"
         )
     if described["surface_fingerprint"] != surface.fingerprint:
         raise TabrankError(
             f"--url: the surface {described['surface']!r} of the service at {url} differs from {surface.name!r} here "
-            "(by fingerprint); serve this surface, or name the served one with --surface"
+            "(by fingerprint); serve this surface, or name the served surface with --surface"
         )
     if artifact is not None and described["model"] != artifact.version:
         raise TabrankError(
             f"--model: the service at {url} ranks with {described['model']}, but {artifact.path} is "
-            f"{artifact.version}; publish it, or name the served one"
+            f"{artifact.version}; publish this model, or name the served one"
         )
 
 
 def _decoded(answer: httpx2.Response, kind: type[Answer], what: str) -> Answer:
-    """Return the content of an answer, or raise TabrankError with the detail of a problem."""
+    """Return the content of an answer, or raise TabrankError with the problem's detail."""
     try:
         if answer.is_success:
             return msgspec.json.decode(answer.content, type=kind)

@@ -20,20 +20,20 @@ from serve.features.surface import Surface
 from serve.log.reader import Log
 from serve.log.replay import EVENT, UPSERT, event_times
 
-# Half of the largest body, which leaves room for the separators between records.
+# Half of the largest body that the service takes, which leaves room for separators.
 MAX_POST_BYTES = MAX_EVENTS_BODY_BYTES // 2
 
-# A record's time, `UPSERT` or `EVENT`, and the record as it is sent.
+# A record's time, its kind (`UPSERT` or `EVENT`), and the record as it is sent.
 Timed = tuple[int, int, ClientRecord]
 
 
 def replay_requests(log: Log, surface: Surface) -> Iterator[tuple[int, RankRequest] | list[ClientRecord]]:
-    """Yield what replays a log in order of its time: rankings, and lists of records to send.
+    """Yield what replays a log in the order of time: rankings, and lists of records to send.
 
-    A ranking has its exposure's index in the log. Rankings of one time come first, because a
-    ranking does not see records of its own time. Attributes of that time follow in a separate list,
-    so that they exist when the rankings count as impressions; its events come last, as in
-    `serve.log.replay`.
+    A ranking comes with its exposure's index in the log. For each time, the order is as in
+    `serve.log.replay`: first the rankings, because a ranking does not see records of its own time;
+    then attributes, in a list of their own, so that they exist when the rankings count as
+    impressions; events last.
     """
     records = sorted([*_upserts(log, surface), *_events(log)], key=itemgetter(0, 1))
     at = 0
@@ -48,7 +48,7 @@ def replay_requests(log: Log, surface: Surface) -> Iterator[tuple[int, RankReque
 
 
 def _rankings(log: Log) -> list[tuple[int, int, RankRequest]]:
-    """Return time, index in the log and request of each exposure, in order of time."""
+    """Return (time, index in the log, request) of each exposure, in the order of time."""
     rankings = []
     for exposure, row in enumerate(log.exposures.to_pylist()):
         stated = json.loads(row["stated"]) if row["stated"] else {}
@@ -60,25 +60,25 @@ def _rankings(log: Log) -> list[tuple[int, int, RankRequest]]:
             request_id=row["request_id"],
             now_ms=row["ts_ms"],
         )
-        # The state counts an exposure for all those that it stands for.
+        # An exposure may represent several, all of which the state counts, so send it as often.
         for again in [request, *[replace(request, request_id=None)] * (row["one_in"] - 1)]:
             rankings.append((row["ts_ms"], exposure, again))
     return sorted(rankings, key=itemgetter(0, 1))
 
 
 def _upserts(log: Log, surface: Surface) -> Iterator[Timed]:
-    """Yield attribute records; one without a time is sent as of 1970, before all others."""
+    """Yield attribute records. One without a time gets a time in 1970, before all others."""
     first_ms = min(log.exposures["ts_ms"].to_pylist())
     for row in log.viewers.to_pylist():
         ts_ms = EVER_MS if row["ts_ms"] is None else row["ts_ms"]
         if not row["removed"]:
             yield ts_ms, UPSERT, wire.Viewer(row["id"], _fields(row, surface, "viewer"), max(ts_ms, 0))
-        # An earlier forget is already in the store, with what the viewer did since. A service
-        # forgets values of fields by itself.
+        # A forget from before the log is already in the store, with what the viewer did since then.
+        # The service forgets values of fields by itself.
         elif ts_ms >= first_ms and row["id"][0] != VALUE:
             yield ts_ms, UPSERT, wire.Forget(row["id"], ts_ms)
     for row in log.candidates.to_pylist():
-        # The service removes candidates that ended long ago by itself.
+        # The service itself removes candidates that ended long ago.
         if not row["removed"]:
             ts_ms = EVER_MS if row["ts_ms"] is None else row["ts_ms"]
             fields = _fields(row, surface, "candidate")
@@ -88,7 +88,7 @@ def _upserts(log: Log, surface: Surface) -> Iterator[Timed]:
 def _fields(
     row: Mapping[str, Any], surface: Surface, owner: Literal["viewer", "candidate"]
 ) -> dict[str, Any]:
-    """Return the fields that a row sets; None, or NaN, for a field that it clears."""
+    """Return the fields that a row sets. None or NaN means that it clears a field."""
     names = surface.fields[owner] if row["stated"] is None else row["stated"]
     return {name: row[name] for name in names}
 
@@ -101,7 +101,7 @@ def _events(log: Log) -> Iterator[Timed]:
 
 
 def posts(records: Iterable[ClientRecord]) -> Iterator[bytes]:
-    """Yield the bodies of as few posts of the records as the service accepts."""
+    """Yield request bodies with the records, as few as the service's limits allow."""
     parts: list[bytes] = []
     size = 0
     # NaN is encoded as null.

@@ -1,4 +1,4 @@
-"""`training bench`: measure the speed of scoring.
+"""Measure the speed of scoring: `python -m training bench`.
 
-Imports `fit`, `network`, `terminal` and `serve`.
+It imports `fit`, `network`, `terminal` and `serve`.
 """

@@ -1,4 +1,4 @@
-"""Commands of `python -m training bench`: the speed of scoring on this machine."""
+"""The commands of `python -m training bench`, which measure the speed of scoring."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ bench = typer.Typer(no_args_is_help=True)
 @bench.command("scorer")
 def scorer(
     model: Model,
-    device: Annotated[str, typer.Option(help="Device of torch: cpu, or cuda for a GPU.")] = "cpu",
+    device: Annotated[str, typer.Option(help="Where torch scores: cpu, or cuda for a GPU.")] = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Measure an artifact's candidates/s on one core, with ONNX Runtime and with torch.
+    """Measure how many candidates an artifact scores per second, with ONNX Runtime and with torch.
 
-    With --device cuda, torch scores on the GPU, and ONNX Runtime still on one core.
+    Both use one core. With --device cuda, torch scores on the GPU instead.
     """
     from training.bench.scorer import bench_scorer, table
 

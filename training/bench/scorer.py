@@ -1,4 +1,4 @@
-"""Measure scoring speed: candidates/s of an artifact, with ONNX Runtime and with torch."""
+"""Measure how many candidates an artifact scores per second, with ONNX Runtime and with torch."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ from serve.model.artifact import load as load_artifact
 from serve.model.scorers import load_scorer
 from serve.operate.host.machine import describe_machine
 
-# Rows to score at once: those of one request, and about those of 8 and 32 requests.
+# How many rows to score at once: those of one request, of 8 and of 32 requests of 55 candidates.
 SIZES = (55, 440, 1760)
 ROUNDS = 15
-# Time that a backend runs in each round: long against the timer's resolution, and short against
-# slow phases of the machine, which the rounds then spread over both backends.
+# How long a backend runs in each round. This is long compared with the timer's resolution, and
+# short compared with slow phases of the machine, so that these affect both backends alike.
 ROUND_S = 0.03
 
 
 def bench_scorer(
     model: Path, *, device: str = "cpu", sizes: tuple[int, ...] = SIZES, rounds: int = ROUNDS
 ) -> dict[str, Any]:
-    """Measure the service's two backends on rows of the artifact, each on one core.
+    """Measure the service's two backends, each on one core, on rows of the artifact.
 
     Returns:
-        `machine`, `device` (of torch), `version`, `network`, `columns` (of the network),
-        `candidates_per_s` (size → `onnx` and `torch`), and `max_difference` of the two backends'
-        scores.
+        `machine`; `device`, where torch scored; `version` and `network` of the artifact; `columns`,
+        the number of the network's inputs; `candidates_per_s`, for each size those of `onnx` and
+        `torch`; and `max_difference` between the two backends' scores.
 
     Raises:
-        TabrankError: the artifact is invalid, the device is neither cpu nor cuda, or torch has no
+        TabrankError: the artifact is invalid, the device is neither cpu nor cuda, or torch finds no
             CUDA device.
     """
     if device not in ("cpu", "cuda"):
         raise TabrankError(f"--device {device}: must be cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
         raise TabrankError(
-            "--device cuda: torch finds no CUDA device; install a GPU's driver and a CUDA build of torch, or "
-            "measure on cpu"
+            "--device cuda: torch finds no CUDA device; install the GPU's driver and a CUDA build of torch, or "
+            "measure with --device cpu"
         )
     torch.set_num_threads(1)
     artifact = load_artifact(model)
@@ -77,7 +77,7 @@ def bench_scorer(
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """Return the result as text: a line for each number of rows."""
+    """Return the result as text, with a line for each number of rows."""
     lines = [f"{result['version']}: {result['columns']} columns; candidates/s, torch on {result['device']}"]
     lines.append(f"{'rows':>6}{'onnx':>12}{'torch':>12}")
     for size, speed in result["candidates_per_s"].items():

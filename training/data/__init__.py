@@ -1,4 +1,4 @@
-"""Turn a log into rows with features and labels, point in time.
+"""Turn a log into rows with labels and with the features that were known at each ranking's time.
 
-Imports `network`, `world`, `terminal`, `serve`.
+It imports `network`, `world`, `terminal` and `serve`.
 """

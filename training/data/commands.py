@@ -1,4 +1,4 @@
-"""Commands `python -m training import NAME`."""
+"""The commands `python -m training import NAME`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from serve.contract.validation import duration_ms
 from training.terminal import NewLog
 
 WRITTEN_LATER = (
-    "drop a column that is written after the ranking: `surface` finds only what alone tells the outcome"
+    "drop every column that was written after the ranking: `surface` finds only the most obvious ones"
 )
 
-imports = typer.Typer(no_args_is_help=True, help="Convert other data to a canonical log.")
+imports = typer.Typer(no_args_is_help=True, help="Convert other data to a log.")
 
 
 @imports.command()
@@ -24,7 +24,7 @@ def ranklens(
     out: NewLog,
     as_json: Json = False,
 ) -> None:
-    """Convert the RankLens data set to a canonical log."""
+    """Convert the RankLens data set to a log."""
     from training.data.ranklens import import_ranklens
 
     counts = import_ranklens(source, out)
@@ -35,34 +35,38 @@ def ranklens(
 def csv(
     source: Annotated[Path, typer.Option(help="A CSV (.csv, .csv.gz) with a header, or a .parquet file.")],
     out: NewLog,
-    candidate: Annotated[str, typer.Option(help="Column of the candidate that a row shows.")],
+    candidate: Annotated[str, typer.Option(help="Column with the id of the shown candidate.")],
     time: Annotated[str, typer.Option(help="Column of the time: ISO 8601, or s, ms, µs or ns since 1970.")],
-    event: Annotated[list[str], typer.Option(help="Column: 1, true or a name where a viewer acted; repeat.")],
-    viewer: Annotated[str | None, typer.Option(help="Column of viewers; without it none is known.")] = None,
+    event: Annotated[list[str], typer.Option(help="Column that is 1, true or the event's name. Repeatable.")],
+    viewer: Annotated[str | None, typer.Option(help="Column of viewers. Default: nobody is known.")] = None,
     slate: Annotated[str | None, typer.Option(help="Column whose value all rows of a slate share.")] = None,
-    window: Annotated[str | None, typer.Option(help="Longest time of a viewer's slate, such as 30s.")] = None,
-    position: Annotated[str | None, typer.Option(help="Column by which a slate is sorted.")] = None,
+    window: Annotated[str | None, typer.Option(help="Longest time span of a slate, such as 30s.")] = None,
+    position: Annotated[str | None, typer.Option(help="Column by which to sort a slate's rows.")] = None,
     category: Annotated[
-        list[str] | None, typer.Option(help="Column of codes, which are no numbers; repeat.")
+        list[str] | None, typer.Option(help="Column of numbers that are codes, such as 17. Repeatable.")
     ] = None,
     events: Annotated[
-        Path | None, typer.Option(help="A file of the events, with columns of the same names and --event.")
+        Path | None, typer.Option(help="Another file that holds the events, in columns of the same names.")
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Write also if under 95 % of --events join.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Write even if many events have no slate.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Convert a flat file, one row for each candidate shown, to a canonical log.
+    """Convert a flat file, which has one row for each candidate that was shown, to a log.
 
-    Rows are one slate if they have the same --slate; by default, the same viewer and time; with
-    --window, a viewer's rows within it.
+    A slate is one list as a viewer saw it. Rows with the same value of --slate are one slate. By
+    default, a slate is the rows of the same viewer and time. With --window, it is the rows of a
+    viewer within that time of the slate's first row.
 
-    Each other column is told what becomes of it. If it has one value for each candidate, it is a
-    field of candidates; or of viewers, or of the slate's context. A value that changes with time
-    gets its times. One that varies by viewer and candidate is stated by requests.
+    Every other column becomes a field, and the command prints which and why. A column with one
+    value per candidate becomes a field of candidates, and likewise for viewers and for slates
+    (their context). If a value changes with time, each value is written with the time from which it
+    is valid. If a value varies by viewer and candidate, each request states it.
 
-    Ids are the text of a CSV: 007 is not 7. An empty field is missing; in columns without ids, NA,
-    N/A, #N/A, NaN, nan, NULL, null and n/a are too. Exit code 1, and nothing written, if fewer
-    than 95 % of --events join a slate.
+    Ids are the text that a CSV holds, so 007 and 7 are two ids. An empty cell is a missing value.
+    In columns without ids, NA, N/A, #N/A, NaN, nan, NULL, null and n/a are missing values too.
+
+    If fewer than 95 % of the rows of --events belong to a slate, nothing is written and the exit
+    code is 1; --yes writes the log all the same.
 
     A CSV cannot hold lists. For a set, such as a viewer's skills, give a .parquet file in which the
     column holds lists of strings.

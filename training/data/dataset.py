@@ -1,7 +1,8 @@
-"""Dataset: the candidates of a log's exposures as rows with features and labels, point in time.
+"""Dataset: every candidate that a log's exposures showed, as a row with features and labels.
 
-Features are those of `serve.features.matrix`, computed on the state strictly before each exposure.
-Shapes: N rows, F numeric and K category columns, O predicted outcomes.
+Features are computed by `serve.features.matrix` from the state strictly before each exposure, as
+the service does. In shapes, N is the number of rows, F of numeric columns, K of category columns,
+O of predicted outcomes, and C of one exposure's candidates.
 """
 
 from __future__ import annotations
@@ -29,53 +30,56 @@ from training.data.scratch import ROWS_AT_ONCE, empty, taken
 from training.terminal import print_progress
 
 Progress = Callable[[float], None]
-# Log weights of drawn exposures, each [C], by their row in the log.
+# The log weights `[C]` with which an exposure's order was drawn, by the exposure's row in the log.
 Weights = Mapping[int, F64]
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Rows in time order; `slate` is the number of a row's exposure in `request_ids`.
+    """Rows in the order of time. `slate` says to which exposure in `request_ids` a row belongs.
 
-    An exposure that stands for several, because the others were not kept, is there as often, each
-    time as a slate of its own with the same rows and viewer. So every loss, mean and curve of the
-    rows is one of all exposures, and errors by viewer do not count a copy as something new.
+    A log may keep only one exposure in n (`one_in`). The kept exposure then occurs n times, each
+    time as a slate of its own with the same rows and viewer. So losses, means and curves of the
+    rows represent all exposures, and standard errors by viewer do not take copies for new evidence.
     """
 
     columns: Columns
     matrix: Matrix
-    # [N, O], the amount of each outcome as a share of its cap, 0 or 1 of an event; NaN if unknown.
+    # [N, O], the amount of each outcome as a share of its cap (0 or 1 for an event); NaN if
+    # unknown.
     outcomes: NDArray[np.float32]
     # [N], index into `request_ids`
     slate: I64
-    # [N], number of the viewer; an exposure without a viewer has a number of its own, below 0.
+    # [N], number of the viewer; each exposure without a viewer has a negative number of its own.
     viewer: I64
     # [N], index into `candidate_ids`
     shown: I64
     # [N]
     ts_ms: I64
-    # [N], the value by which the popular heuristic sorts; also one of the numeric columns.
+    # [N], the value by which the popular order sorts; it is also one of the numeric columns.
     popular: NDArray[np.float32]
-    # [N], position in the slate, from 0; never a feature.
+    # [N], position in the slate, from 0. It is never a feature.
     position: I64
-    # [N], the viewer's exposures before this one; 0 for a cold viewer or none.
+    # [N], how many exposures the viewer had before this one; 0 for a new or unknown viewer.
     viewer_seen: I64
-    # [N], exposures that showed the candidate before this one.
+    # [N], how many exposures showed the candidate before this one.
     candidate_seen: I64
     request_ids: Sequence[str]
     candidate_ids: Sequence[str | None]
-    # The surface's rule, if it has one.
+    # The surface's `[baseline]`, a rule to compare models with, if it has one.
     rule: Baseline | None = None
-    # [N], the log weight with which the row's place was drawn; −inf for candidates that were not
-    # drawn. NaN for slates without a draw, or with a candidate that is not a row, unless it was
-    # unknown and not drawn. None: no draw.
+    # [N], the log weight with which the row's place was drawn, and −inf for candidates that were
+    # not drawn. It is NaN for slates that were not drawn, and for slates with a candidate that is
+    # not a row; an unknown candidate that was not drawn does no harm. It is None if the log has no
+    # drawn order.
     weight: F64 | None = None
-    # [N], the arm to which the viewer was assigned at random, the largest 0; −1 outside of the
-    # experiment. None: no experiment.
+    # [N], the arm to which the viewer was assigned at random: 0 is the largest arm, and −1 means
+    # outside of the experiment. It is None if there was no experiment.
     arm: I64 | None = None
-    # [N], whether the request chose the row's place; None: no request of the log did.
+    # [N], whether the request itself chose (pinned) the row's place; None if no request pinned one.
     pinned: Bools | None = None
-    # [N], the fields that were asked for, as a record for each owner. None: none were.
+    # [N], the fields that the caller asked for, as a record for each owner; None if it asked for
+    # none.
     fields: PackedRows | None = None
 
     def __len__(self) -> int:
@@ -83,46 +87,46 @@ class Dataset:
 
     @property
     def label(self) -> NDArray[np.float32]:
-        """The share of the only outcome, `[N]`; of several, `of` returns a dataset of one."""
+        """The only outcome as a share of its cap, `[N]`. With several outcomes, first use `of`."""
         assert self.outcomes.shape[1] == 1
         return self.outcomes[:, 0]
 
     def of(self, outcome: int) -> Dataset:
-        """Return the rows at which the outcome of this number is known, with that outcome alone."""
+        """Return the rows where outcome number `outcome` is known, with that outcome alone."""
         known = ~np.isnan(self.outcomes[:, outcome])
         rows = self if known.all() else self.take(np.flatnonzero(known))
         weight = None
         if self.weight is not None:
-            # A draw is known only with all its candidates.
+            # The probability of a drawn order can only be computed from all of its candidates.
             cut = self.slate[~known & ~np.isneginf(self.weight)]
             weight = np.where(np.isin(self.slate, cut), np.nan, self.weight)[known]
         return replace(rows, outcomes=rows.outcomes[:, outcome : outcome + 1], weight=weight)
 
     def unpinned(self) -> Dataset:
-        """Return the rows whose places the ranking chose, which alone tell of it.
+        """Return the rows whose places the ranking chose, as pinned rows say nothing about it.
 
         Raises:
-            TabrankError: there are rows, and requests pinned them all.
+            TabrankError: there are rows, and requests pinned all of them.
         """
         if self.pinned is None:
             return self
         if len(self) and self.pinned.all():
             raise TabrankError(
-                f"requests pinned all {len(self):,} rows, so that none tells how a ranking orders; "
-                "give a log with candidates that were not pinned"
+                f"requests pinned the places of all {len(self):,} rows, so they say nothing about how a ranking "
+                "orders; use a log in which some candidates were not pinned"
             )
         return replace(self.take(np.flatnonzero(~self.pinned)), pinned=None)
 
     @property
     def rules(self) -> dict[str, NDArray[np.floating]]:
-        """Values `[N]` by which `popular` and, where the surface has one, `baseline` sort."""
+        """Values `[N]` by which `popular` sorts, and those of `baseline` if the surface has it."""
         if self.rule is None:
             return {"popular": self.popular}
         baseline = self.rule.worth(self.columns.numeric, self.matrix.numeric)
         return {"popular": self.popular, "baseline": baseline}
 
     def take(self, rows: I64 | Bools | slice) -> Dataset:
-        """Return the rows of these numbers, or of a mask; rows of a slice are a view."""
+        """Return the rows with these numbers or of this mask as a copy; a slice gives a view."""
 
         def of(array: NDArray[Any]) -> NDArray[Any]:
             return array[rows] if isinstance(rows, slice) else taken(array, rows)
@@ -131,14 +135,14 @@ class Dataset:
         return replace(self, matrix=Matrix(of(self.matrix.numeric), of(self.matrix.category)), **arrays)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Return the arrays [N] by name."""
+        """Return the arrays `[N]` by their names."""
         return {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
 
 
 def sample(data: Dataset, most: int, among: NDArray[np.bool_] | None = None) -> Dataset:
-    """Return about `most` rows at most: whole slates, evenly spread over time.
+    """Return a sample of whole slates, evenly spread over time, with about `most` rows at most.
 
-    With `among` `[N]`, they are slates that have such a row.
+    With the mask `among` `[N]`, only slates with at least one such row are taken.
     """
     if among is None and len(data) <= most:
         return data
@@ -154,9 +158,10 @@ def evenly(num_rows: int, most: int) -> I64:
 
 
 def kept_evenly(num_shown: I64, most: int, among: I64 | None = None) -> Bools:
-    """Return which exposures `[N]`, evenly spaced, show about `most` candidates in all.
+    """Choose evenly spaced exposures that show about `most` candidates in all, as a mask `[N]`.
 
-    `num_shown` `[N]` counts the candidates of each. They are some of `among`, or of all.
+    `num_shown` `[N]` is the number of candidates of each exposure. With `among`, only exposures
+    with these numbers are chosen.
     """
     among = np.arange(len(num_shown)) if among is None else among
     num = len(among) * most // max(1, int(num_shown[among].sum()))
@@ -172,27 +177,33 @@ def build(
     kept: Bools | None = None,
     progress: Progress = lambda share: None,
 ) -> Dataset:
-    """Build the dataset of `log`; the state starts from `history` if given.
+    """Build the dataset of `log`. The state starts from the log `history`, if it is given.
 
-    `weights` and `kept` are those of `DatasetPlan`.
+    For `weights` and `kept`, see `DatasetPlan`.
 
     Raises:
-        TabrankError: if the primary outcome of no row is known.
+        TabrankError: the primary outcome is not known for any row.
     """
     return DatasetPlan(schema, log, history=history, weights=weights, kept=kept).whole(progress)
 
 
 class DatasetPlan:
-    """Rows of a log, known before any feature is computed, and then built part by part.
+    """Plan of a dataset: decides which rows there are, then computes their features part by part.
 
-    Holds about 40 bytes for each row beside the log, and about 140 while it is created. `weights`
-    are those of `training.data.draws.drawn_weights`, `arms` those of `served_arms`. With
-    `newest_ms`, only candidates of so many ms up to the last row are rows, and with `kept`
-    `[exposures of the log]` only those of some exposures; the other records still build the state.
-    `fields`, such as candidate.host, and candidate.ends_ms, are those that the rows keep.
+    It holds about 40 bytes for each row besides the log, and about 140 while it is created.
+
+    Args:
+        weights: as `training.data.draws.drawn_weights` returns them.
+        arms: as `training.data.draws.served_arms` returns them.
+        newest_ms: only candidates shown within this time before the last row become rows. Earlier
+            records still build the state.
+        kept: a mask over the log's exposures. Only candidates of these exposures become rows; the
+            other exposures still build the state.
+        fields: the fields whose values the rows keep, such as candidate.host or candidate.ends_ms.
 
     Raises:
-        TabrankError: if the primary outcome of no row is known, or all are of unknown candidates.
+        TabrankError: the primary outcome is not known for any row, or all shown candidates were
+            unknown when they were shown.
     """
 
     def __init__(
@@ -225,11 +236,11 @@ class DatasetPlan:
         self._is_row &= shown_ms >= shown_ms[self._is_row].max(initial=EVER_MS) - newest_ms
         exposures = np.arange(self._skipped, len(whole.exposures))
         self._exposures = exposures[np.argsort(replay.exposure_ms[exposures], kind="stable")]
-        # Replicas of a service may see more or less of the log at one time, so make `sees`
-        # monotone: the state only moves forward.
+        # At one time, one replica of a service may have seen more of the log than another. The
+        # state can only move forward, so make `sees` monotone.
         self._sees = np.maximum.accumulate(replay.sees[self._exposures])
         unknown = np.zeros(len(replay.shown), bool)
-        # A service gives them no score.
+        # The service puts unknown candidates last without a score, so they teach a model nothing.
         if schema.surface.unknown_candidates == "last":
             unknown = self._is_row & replay.unknown()
         self._is_row &= ~unknown
@@ -245,7 +256,7 @@ class DatasetPlan:
         self._pinned = np.isin(np.arange(len(replay.shown)), places) if len(places) else None
         rows_before = np.concatenate([[0], np.cumsum(self._is_row)])[replay.first]
         self._num_rows = np.diff(rows_before)[self._exposures]
-        # How many slates each exposure stands for.
+        # How many slates each exposure represents.
         self._times: I64 = whole.exposures["one_in"].to_numpy()
         self.columns = self._features.columns
         # [N], the time of each row.
@@ -255,7 +266,7 @@ class DatasetPlan:
             share = num_unknown / (num_unknown + len(self))
             print_progress(
                 f"left out {num_unknown} rows ({share:.1%}) of candidates that were unknown when they were shown: "
-                'no record of them came before, and the surface has unknown_candidates = "last"'
+                'the log has no earlier record of them, and the surface has unknown_candidates = "last"'
             )
         if np.isnan(self._outcomes[self._is_row, 0]).all():
             name = next(iter(schema.surface.predicted))
@@ -264,21 +275,24 @@ class DatasetPlan:
                 "every shown candidate was unknown when it was shown; write the candidates to the log with times "
                 'before the rankings, or set unknown_candidates = "scored" in the surface'
                 if num_unknown and not len(self)
-                else f"the outcome {name!r} of no row is known: the log is shorter than its window of {window}; "
-                "give a longer log or a shorter within"
+                else f"the outcome {name!r} is not known for any row: the log is shorter than its window of {window}; "
+                "give a longer log, or a shorter `within` in the surface"
             )
         viewers = replay.exposure_viewer
         self._viewer_seen = np.where(viewers > 0, _earlier(viewers, replay.exposure_ms), 0)
         self._candidate_seen = _earlier(replay.shown, shown_ms).astype(np.int32)
         slates = np.repeat(np.arange(len(log.exposures)), self._times[self._skipped :])
-        # Of each slate.
+        # The request of each slate.
         self.request_ids: list[str] = log.exposures["request_id"].take(slates).to_pylist()
 
     def __len__(self) -> int:
         return len(self.ts_ms)
 
     def whole(self, progress: Progress = lambda share: None) -> Dataset:
-        """Return all rows in time order, once; large arrays are in files."""
+        """Return all rows in the order of time; large arrays are kept in files.
+
+        A plan can be used once, because its state only moves forward.
+        """
 
         def blank(array: NDArray[Any]) -> NDArray[Any]:
             return empty((len(self), *array.shape[1:]), array.dtype)
@@ -298,10 +312,10 @@ class DatasetPlan:
         return whole
 
     def parts(self, rows: int, progress: Progress = lambda share: None) -> Iterator[Dataset]:
-        """Yield the rows in time order, once, in parts of at least `rows` rows.
+        """Yield the rows in the order of time, in parts of at least `rows` rows.
 
-        A part ends with the last row of the moment that fills it. An exposure that stands for
-        several counts once.
+        A part ends with the last row of the moment in which it reaches that size. An exposure that
+        represents several counts once towards the size. A plan can be used once.
         """
         times, sees = self._replay.exposure_ms[self._exposures], self._sees
         starts = np.concatenate([[0], np.flatnonzero(np.diff(times) | np.diff(sees)) + 1])
@@ -316,13 +330,13 @@ class DatasetPlan:
             done += size
 
     def _repeated(self, part: Dataset) -> Dataset:
-        """Return the rows of each exposure as often as it stands for one, each time a new slate."""
+        """Repeat each exposure's rows as often as it represents one, each time as a new slate."""
         times = self._times[self._skipped :]
         if times.max() == 1:
             return part
         starts = np.flatnonzero(np.diff(part.slate, prepend=-1))
         exposure, lengths = part.slate[starts], np.diff(starts, append=len(part))
-        # Of each copy of an exposure.
+        # The exposure of each copy.
         copied = np.repeat(np.arange(len(starts)), times[exposure])
         number = np.arange(len(copied)) - np.repeat(
             np.cumsum(times[exposure]) - times[exposure], times[exposure]
@@ -337,7 +351,7 @@ class DatasetPlan:
         numeric = np.empty((size, len(columns.numeric)), np.float32)
         category = np.empty((size, columns.num_category), np.uint64)
         fields = np.empty(size, self._fields)
-        # Index of the shown candidate of each row.
+        # For each row, the index of its shown candidate.
         rows = np.empty(size, np.int64)
         at = 0
         for sees, exposures in moments:
@@ -383,10 +397,10 @@ class DatasetPlan:
 def recompute_features(
     features: Features, log: Log, replay: Replay, exposures: I64
 ) -> Iterator[tuple[int, Matrix]]:
-    """Yield (index in the log, features of the candidates as shown) for each of the exposures.
+    """Yield (index in the log, features of its candidates in the order shown) for each exposure.
 
-    Exposures come in the order of the state that they saw. The replay only moves forward, so it can
-    be used once.
+    Exposures are ordered by the state that they saw. The replay only moves forward, so it can be
+    used once.
     """
     contexts = log.exposures["context"].combine_chunks()
     for i in exposures[np.argsort(replay.sees[exposures], kind="stable")].tolist():
@@ -396,7 +410,7 @@ def recompute_features(
 
 
 def _layout(schema: Schema, fields: Sequence[str]) -> np.dtype[np.void]:
-    """Return the layout of fields, such as candidate.host: a record for each owner of one."""
+    """Return a record type for fields such as candidate.host, with a subrecord for each owner."""
     of_owner: dict[str, list[Any]] = {}
     for owner, _, name in (field.partition(".") for field in dict.fromkeys(fields)):
         of_owner.setdefault(owner, []).append((name, getattr(schema, owner)[name]))
@@ -406,9 +420,10 @@ def _layout(schema: Schema, fields: Sequence[str]) -> np.dtype[np.void]:
 def _compute(
     features: Features, replay: Replay, contexts: pa.Array, exposures: I64, pairs: I64, lengths: list[int]
 ) -> tuple[Matrix, dict[str, PackedRows]]:
-    """Return the features of `pairs` at this state, `lengths` of them for each exposure.
+    """Return the features of the shown candidates `pairs` in the present state.
 
-    Also returns the rows of the viewers and contexts of the exposures, and of the candidates.
+    `lengths` says how many of them belong to each exposure. Also returns the stored rows of the
+    viewers, the contexts and the candidates.
     """
     viewers = replay.state.viewers.table[replay.exposure_viewer[exposures]]
     candidates = replay.candidates(pairs)
@@ -425,6 +440,6 @@ def _compute(
 
 
 def _earlier(keys: I64, times: I64) -> I64:
-    """Count, for each (key, time), the other entries of that key at a strictly earlier time."""
+    """Count, for each (key, time), the entries of the same key at strictly earlier times."""
     first = pd.Series(times).groupby(keys).rank(method="min")
     return first.to_numpy().astype(np.int64) - 1

@@ -1,4 +1,4 @@
-"""Doubts about a log, told before hours of training: its outcome, its slates, what is missing."""
+"""Warnings about a log's outcomes, slates and missing values, before somebody trains for hours."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 BOTH_LABELS = "training needs rows of both labels"
-# With fewer positives, a model loses to "most popular".
+# With fewer positives than this, a model usually loses to the popular order.
 ENOUGH_POSITIVES = 2_000
-# A rarer outcome is more likely a mistake than an aim.
+# An outcome on a smaller share of the rows is more likely a mistake than what somebody wants.
 RARE = 0.001
-# From this share on, name a column with missing values.
+# Warn of a column from this share of missing values on.
 MUCH_MISSING = 0.3
 
 
 def doubts(exposures: pa.Table, positives: Mapping[str, int], missing: Mapping[str, float]) -> Iterator[str]:
-    """Yield a sentence for each doubt.
+    """Yield one warning, a sentence, for each thing about the log that looks wrong.
 
-    `positives` is the number of shown candidates that each kind of event follows. `missing` is the
-    share of missing values by column.
+    `positives` says for each kind of event how many shown candidates it followed. `missing` is the
+    share of missing values of each column.
     """
     sizes = pc.fill_null(pc.list_value_length(exposures["candidates"]), 0).to_numpy()
     num_shown = int(sizes.sum())
@@ -30,7 +30,7 @@ def doubts(exposures: pa.Table, positives: Mapping[str, int], missing: Mapping[s
         if num >= num_shown:
             yield f"{what}: fit and search refuse it as an outcome; {BOTH_LABELS}"
         elif num < RARE * num_shown:
-            yield f"{what}: check what it means before it is an outcome"
+            yield f"{what}: check what it means before you use it as an outcome"
         if num < ENOUGH_POSITIVES:
             yield f"{what}: with fewer than some thousand positives a model loses to the popular order"
     if (share := float(np.mean(sizes < 2))) >= 0.5:

@@ -1,4 +1,4 @@
-"""Fit an encoder, its vocabularies and numeric transforms, to training rows."""
+"""Fit an encoder to training rows: its vocabularies and the transforms of its numeric columns."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from serve.log.reader import Log
 from serve.model.encoder import Encoder, MultiColumn, NumericColumn, SingleColumn, vocabulary_entry
 from training.data.scratch import empty, in_parts
 
-# Treat a category of fewer rows as unseen: its embedding would be noise.
+# A category with fewer rows counts as unseen, because its embedding would be noise.
 MIN_ROWS = 20
-# Bound the vocabulary, and so the embedding table, of a single category column.
+# Most entries in the vocabulary of a category column. This bounds the size of its embedding table.
 MAX_VOCABULARY = 1_000
-# Bound the vocabulary of a multi-valued column: each entry is a network input.
+# Most entries in the vocabulary of a column with several values. Each is an input of the network.
 MAX_HOT = 32
-# Bound the width of an embedding.
+# Largest width of an embedding.
 MAX_EMBEDDING = 8
 
 
 def fit_encoder(surface: Surface, columns: Columns, matrix: Matrix, strings: Mapping[int, str]) -> Encoder:
-    """Return the encoder of these rows; `strings` maps hashes to strings (`category_strings`)."""
+    """Fit an encoder to these rows. `strings` maps hashes to strings, as of `category_strings`."""
     kinds: Mapping[str, Any] = surface.features
     numeric = [_numeric(name, kinds[name], matrix.numeric[:, j]) for j, name in enumerate(columns.numeric)]
     parts = {name: matrix.category[:, part] for name, part in columns.category_parts()}
@@ -56,7 +56,7 @@ def category_strings(surface: Surface, log: Log) -> dict[int, str]:
 
 
 def tree_columns(encoder: Encoder, matrix: Matrix) -> tuple[NDArray[np.float32], list[int]]:
-    """Return the encoded columns `[N, K]` for trees, and the numbers of the categorical ones."""
+    """Return the columns `[N, K]` encoded for trees, and the numbers of the categorical columns."""
     width = len(encoder.numeric) + encoder.num_hot + len(encoder.single)
     columns = empty((len(matrix.numeric), width), np.float32)
     for part in in_parts(len(columns)):
@@ -75,7 +75,7 @@ def _numeric(name: str, kind: Any, values: NDArray[np.float32]) -> NumericColumn
 
 
 def _vocabulary(hashes: NDArray[np.uint64], strings: Mapping[int, str], most: int) -> tuple[str, ...]:
-    """Return the most frequent entries, ties by hash, so that equal data gives an equal encoder."""
+    """Return the most frequent entries. Ties go by hash, so equal data gives an equal encoder."""
     values, counts = np.empty(0, np.uint64), np.empty(0)
     for part in in_parts(len(hashes)):
         some = hashes[part]

@@ -1,4 +1,4 @@
-"""Fate of each column of a flat file that no option names: whose field it becomes, and why."""
+"""Decide, for each column of a flat file that no option names, whose field it becomes, and why."""
 
 from __future__ import annotations
 
@@ -14,35 +14,42 @@ import pyarrow as pa
 
 from serve.features.slots import I64, Bools
 
-# Names that the log, or the state built from it, uses itself: no field may have one.
+# Names that the log, or the state built from it, uses itself. No field may have such a name.
 OWN_COLUMNS = (
     r"|id|request_id|viewer|candidates?|ts_ms|ends_ms|received_ms|seq|seen_seq|removed|stated|traffic"
     r"|seen_ms|stated_ms|_state"
 )
 OWN_NAME = "the log itself uses this name; rename the column if it is your own"
-# Columns of ids in the frame of rows, and the table or column whose fields they own.
+# Each column of ids in the frame of rows, and the table or column that holds the fields of such
+# ids.
 OWNERS = {"candidate": "candidates", "viewer": "viewers", "request_id": "context"}
 STATED = "stated"
-# An id owns a field although this share of its rows says otherwise: files have slips.
+# A column still counts as one value per id if up to this share of rows differ: files have mistakes.
 SLIPS = 0.05
-# A value that changes with time differs between at most this share of neighbours in time.
+# A value changes with time if at most this share of an id's consecutive rows differ. With more
+# changes, it rather depends on something else.
 MAX_CHANGES = 1 / 3
-# A column is one of numbers if all but this share of its values, a few words, are numbers.
+# A column of strings is read as numbers if at most this share of its values, and at most this
+# number of different words, are not numbers.
 MAX_WORD_SHARE, FEW_WORDS = 0.1, 20
-# No field type holds these, besides lists of strings.
+# No field type holds these types, except for lists of strings.
 UNFIT = (pa.types.is_nested, pa.types.is_decimal, pa.types.is_binary, pa.types.is_time, pa.types.is_duration)
-# From this share of distinct values on, strings are ids or free text.
+# Strings are ids or free text if at least this share of their values is distinct.
 TEXT_SHARE = 0.9
 
 
 @dataclass(frozen=True)
 class Fate:
-    """What becomes of a column.
+    """What becomes of a column of the file.
 
-    `owner` is one of OWNERS' values, STATED, or "" for a column that is left out. `disagreement` is
-    the share of rows, beyond the first of each id, that do not have the most frequent value of the
-    owner's id; of a column that no id owns, of the id that comes nearest. `rows` are those of the
-    file that hold the values to write; a value that `is_dated` holds from the time of its row on.
+    Attributes:
+        owner: one of the values of OWNERS, STATED, or "" for a column that is left out.
+        why: the reason, as it is printed.
+        disagreement: the share of rows, beyond the first of each id, whose value is not the id's
+            most frequent one. If no kind of id owns the column, it is that of the nearest kind. For
+            example, a candidate with the values a, a, b has the disagreement 1/2.
+        rows: the rows of the file whose values are written.
+        is_dated: whether a value is valid only from the time of its row on.
     """
 
     column: str
@@ -55,10 +62,11 @@ class Fate:
 
 
 class Ids:
-    """One kind of ids by row of the file `[N]`, as numbers; −1 where there is none.
+    """One kind of ids, such as viewers, as a number for each row of the file `[N]`; −1 means none.
 
-    `partner` holds whose the rows of an id are: of a candidate the viewers, of a viewer the slates.
-    `is_single` says that each id has one row, which agrees with everything.
+    `partner` tells apart the rows of one id: by viewer for a candidate, and by slate for a viewer.
+    If `is_single`, each id has only one row. Then every column has one value per id, which says
+    nothing.
     """
 
     def __init__(self, ids: pd.Series[Any], partner: pd.Series[Any], ts_ms: pd.Series[int]) -> None:
@@ -69,10 +77,11 @@ class Ids:
         self.is_single = len(self.names) == int((self.number >= 0).sum())
 
     def agreement(self, value: I64) -> tuple[float, float, I64]:
-        """Return how far the given values agree; −1 is a missing one.
+        """Return how far the values agree within each id; −1 is a missing value.
 
-        That is their disagreement as of `Fate`, 1 where no id has two rows; the probability that
-        two rows of one id differ; and, for each id, a row with its most frequent value.
+        Returns:
+            The disagreement as defined in `Fate`, or 1 if no id has two rows; the probability that
+            two rows of one id differ; and for each id a row with its most frequent value.
         """
         given = np.flatnonzero((value >= 0) & (self.number >= 0))
         base = value.max() + 1
@@ -88,10 +97,12 @@ class Ids:
         return apart, chance, given[first[usual]]
 
     def changes(self, value: I64, chance: float) -> I64 | None:
-        """Return the rows with which a value begins to hold, if it changes with time; else None.
+        """Return the rows at which a value becomes valid if it changes with time, else None.
 
-        It does if rows that follow each other at an id differ seldom, half as often as by chance,
-        also where the partner is another one, and seldom go back at once, as after a slip.
+        A column changes with time if an id's consecutive rows seldom differ: at most half as often
+        as by chance (`chance` is the probability that any two rows of an id differ), even between
+        rows of different partners. Also, a change must seldom be undone by the very next row, as
+        happens after a mistake in the data.
         """
         rows = self.order[((value >= 0) & (self.number >= 0))[self.order]]
         value, number, partner = value[rows], self.number[rows], self.partner[rows]
@@ -108,9 +119,9 @@ class Ids:
 def fates(
     rows: pd.DataFrame, log: pd.DataFrame, ids: Mapping[str, Ids], codes: Container[str] = ()
 ) -> Iterator[Fate]:
-    """Yield the fate of each column of the file; `log` and `ids` have the ids of its rows.
+    """Yield the fate of each column of `rows`. `log` and `ids` hold the ids of these rows.
 
-    The columns `codes` hold no numbers, whatever their values look like.
+    The columns in `codes` are categories even if their values look like numbers.
     """
     everything = Ids(pd.Series(0, log.index), log["request_id"], log["at_ms"])
     for name in rows:
@@ -120,7 +131,10 @@ def fates(
 
 
 def numbered(values: pd.Series[Any]) -> tuple[pd.Series[Any], str]:
-    """Return a column of numbers and a few words as numbers, without the words, which are told."""
+    """Return a column of numbers and a few words as numbers, and a remark that names the words.
+
+    The words become missing values. Any other column is returned as it is, with an empty remark.
+    """
     if not pd.api.types.is_string_dtype(values.dtype):
         return values, ""
     code, texts = pd.factorize(values)
@@ -144,17 +158,18 @@ def _fate(name: str, values: pd.Series[Any], ids: Mapping[str, Ids], everything:
         return fate("", "every row is empty")
     if re.fullmatch(OWN_COLUMNS, name):
         return fate("", OWN_NAME)
-    # If a row with a value has no id, the value would be lost.
+    # A kind of id can own the column only if every row with a value has such an id: the values of
+    # other rows would be lost.
     owners = [key for key, of in ids.items() if not of.is_single and (of.number[value >= 0] >= 0).all()]
     apart, chance, usual = {}, {}, {}
     for key in {*owners, "candidate"}:
         apart[key], chance[key], usual[key] = ids[key].agreement(value)
-    # First those whose rows agree, then those with the fewest ids.
+    # Prefer kinds of ids whose rows all agree, and among them the kind with the fewest ids.
     owners.sort(key=lambda key: (apart[key] > 0, len(ids[key].names)))
     overall, overall_chance, _ = everything.agreement(value)
     fits = [key for key in owners if apart[key] <= min(SLIPS, overall / 2)]
     agrees = bool(fits) and not apart[fits[0]] and fits[0] != "request_id"
-    # What changes at one time for all ids, such as the hour, is no field of theirs.
+    # A value that changes for all ids at the same time, such as the hour, is not a field of an id.
     if not agrees and everything.changes(value, overall_chance) is None:
         for key in (key for key in owners if key != "request_id"):
             if (rows := ids[key].changes(value, chance[key])) is not None:
@@ -173,7 +188,7 @@ def _fate(name: str, values: pd.Series[Any], ids: Mapping[str, Ids], everything:
 
 
 def _unusable(values: pd.Series[Any], value: I64, kind: pa.DataType, slates: Ids) -> str:
-    """Return why a column that no id owns cannot be a field of its rows, or an empty string."""
+    """Return why a column that no id owns cannot be stated per row, or "" if it can."""
     if pd.api.types.is_string_dtype(values.dtype):
         is_text = value.max() + 1 >= TEXT_SHARE * (value >= 0).sum()
         return "nearly every row has its own value: an id or free text" if is_text else ""

@@ -1,4 +1,4 @@
-"""Import of a flat file, one row for each candidate that was shown, to a canonical log."""
+"""Import a flat file, which has one row for each candidate that was shown, as a log."""
 
 from __future__ import annotations
 
@@ -28,36 +28,39 @@ from training.data.doubts import doubts
 from training.data.fates import OWNERS, STATED, Fate, Ids, fates
 from training.terminal import print_progress
 
-# Infer the types of a CSV from all its rows, up to this many bytes.
+# pyarrow infers the types of a CSV from its first block, so make the block (1 GiB) hold all its
+# rows.
 BLOCKS = pcsv.ReadOptions(block_size=1 << 30)
-# An empty field is missing, of strings too, and so are NA, N/A, #N/A, NaN, nan, NULL, null and n/a.
+# An empty cell is a missing value, also in a column of strings. So are NA, N/A, #N/A, NaN, nan,
+# NULL, null and n/a.
 NULLS = pcsv.ConvertOptions(strings_can_be_null=True)
-# Words by which a column of events says that there was one, or none. A column of strings names the
-# kinds, so it must not say the latter.
+# Words by which a column of events says that there was an event, or that there was none. A column
+# of strings holds the names of kinds, so a word such as "no" in it is refused as a mistake.
 YES, NO = ["1", "1.0", "true"], ["", "0", "0.0", "f", "false", "n", "no", "none"]
-WRONG_TIME = "is not of 1985 to 2128 in the unit of most rows; correct it or drop the row"
-# Options that name ids, and the column of the log that holds them.
+WRONG_TIME = "is not between 1985 and 2128 in the unit that most rows use; correct it or drop the row"
+# Each option that names ids, and the column of the log that holds these ids.
 IDS = {"candidate": "candidate", "viewer": "viewer", "slate": "request_id"}
-# What a report tells of a column.
+# The parts of a column's fate that are reported.
 TOLD = ("column", "owner", "why", "disagreement")
-# Candidates that are shown so often can be learned one by one.
+# If candidates are shown this often on average, a model can learn each one by its id.
 OFTEN = 1_000
 # Cells that look like lists: JSON, or several values with a separator.
 LIST = r"^\s*\[.*\]\s*$|[^|;][|;][^|;]"
-# The time of a row that holds always, until it is written as null.
+# Stands for "valid at all times" until it is written as null.
 ALWAYS_MS = -1
-# Turn so many rows into JSON at once.
+# Convert this many rows to JSON at once, to bound the memory for Python's objects.
 ROWS_AT_ONCE = 65_536
-# Viewer, time and end of the window, and number of a row.
+# A row's viewer, its time, the end of its window, and its number.
 Row = tuple[str, float, float, int]
 
 
 @dataclass(frozen=True)
 class FlatColumns:
-    """Names of a flat file's columns, and the rule by which its rows are slates.
+    """The names of a flat file's columns, and how its rows are grouped into slates.
 
-    `events` hold 1 or true where the viewer acted, or the kind of event. Without `slate`, the rows
-    of a viewer at one time, or within `window_ms` of the first one, are a slate.
+    The columns `events` hold 1, true or the kind of event where the viewer acted. Without `slate`,
+    a slate is the rows of one viewer at one time or, with `window_ms`, within that many ms of the
+    slate's first row.
     """
 
     candidate: str
@@ -67,23 +70,23 @@ class FlatColumns:
     slate: str | None = None
     position: str | None = None
     window_ms: float = 0.0
-    # Columns of codes, which are no numbers.
+    # Columns whose numbers are codes of categories.
     categories: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.window_ms and (self.slate or not self.viewer):
-            raise TabrankError("--window: applies to the rows of a viewer; name --viewer, and no --slate")
+            raise TabrankError("--window: groups the rows of a viewer; give --viewer too, and not --slate")
 
     @property
     def rule(self) -> str:
-        """Return the rule in words."""
+        """Return in words how rows are grouped into slates."""
         whose = f"of the same {self.viewer} " if self.viewer else ""
         when = f"within {spelled(self.window_ms / 1e3)}, by" if self.window_ms else "at the same"
         return f"the rows with the same {self.slate}" if self.slate else f"the rows {whose}{when} {self.time}"
 
     @property
     def given(self) -> list[tuple[str, str]]:
-        """Return the option and the name of each column."""
+        """Return (option, name of the column) for each column that an option names."""
         one = [(option, getattr(self, option)) for option in (*IDS, "time", "position")]
         return [pair for pair in one if pair[1]] + [("event", name) for name in self.events]
 
@@ -91,22 +94,22 @@ class FlatColumns:
 def import_flat(
     source: Path, out: Path, columns: FlatColumns, events: Path | None = None, *, is_sure: bool = True
 ) -> dict[str, Any]:
-    """Write the log of a flat file to `out`; return what became of rows and columns.
+    """Write the log of a flat file to `out`, and return what became of its rows and columns.
 
-    Nothing is written if less than MIN_JOIN of the events of the file `events` join, unless the
-    caller `is_sure`; `joined` is then False.
+    If less than MIN_JOIN of the rows of the file `events` belong to a slate, nothing is written and
+    the result's `joined` is False. With `is_sure`, the log is written all the same.
 
     Raises:
-        TabrankError: `out` exists, or as `flat_tables`.
+        TabrankError: `out` exists, or for a reason that `flat_tables` gives.
     """
     refuse_existing(out)
     tables, found = flat_tables(source, columns, events)
     shares = check_joins(events, tables, dict.fromkeys(ENTITIES), print_progress) if events else {}
     is_joined = is_sure or shares.get("events", 1.0) >= MIN_JOIN
     if is_joined:
-        # A log whose viewers are all unknown has no table of them.
+        # If no viewer is known, the log has no table of viewers.
         write_log(out, {name: table for name, table in tables.items() if len(table)})
-    # An id may have several rows.
+    # Count ids and not rows, as an id may have several rows.
     counts = {name: pc.count_distinct(table[0]).as_py() for name, table in tables.items()}
     return counts | found | {"joined": is_joined}
 
@@ -114,14 +117,14 @@ def import_flat(
 def flat_tables(
     source: Path, columns: FlatColumns, acts: Path | None = None
 ) -> tuple[dict[str, pa.Table], dict[str, Any]]:
-    """Return the tables of the log of a CSV or Parquet file, and what became of rows and columns.
+    """Convert a CSV or Parquet file to a log's tables, and say what became of rows and columns.
 
     `training.data.fates` decides what becomes of a column that no option names. A candidate that
-    comes again in a slate is shown once, with one event of a kind. The events may be in a file of
-    their own, `acts`, which has the columns of the same names.
+    occurs twice in a slate is shown once, with at most one event of each kind. The events may be in
+    a file of their own, `acts`, whose columns have the same names.
 
     Raises:
-        TabrankError: a file cannot be read, or a column is missing or does not fit.
+        TabrankError: a file cannot be read, a column is missing, or a column holds wrong values.
     """
     rows, log = _read(source, replace(columns, events=()) if acts else columns)
     if not columns.slate:
@@ -131,10 +134,10 @@ def flat_tables(
     shown = log.sort_values("position", kind="stable").drop_duplicates(["request_id", "candidate"])
     slates = shown.groupby("request_id", sort=False)
     if slates["viewer"].nunique(dropna=False).max() > 1:
-        raise TabrankError(f"{source}: --slate: {columns.slate!r} has a value with rows of two viewers")
+        raise TabrankError(f"{source}: --slate: {columns.slate!r} has one value in rows of two viewers")
     exposures = slates.agg(ts_ms=("at_ms", "min"), viewer=("viewer", "first"), candidates=("candidate", list))
     exposures = exposures.sort_values("ts_ms", kind="stable")
-    # Without a slate of its own, an event of another file is of its viewer's latest.
+    # An event in another file that names no slate belongs to its viewer's latest slate.
     act_rows, act_log = _read(acts, replace(columns, position=None, categories=())) if acts else (rows, log)
     events = _events(acts or source, act_rows, act_log, columns)
     is_again = events.duplicated(["request_id", "candidate", "kind"]) & (acts is None)
@@ -158,7 +161,7 @@ def flat_tables(
         tables["exposures"] = tables["exposures"].append_column("context", context.to_struct_array())
     missing = {fate.column: float(fate.values.isna().mean()) for fate in found if fate.owner}
     kinds = Counter(events["kind"])
-    # Which candidates the events of another file follow, `surface` finds out.
+    # Events in another file are matched to candidates only later, by the command `surface`.
     positives = {} if acts else kinds
     warnings = list(doubts(tables["exposures"], positives, missing))
     warnings += [
@@ -170,8 +173,8 @@ def flat_tables(
     num_ids = len(ids["candidate"].names)
     if len(shown) >= OFTEN * num_ids and not (own["candidate"].nunique() == num_ids).any():
         warnings.append(
-            f"note: each of {num_ids:,} candidates is shown {len(shown) / num_ids:,.0f} times, and no feature knows "
-            f"their ids: a model learns more of each one from a column that repeats {columns.candidate!r}"
+            f"note: the {num_ids:,} candidates are shown {len(shown) / num_ids:,.0f} times each, but ids are no "
+            f"features; a model learns more about each one if you add a column that repeats {columns.candidate!r}"
         )
     return tables, {
         "kinds": sorted(kinds),
@@ -185,7 +188,7 @@ def flat_tables(
 
 
 def _fields(ids: Ids, log: pd.DataFrame, fates: list[Fate]) -> pd.DataFrame:
-    """Return the fields of each id: one row, or, if a field is dated, one for each change."""
+    """Return the fields of each id: one row or, if a field is dated, a row for each change."""
     static, dated = pd.DataFrame(index=ids.names), []
     for fate in fates:
         rows = fate.rows
@@ -193,14 +196,15 @@ def _fields(ids: Ids, log: pd.DataFrame, fates: list[Fate]) -> pd.DataFrame:
         if not fate.is_dated:
             static[fate.column] = values.set_axis(of)
             continue
-        # A ranking sees what was stated before its time.
+        # A ranking sees only what was valid before its own time, so a value begins 1 ms before its
+        # row. The first value of an id is valid at all earlier times too.
         is_first = ~pd.Series(of).duplicated()
         since_ms = np.where(is_first, ALWAYS_MS, log["at_ms"].to_numpy()[rows] - 1)
         changes = values.set_axis(pd.MultiIndex.from_arrays([of, since_ms], names=["id", "ts_ms"]))
         dated.append(changes[~changes.index.duplicated(keep="last")].rename(fate.column))
     if not dated:
         return static
-    # The fields of an id at each of these times, and always.
+    # Each id has a row for each of its changes, and one that is valid at all times.
     always = pd.MultiIndex.from_product([ids.names, [ALWAYS_MS]], names=["id", "ts_ms"])
     every = pd.concat([pd.DataFrame(index=always), *dated], axis=1).sort_index()
     changed: pd.DataFrame = every.groupby(level="id").ffill().reset_index("ts_ms").join(static)
@@ -209,7 +213,7 @@ def _fields(ids: Ids, log: pd.DataFrame, fates: list[Fate]) -> pd.DataFrame:
 
 
 def _stated(shown: pd.DataFrame, values: pd.DataFrame) -> pd.Series[str]:
-    """Return the fields that the request of each slate states, by candidate, as JSON."""
+    """Return for each slate, as JSON, the fields that its request states of each candidate."""
     table = converted(pa.Table.from_pandas(values.loc[shown.index], preserve_index=False), ())
     fields = (row for batch in table.to_batches(ROWS_AT_ONCE) for row in batch.to_pylist())
     parts = [
@@ -225,7 +229,7 @@ def _table(frame: pd.DataFrame, index: str) -> pa.Table:
 
 
 def _read(source: Path, columns: FlatColumns) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Read the file; return its rows, and the ids, time in ms and position of each."""
+    """Read a file. Return its rows, and a frame with the ids, the time in ms and the position."""
     try:
         if source.suffix == ".parquet":
             refuse_oversize(source)
@@ -237,7 +241,7 @@ def _read(source: Path, columns: FlatColumns) -> tuple[pd.DataFrame, pd.DataFram
     except (pa.ArrowException, OSError) as error:
         why = str(error).splitlines()[0]
         raise TabrankError(
-            f"{source}: not readable as Parquet, or as CSV with commas and decimal points: {why}"
+            f"{source}: cannot be read as Parquet, or as CSV with commas and decimal points: {why}"
         ) from None
     if not len(table):
         raise TabrankError(f"{source}: has no rows; a log needs at least one")
@@ -248,7 +252,7 @@ def _read(source: Path, columns: FlatColumns) -> tuple[pd.DataFrame, pd.DataFram
     for place, name in enumerate(known):
         if pa.types.is_floating(table[name].type):
             numbers = table[name].cast(pa.float64())
-            why = "is infinite; leave it empty where there is no number"
+            why = "is infinite; leave the cell empty where there is no number"
             _refuse(f"{source}: {name!r}", pc.is_inf(numbers), why)
             table = table.set_column(place, name, pc.if_else(pc.is_nan(numbers), None, numbers))
     nobody = pa.nulls(len(table), pa.string())
@@ -256,7 +260,7 @@ def _read(source: Path, columns: FlatColumns) -> tuple[pd.DataFrame, pd.DataFram
     for option, name in (*columns.given, *(("category", name) for name in columns.categories)):
         where = f"{source}: --{option}: {name!r}"
         if name not in known:
-            raise TabrankError(f"{where} is not one of its columns, {', '.join(known)}")
+            raise TabrankError(f"{where} is not a column of the file, which has {', '.join(known)}")
         values = table[name]
         if option in ("candidate", "time", "slate"):
             _refuse(where, pc.is_null(values, nan_is_null=True), "is empty; every row needs a value")
@@ -269,23 +273,23 @@ def _read(source: Path, columns: FlatColumns) -> tuple[pd.DataFrame, pd.DataFram
         elif option == "category":
             table = table.set_column(known.index(name), name, _ids(where, values))
     rows, frame = (part.to_pandas(types_mapper=pd.ArrowDtype) for part in (table, pa.table(log)))
-    # Loops over slates take Python's strings faster than Arrow's.
+    # Loops over slates read Python's strings faster than Arrow's.
     frame["candidate"] = frame["candidate"].astype(object)
     return rows, frame
 
 
 def _read_csv(source: Path, columns: FlatColumns) -> pa.Table:
-    """Read a CSV; its ids are the text that it holds: 007 is not 7, and NA is a name."""
+    """Read a CSV. Ids are the text that it holds, so 007 differs from 7, and NA can be an id."""
     table = pcsv.read_csv(source, BLOCKS, convert_options=NULLS)
     codes = [name for option, name in columns.given if option in IDS] + [*columns.categories]
     texts = {name: pa.string() for name in codes if name in table.column_names}
-    # The words of a missing value hold for all columns of a reading, so ids need their own.
+    # pyarrow applies the words for a missing value to all columns, so read the ids on their own.
     as_text = pcsv.ConvertOptions(column_types=texts, null_values=[""], strings_can_be_null=True)
     as_text.include_columns = [*texts]
     ids = pcsv.read_csv(source, BLOCKS, convert_options=as_text)
     for name in texts:
         text = ids[name]
-        # Who is called NULL is nobody, while a candidate may well be called NA.
+        # A viewer called NULL is nobody, while a candidate may well be called NA.
         is_word = pc.is_in(text, pa.array(NULLS.null_values))
         text = pc.if_else(is_word, None, text) if name in (columns.viewer, *columns.categories) else text
         table = table.set_column(table.column_names.index(name), name, text)
@@ -293,7 +297,7 @@ def _read_csv(source: Path, columns: FlatColumns) -> pa.Table:
 
 
 def _refuse(where: str, bad: pa.ChunkedArray, why: str) -> None:
-    """Refuse the first bad row."""
+    """Raise an error for the first bad row, if there is one."""
     if (row := pc.index(bad, True).as_py()) >= 0:
         raise TabrankError(f"{where}, row {row}: {why}")
 
@@ -304,21 +308,21 @@ def _misfit(where: str, values: pa.ChunkedArray, what: str) -> TabrankError:
 
 def _ids(where: str, values: pa.ChunkedArray) -> pa.ChunkedArray:
     try:
-        # Pandas writes whole numbers with gaps as floats: 7.0.
+        # Pandas writes a column of whole numbers with missing values as floats, such as 7.0.
         whole = values.cast(pa.int64()) if pa.types.is_floating(values.type) else values
         ids = whole.cast(pa.string())
         if pc.all(pc.match_substring_regex(ids, r"^-?\d+\.0$"), min_count=1).as_py():
             ids = pc.replace_substring_regex(ids, r"\.0$", "")
         _refuse(where, pc.equal(ids, ""), "is an empty string; use null where there is none")
-        why = f"an id has over {MAX_ID_CHARACTERS} characters, the most in a request; shorten it"
+        why = f"an id has over {MAX_ID_CHARACTERS} characters, the most that a request allows; shorten it"
         _refuse(where, pc.greater(pc.utf8_length(ids), MAX_ID_CHARACTERS), why)
         return ids
     except pa.ArrowException:
-        raise _misfit(where, values, "an id is a string or a whole number") from None
+        raise _misfit(where, values, "an id must be a string or a whole number") from None
 
 
 def _times(where: str, values: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return times in ms since 1970, with fractions: at one ms, several people may look."""
+    """Return times in ms since 1970. They keep fractions, as several people may look in one ms."""
     if pa.types.is_timestamp(values.type) or pa.types.is_date(values.type):
         times = np.asarray(values.cast(pa.timestamp("us"), safe=False).cast(pa.int64())) / 1e3
         _refuse(where, pa.chunked_array([(times < RECENT_MS) | (times >= 10 * RECENT_MS)]), WRONG_TIME)
@@ -330,15 +334,18 @@ def _times(where: str, values: pa.ChunkedArray) -> pa.ChunkedArray:
                 bad = pc.or_(pc.less(values, first), pc.greater_equal(values, 10 * first))
                 _refuse(where, bad, WRONG_TIME)
                 return numbers * (RECENT_MS / first)
-    what = "a time is a datetime, in a CSV 2026-01-31T12:00:00Z, or a number of s, ms, µs or ns since 1970"
+    what = "a time must be a datetime, as 2026-01-31T12:00:00Z, or a number of s, ms, µs or ns since 1970"
     raise _misfit(where, values, what)
 
 
 def _slates(log: pd.DataFrame, window_ms: float) -> pd.Series[Any]:
-    """Return a request id for each row, by viewer and time: the number of the slate's first row."""
+    """Return a request id for each row: `import-` and the number of its slate's first row.
+
+    Rows of one viewer are a slate if they lie within `window_ms` of the slate's first row.
+    """
     ordered = log.sort_values(["viewer", "ts_ms"], kind="stable")
     viewer = ordered["viewer"].fillna("")
-    # Rows of unknown viewers may be those of several, so no window holds them together.
+    # Rows without a viewer may belong to several people, so a window must not group them.
     until_ms = ordered["ts_ms"] + np.where(viewer == "", 0, window_ms)
 
     def first_of(first: Row, row: Row) -> Row:
@@ -355,13 +362,13 @@ def _events(source: Path, rows: pd.DataFrame, log: pd.DataFrame, columns: FlatCo
         is_text, words = pd.api.types.is_string_dtype(kinds), kinds.astype(str).str.strip().str.lower()
         bad = kinds[words.isin(NO) if is_text else ~words.isin([*NO, *YES])]
         if len(bad):
-            why = "write 1, true or the kind of event where the viewer acted, and nothing elsewhere"
+            why = "write 1, true or the kind of event where the viewer acted, and leave other cells empty"
             raise TabrankError(f"{source}: --event: {name!r} holds {bad.iloc[0]!r:.40}; {why}")
         kinds = kinds if is_text else pd.Series(name, kinds.index[words.isin(YES)])
         parts.append(log.loc[kinds.index].assign(kind=kinds))
     events = pd.concat(parts).sort_values("ts_ms", kind="stable", ignore_index=True)
     if events.empty:
-        raise TabrankError(f"{source}: --event: no row has an event, so that nothing can be learned")
-    # The ids of later events from clients must differ.
+        raise TabrankError(f"{source}: --event: no row has an event, so there is nothing to learn from")
+    # The prefix keeps these ids different from the ids of events that clients send later.
     events = events.astype({"ts_ms": "int64"}).set_index("import-" + events.index.astype(str))
     return events[["viewer", "candidate", "kind", "ts_ms", "request_id"]]

@@ -1,6 +1,7 @@
-"""Labels: what followed each shown candidate, and so which of them are rows.
+"""Labels: what followed each shown candidate. Candidates without any known label are no rows.
 
-P shown candidates, of all exposures end to end, as in `Replay.shown`; O predicted outcomes.
+In shapes, P is the number of shown candidates of all exposures end to end, as in `Replay.shown`; O
+is the number of predicted outcomes, and E the number of events.
 """
 
 from __future__ import annotations
@@ -19,18 +20,24 @@ from serve.log.reader import Log
 from serve.log.replay import Codes, Replay
 from training.data.amounts import amounts
 
-# Length of a window that never closes.
+# The length of a window that never closes.
 FOREVER_MS = int(np.iinfo(np.int64).max)
 
 
 def label(replay: Replay, log: Log, surface: Surface) -> NDArray[np.float32]:
-    """Return [P, O] the amount of each predicted outcome within its window, as a share of its cap.
+    """Return `[P, O]` the amount of each predicted outcome in its window, as a share of its cap.
 
-    It is NaN where it is unknown, and a shown candidate of which all are is no row. The window
-    begins with the exposure or, where the surface has client impressions, with an impression; of a
-    candidate without one, all are unknown. An outcome is unknown where its window is still open at
-    the end of the log, and where an amount is: a stay without its end, an event without its value.
-    All are unknown of erased exposures. Erased events label nothing.
+    The window begins with the exposure. If clients report impressions on this surface, it begins
+    with the impression instead.
+
+    An outcome is NaN where it is unknown:
+
+    - its window is still open at the end of the log;
+    - one of its amounts is unknown: a stay without an end, or an event without its value;
+    - clients report impressions, and the candidate has none;
+    - the exposure was erased.
+
+    Erased events label nothing.
     """
     owners = Owners.in_replay(replay, log)
     shown = np.arange(len(replay.shown))
@@ -44,7 +51,7 @@ def label(replay: Replay, log: Log, surface: Surface) -> NDArray[np.float32]:
     seen = last_ms > EVER_MS
     seen &= ~np.repeat(pc.fill_null(log.exposures["erased"], False).to_numpy(), np.diff(replay.first))
     kind = np.where(pc.fill_null(log.events["erased"], False).to_numpy(), "", replay.event_kind)
-    # Events of nobody belong together if they name one request.
+    # Events without a viewer belong to the same person if they name the same request.
     who = np.where(owners.event_viewer > 0, owners.event_viewer, -1 - owners.event_request)
     value = log.events["value"].to_numpy()
     outcomes = np.empty((len(replay.shown), len(surface.predicted)), np.float32)
@@ -61,14 +68,14 @@ def label(replay: Replay, log: Log, surface: Surface) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class Owners:
-    """Match from events to the shown candidates that they belong to.
+    """Matches events to the shown candidates that they belong to.
 
-    An event with a `request_id` belongs to that exposure; an event without one belongs to the
-    viewer's latest exposure of that candidate. Candidates, requests and viewers are codes that mean
-    the same for exposures and events; the code 0 means no request or no viewer.
+    An event with a `request_id` belongs to that exposure. An event without one belongs to the
+    viewer's latest exposure of the candidate. Candidates, requests and viewers are codes that mean
+    the same in exposures and events. The code 0 means no request or no viewer.
     """
 
-    # [P], candidates
+    # [P], the shown candidates
     shown: I64
     # [P]
     shown_request: I64
@@ -99,9 +106,9 @@ class Owners:
         )
 
     def of(self, events: I64, shown: I64, since_ms: I64, within_ms: int = FOREVER_MS) -> I64:
-        """Return, for each of the `events`, the index of its latest match in (`shown`, `since_ms`).
+        """Return for each of the `events` the index of its latest match in (`shown`, `since_ms`).
 
-        The index is −1 if there is no match, or if it is longer ago than the window.
+        The index is −1 if there is no match, or if the match lies more than `within_ms` back.
         """
         num_candidates = 1 + max(self.shown.max(initial=0), self.event_candidate.max(initial=0))
         named = self.event_request[events] > 0
@@ -111,7 +118,7 @@ class Owners:
             (~named, self.shown_viewer, self.event_viewer),
         ):
             mine = events[chosen]
-            # Exposures without a viewer can only be matched by request.
+            # An exposure without a viewer can only be matched by its request.
             known = owner[shown] > 0
             keys = np.where(known, owner[shown] * num_candidates + self.shown[shown], -1)
             wanted = event_owner[mine] * num_candidates + self.event_candidate[mine]
@@ -120,7 +127,7 @@ class Owners:
 
 
 def _last(keys: I64, times: I64, key: I64, time: I64, within: int) -> I64:
-    """Find, for each (key, time), the index of that key's latest time at or before, or −1."""
+    """Return for each (key, time) the index of the key's latest entry up to that time, or −1."""
     shown = pd.DataFrame({"key": keys, "ms": times, "at": np.arange(len(keys))})
     wanted = pd.DataFrame({"key": key, "ms": time}).sort_values("ms", kind="stable")
     found = pd.merge_asof(wanted, shown.sort_values("ms", kind="stable"), on="ms", by="key", tolerance=within)

@@ -1,4 +1,4 @@
-"""Import the RankLens data set: two CSV files to a canonical log."""
+"""Import the RankLens data set, two CSV files, as a log."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ IMPRESSIONS = FlatColumns("item", "ts_ms", ("click",), "user", "ranking", "posit
 
 
 def import_ranklens(source: Path, out: Path) -> dict[str, int]:
-    """Write the log of `source` to `out` and return the number of rows of each table.
+    """Write the data set as a log to `out`, and return the number of rows of each table.
 
-    `source` holds `impressions.csv.gz` and `items.csv.gz`. A shown movie without metadata becomes a
-    candidate with missing fields. A click keeps its time, five seconds after its slate.
+    The folder `source` holds `impressions.csv.gz` and `items.csv.gz`. A movie that was shown but
+    has no metadata becomes a candidate with missing fields. A click is written five seconds after
+    its slate.
 
     Raises:
-        TabrankError: if a file or a column is missing.
+        TabrankError: a file or a column is missing.
     """
     refuse_existing(out)
     impressions, about = source / "impressions.csv.gz", source / "items.csv.gz"
     for path in (impressions, about):
         if not path.is_file():
-            raise TabrankError(f"{path}: missing; --source names its folder")
+            raise TabrankError(f"{path}: no such file; give the folder that holds it as --source")
     items = pd.read_csv(about)
     if missing := [name for name in ("item", *NUMBERS, *SETS, "director") if name not in items]:
         raise TabrankError(

@@ -1,6 +1,6 @@
 """Large arrays in unnamed files, which the kernel keeps in memory only as far as there is room.
 
-A file is deleted with the last array that shows it, and if the process is killed.
+A file disappears with the last array that uses it, and also when the process is killed.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from numpy.typing import DTypeLike, NDArray
 from serve.contract.errors import TabrankError
 from serve.features.slots import I64, Bools
 
-# Arrays of fewer bytes stay in memory, where many small files would only cost time.
+# Smaller arrays stay in memory, because many small files would cost time and save little.
 LEAST_BYTES = 16 << 20
-# Rows to compute at once where an array holds the results of all.
+# Compute this many rows at once, so that intermediate results stay small.
 ROWS_AT_ONCE = 131_072
-# Unlike /tmp, it is never in memory; TMPDIR takes precedence.
+# Unlike /tmp, this folder is never kept in memory. TMPDIR takes precedence over it.
 FOLDER = "/var/tmp"
 
 
@@ -32,28 +32,28 @@ def folder() -> str:
 
 
 def empty(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-    """Return an array to fill, in a file if it is large.
+    """Return an uninitialized array, which lies in a file if it is large.
 
     Raises:
-        TabrankError: the disk has no room for it.
+        TabrankError: the disk has no room for the file.
     """
     num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
     if num_bytes < LEAST_BYTES:
         return np.empty(shape, dtype)
     try:
         with tempfile.TemporaryFile(dir=folder()) as file:
-            # Take the room now: a write to a page without it would kill the process.
+            # Reserve the space now: if it were missing later, a write would kill the process.
             os.posix_fallocate(file.fileno(), 0, num_bytes)
             return np.frombuffer(mmap.mmap(file.fileno(), num_bytes), dtype).reshape(shape)
     except OSError as error:
         raise TabrankError(
-            f"{folder()}: no file of {num_bytes / 2**30:.1f} GiB for the rows: {error.strerror}; free disk space, or "
-            "name a folder with more in the environment variable TMPDIR"
+            f"{folder()}: cannot create a file of {num_bytes / 2**30:.1f} GiB for the rows: {error.strerror}; free "
+            "disk space, or set the environment variable TMPDIR to a folder with more"
         ) from error
 
 
 def taken(array: NDArray[Any], rows: I64 | Bools) -> NDArray[Any]:
-    """Return a copy of the rows of these numbers, or of a mask."""
+    """Return a copy of the rows with these numbers, or of this mask."""
     rows = np.arange(len(array))[rows]
     found = empty((len(rows), *array.shape[1:]), array.dtype)
     for part in in_parts(len(rows)):

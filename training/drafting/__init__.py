@@ -1,4 +1,4 @@
-"""Drafts of surfaces: propose a surface's TOML from a log alone.
+"""Draft a surface: propose its TOML from nothing but a log.
 
-Imports `fit`, `evaluation`, `examination`, `data`, `network`, `world`, `terminal` and `serve`.
+It imports `fit`, `evaluation`, `examination`, `data`, `network`, `world`, `terminal` and `serve`.
 """

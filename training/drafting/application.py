@@ -1,4 +1,4 @@
-"""Draft of a surface's application: the shipped `cluster.yaml` with its own names and paths."""
+"""Draft an application for a surface: the shipped `cluster.yaml` with other names and paths."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from serve.storage.atomic_files import draft_of
 from serve.storage.bucket import is_bucket
 from training.drafting.draft import Draft
 
-# Address in the shipped file.
+# The address of rankings with the ports of the shipped `cluster.yaml`.
 URL = "http://127.0.0.1:8000/v1/rank"
 
 
 def write_application(drafted: Draft, log: Path, out: Path) -> list[str]:
-    """Write the new folder `out`: surface.toml, its cluster.yaml, and request.json of a ranking.
+    """Write the new folder `out` with surface.toml, a matching cluster.yaml, and a request.json.
 
-    Returns the commands from there to the ranking. The service will keep its store and models in
-    the folder, and append to `log`.
+    Returns the commands that lead from there to the first ranking. The service will keep its store
+    and its models in the folder, and append to `log`.
 
     Raises:
         TabrankError: `out` exists or cannot be created.
     """
-    # The request names a viewer, and the store will hold them all.
+    # The folder is private, because the request names a viewer and the store will hold all of them.
     with draft_of(out, mode=0o700) as folder:
         (folder / "surface.toml").write_text(drafted.text, encoding="utf-8")
         (folder / "cluster.yaml").write_text(_cluster(read_surface(drafted.text), log, out), encoding="utf-8")
@@ -42,12 +42,12 @@ def write_application(drafted: Draft, log: Path, out: Path) -> list[str]:
 
 
 def _cluster(surface: Surface, log: Path, out: Path) -> str:
-    """Return the shipped cluster.yaml for this surface; its comments and other settings stay."""
+    """Return the shipped cluster.yaml, changed for this surface, with its comments."""
     package = SHIPPED.parent
     # An installed package holds a copy of the file.
     shipped = next(path for path in (package, package.parent) if (path / "cluster.yaml").is_file())
     text = (shipped / "cluster.yaml").read_text(encoding="utf-8")
-    # JSON strings are valid YAML, whatever they hold.
+    # A JSON string is valid YAML, whatever characters it holds.
     name = json.dumps(surface.name)
     at = str(log) if is_bucket(str(log)) else os.path.relpath(log.resolve(), out.resolve())
     log_path = json.dumps(at, ensure_ascii=False)
@@ -60,7 +60,8 @@ def _cluster(surface: Surface, log: Path, out: Path) -> str:
         ("log: var/log\n", f"log: {log_path}\n"),
         ("name: launch\n", f"name: {name}\n"),
         ("salt: launch\n", f"salt: {name}\n"),
-        # The ranker of a first log may have known more than the features (docs/quality.md).
+        # The ranker that wrote the first log may have used facts that no feature knows, so a model
+        # that learns from it is biased (docs/quality.md). A few explored rankings correct that.
         ("{scorer: current, share: 1.0}\n", "{scorer: current, share: 1.0, explore: 0.01}\n"),
     ):
         assert text.count(old) == 1, f"cluster.yaml: {old!r}"

@@ -1,4 +1,4 @@
-"""Draft of a surface: write its TOML from a log, with the reason for each choice in a comment."""
+"""Draft a surface: write its TOML from a log, with a comment that says why for each choice."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from training.evaluation.leakage import suspects
 from training.evaluation.verdict import span
 
 POPULAR = {"gauge": "current number", "rate": "no pair of event kinds gives a current number"}
-# Look for leaking fields on about this many rows, so that a draft takes seconds.
+# Leaking fields are searched on about this many rows, so that a draft takes seconds.
 PROBE_ROWS = 100_000
 
 
 @dataclass(frozen=True)
 class Draft:
-    """Drafted TOML, to be reviewed before use.
+    """A drafted surface as TOML, to be reviewed before use.
 
-    `notes` list what was converted, and what was left out and why. `request` is a ranking of the
-    log's newest large slate, as `POST /v1/rank` takes it. `is_joined` is False if many events or
-    shown candidates name ids that the log lacks.
+    `notes` say what was converted, and what was left out and why. `request` ranks the log's newest
+    large slate; it is the body of a `POST /v1/rank`. `is_joined` is False if many events or shown
+    candidates have ids of which the log holds no record.
     """
 
     text: str
@@ -49,14 +49,15 @@ class Draft:
 
 
 def draft(log: Path, name: str | None = None) -> Draft:
-    """Draft the surface of a log, named `name` or after its folder.
+    """Draft the surface of a log. It is called `name`, or by default like the log's folder.
 
-    Each choice has its reason in a comment. Fields that look as if they were written after the
-    ranking are left out: copies of the outcome (`leakage.suspects`, on a sample of the log), totals
+    Each choice has its reason in a comment. Fields that seem to be written after the ranking are
+    left out: copies of the outcome (found by `leakage.suspects` on a sample of the log), totals
     over the whole log, and times after the ranking.
 
     Raises:
-        TabrankError: the log is invalid or holds nothing to learn from; names table and column.
+        TabrankError: the log is invalid or holds nothing to learn from. The message names the table
+            and the column.
     """
     tables, is_joined = read_tables(log)
     events = funnel(tables)
@@ -67,7 +68,7 @@ def draft(log: Path, name: str | None = None) -> Draft:
     head = _head(name or _name(log), log, events, draft_outcomes(tables, events), popular)
     data = _probe(log, _text(head, columns, features), features)
     found = {
-        s.feature: f"looks like the outcome, known before the ranking ({s.sign} alone has AUC {s.auc:.3f})"
+        s.feature: f"looks like the outcome itself, which no ranking can know ({s.sign} alone has AUC {s.auc:.3f})"
         for s in suspects(data)
         if s.feature != popular.name
     }
@@ -87,7 +88,7 @@ def draft(log: Path, name: str | None = None) -> Draft:
 
 
 def _request(surface: Surface, exposures: pa.Table) -> dict[str, Any]:
-    """Return the newest of the largest slates, as a ranking that shows what an order changes."""
+    """Return a request for the newest of the largest slates, where the order matters most."""
     sizes = pc.list_value_length(exposures["candidates"]).fill_null(0).to_numpy()
     place = np.lexsort((exposures["ts_ms"], np.minimum(sizes, MAX_CANDIDATES)))[-1]
     (full,) = exposures.slice(place, 1).to_pylist()
@@ -103,7 +104,7 @@ def _request(surface: Surface, exposures: pa.Table) -> dict[str, Any]:
 
 
 def _probe(log: Path, text: str, features: list[Feature]) -> Dataset:
-    """Return the stateless features and the primary outcome of sampled exposures."""
+    """Return a dataset of sampled exposures with the stateless features and the primary outcome."""
     surface = read_surface(text)
     read = {f.name for f in features if f.fields and not surface.features[f.name].slots}
     stateless = read | {surface.popular}
@@ -123,10 +124,11 @@ def _probe(log: Path, text: str, features: list[Feature]) -> Dataset:
 
 
 def _rule(data: Dataset, features: list[Feature], popular: str) -> str:
-    """Return the table `[baseline]`: the pairs that raise the outcome's rate, then popularity.
+    """Return the table `[baseline]`, a rule that sorts by match features and then by popularity.
 
-    A pair raises it if the rates at 1 and at 0 differ by two standard errors of a difference of
-    proportions. The text is empty if no pair does.
+    It uses the features of the kinds `match` and `member` with which the outcome is more frequent:
+    the rate where the feature is 1 must exceed the rate where it is 0 by two standard errors of a
+    difference of proportions. The text is empty if no feature does that.
     """
     rates = []
     for name in (f.name for f in features if f.spec["kind"] in ("match", "member")):
@@ -137,7 +139,10 @@ def _rule(data: Dataset, features: list[Feature], popular: str) -> str:
             rates += [(ones.mean(), name, zeros.mean())] if ones.mean() > zeros.mean() + 2 * error else []
     rates.sort(reverse=True)
     lines = [f"# {_plain(name)}: {one:.1%} where it is 1, else {zero:.1%}" for one, name, zero in rates]
-    head = ["", "# A rule to compare the model with: first what raises the outcome's rate, then popularity."]
+    head = [
+        "",
+        "# A rule to compare the model with: sort by what raises the outcome's rate, then popularity.",
+    ]
     rule = ["[baseline]", f"sort = {toml([*(name for _, name, _ in rates), popular])}", ""]
     return "\n".join([*head, *lines, *rule]) if rates else ""
 
@@ -145,7 +150,7 @@ def _rule(data: Dataset, features: list[Feature], popular: str) -> str:
 def _head(
     name: str, log: Path, events: Funnel, outcomes: list[DraftedOutcome], popular: Feature
 ) -> list[str]:
-    """Return what stands above the fields: names, the kinds of event, outcomes and weights."""
+    """Return the lines above the fields: names, the kinds of event, outcomes and weights."""
     when = span(int(events.shown_ms.min()), int(events.shown_ms.max()))
     num_exposures, num_rows = len(events.viewer), len(events.exposure)
     declared = sorted(events.event_stats.values(), key=lambda h: (-h.num, h.kind))
@@ -155,7 +160,7 @@ def _head(
     return [
         f"# Drafted from the log {json.dumps(log.name, ensure_ascii=False)}:",
         f"# {num_exposures:,} exposures of {num_rows:,} candidates, {when}.",
-        "# This is a draft: review it, above all the outcomes and what is known at the time of a ranking.",
+        "# This is a draft. Review it: are the outcomes right, and is each field known before a ranking?",
         f"name = {json.dumps(name)}",
         f"events = {toml([h.kind for h in declared])}",
         f"popular = {toml(popular.name)}  # {POPULAR[str(popular.spec['kind'])]}",
@@ -167,9 +172,9 @@ def _head(
         *(f"{o.name} = {toml(o.spec)}{_comment(_plain(o.why))}" for o in outcomes),
         *(f"# {_plain(h.kind)} is no outcome: it {h.why_not} ({h.num:,} events)" for h in others),
         "",
-        f"# Which kinds of event are bad, so that less of them is better? Marked with bad = true: {bad}.",
-        "# What is one unit of each outcome worth beside the primary one: one event, one minute of a",
-        "# stay, 1 of a sum? Outcomes with a weight are predicted, the others are only measured.",
+        f"# Check which outcomes are bad, so that fewer are better. Marked with bad = true: {bad}.",
+        "# A weight says what one unit of an outcome (an event, a minute, 1 of a sum) is worth compared",
+        "# with the primary one. Outcomes with a weight are predicted. The others are only measured.",
         "[weights]",
         f"{primary.name} = 1",
         *(f"# {o.name} = {float(f'{o.weight:.2g}'):g}{_comment(_plain(o.worth))}" for o in more),
@@ -192,13 +197,13 @@ def _text(head: list[str], columns: list[Column], features: list[Feature]) -> st
 
 
 def _name(log: Path) -> str:
-    """Return the folder's name, reduced to what a surface may be called."""
+    """Return the folder's name, reduced to the characters that a surface's name may have."""
     name = re.sub(r"[^a-z0-9_-]+", "-", log.resolve().name.lower())
     return name.lstrip("-_0123456789")[:64].rstrip("-_") or "drafted"
 
 
 def _plain(text: str) -> str:
-    """Return the text on one line without control characters, as a comment can hold it."""
+    """Return the text on one line without control characters, so that a comment can hold it."""
     return json.dumps(text, ensure_ascii=False)[1:-1]
 
 

@@ -1,4 +1,4 @@
-"""Figures of a log that decide whether a feature is suggested, and give its reason."""
+"""Figures of a log that decide whether a feature is suggested, and that its comment quotes."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from training.drafting.leakage import on_rows
 from training.drafting.profile import Column, codes_of
 from training.evaluation.slates import auc
 
-# Weight of the base rate in the rate at a value, in rows.
+# The rate at a value is smoothed as if this many more rows had the base rate.
 PRIOR_ROWS = 20.0
 
 
 def told_by_others(c: Column, tables: dict[str, pa.Table], events: Funnel) -> float:
-    """Return the AUC of the label's rate among the other candidates with the same category.
+    """Return how well a category predicts the label for candidates that have no events yet.
 
-    This is what the category says of a candidate that has no events yet. It is ½ if it is not above
-    chance by two standard errors: those of a Mann-Whitney test of rows and of Kendall's tau of
-    candidates, whose rows are alike.
+    This is the AUC of a score: the label's rate among the other candidates with the same category.
+    It is ½ unless it exceeds chance by two standard errors, both of a Mann-Whitney test over rows
+    and of Kendall's tau over candidates. The second test is needed because the rows of a candidate
+    resemble each other.
     """
     (codes,) = codes_of(tables["candidates"][c.name])
     value = np.nan_to_num(on_rows(c, codes.astype(np.float64), tables, events)).astype(np.int64)
-    # A row counts at its value, and is taken out with all rows of its candidate.
+    # A row's score counts all rows with its value, except for those of its own candidate.
     num, hits = (
         np.bincount(value, weights)[value] - np.bincount(events.candidate, weights)[events.candidate]
         for weights in (None, events.positive)
@@ -44,24 +45,25 @@ def told_by_others(c: Column, tables: dict[str, pa.Table], events: Funnel) -> fl
 
 
 def remembered(events: Funnel, last: int) -> float:
-    """Return the share of rows that show one of the viewer's `last` candidates again.
+    """Return the share of rows that show one of the viewer's `last` shown candidates again.
 
-    A candidate that was shown twice counts twice among the last ones.
+    A candidate that was shown twice takes two of the `last` places.
     """
     viewer = events.viewer[events.exposure]
     rows = pd.DataFrame({"viewer": viewer, "candidate": events.candidate, "exposure": events.exposure})
     rows = rows.iloc[np.argsort(events.shown_ms, kind="stable")].query("viewer > 0")
     rows["place"] = rows.groupby("viewer").cumcount()
-    # A ranking knows what was shown before it, and none of its own candidates.
+    # A ranking only knows what was shown before it, so count up to where the exposure begins.
     begun = rows.groupby("exposure")["place"].transform("min")
     before = rows.groupby(["viewer", "candidate"])["place"].shift()
     return float((begun - before <= last).mean()) if len(rows) else 0.0
 
 
 def label_gap(tables: dict[str, pa.Table], events: Funnel) -> tuple[float, float]:
-    """Return the median time from a candidate's label event to its next one, in ms.
+    """Return the median time in ms from one label event of a candidate to its next one.
 
-    Also returns that of these times as shares of the candidate's mean. NaN where there is none.
+    Also returns the median of these times as shares of the candidate's mean time. Both are NaN if
+    no candidate has two label events.
     """
     found = tables["events"].filter(pc.equal(tables["events"]["kind"], events.label))
     times = found.select(["candidate", "ts_ms"]).to_pandas().sort_values("ts_ms")
@@ -71,7 +73,7 @@ def label_gap(tables: dict[str, pa.Table], events: Funnel) -> tuple[float, float
 
 
 def share_of_viewers(c: Column, tables: dict[str, pa.Table]) -> float:
-    """Return the share of a column's values that are ids of viewers."""
+    """Return the share of a column's distinct values that are ids of viewers."""
     columns = (tables["viewers"]["id"], tables["exposures"]["viewer"])
     known = {each for column in columns for each in pc.unique(column).to_pylist()}
     return len(c.values & known) / len(c.values)

@@ -1,4 +1,7 @@
-"""Funnel from exposures to events: delay, rate and order of each event kind, and the label."""
+"""Funnel from exposures to events: delay, rate and order of each kind of event, and the label.
+
+The label is the kind of event that becomes the primary outcome.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +21,17 @@ from training.drafting.profile import codes_of
 # Windows are rounded up to one of these durations.
 ROUND_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1_800, 3_600, 7_200, 10_800, 21_600, 43_200, 86_400)
 ROUND_MS = (*(1_000 * s for s in ROUND_S), *(86_400_000 * d for d in (2, 3, 7, 14, 30, 60, 90, 180, 365)))
-# A window covers at least this share of an event kind's delays.
+# A window covers at least this share of the delays of a kind of event.
 COVERED_SHARE = 0.99
-# Window of a kind whose events all have the time of their exposure: the log does not hold delays.
+# The window of a kind whose events all have the time of their exposure, so that delays are unknown.
 UNKNOWN_DELAY_MS = 1_800_000
-# A window is at most this share of the log's span: the rows of the last window have no label.
+# A window is at most this share of the log's span, because rows in the last window have no label.
 WINDOW_SHARE = 0.2
-# A kind is a later step than another that comes before it on at least this share of its rows.
+# A kind is a later step than another kind if that one comes first on at least this share of rows.
 FOLLOWS_SHARE = 0.8
-# Prefer a later, rarer step as the label from this number of positives on.
+# A later, rarer step becomes the label if it has at least this many positives.
 ENOUGH_POSITIVES = 500
-# Pairs of kinds between which a viewer is at a candidate.
+# Pairs of kinds that begin and end a viewer's stay at a candidate.
 STAYS = {
     "join": ("leave", "part"),
     "enter": ("exit", "leave"),
@@ -38,38 +41,41 @@ STAYS = {
     "check_in": ("check_out",),
     "login": ("logout",),
 }
-# Pairs of kinds that raise and lower the current number of viewers.
+# Pairs of kinds of which the second undoes the first; they raise and lower a current number.
 UNDO_KINDS = {**STAYS, "add": ("remove",)}
-# Kinds that reject a candidate.
+# Kinds by which a viewer rejects a candidate. They become outcomes with bad = true.
 REJECTS = ("hide", "block", "report", "dislike", "skip", "dismiss", "mute", "downvote", "refund", "return")
 
 
 @dataclass(frozen=True)
 class EventStats:
-    """Statistics of one event kind."""
+    """Statistics of one kind of event."""
 
     kind: str
     num: int
-    # Window that covers the share COVERED_SHARE of its delays.
+    # The window, which covers the share COVERED_SHARE of its delays.
     within_ms: int
-    # Shown candidates that it follows within the window.
+    # The number of shown candidates that it follows within the window.
     positives: int
-    # Positives as a share of all shown candidates.
+    # The positives as a share of all shown candidates.
     rate: float
-    # Kinds that come before it on the share FOLLOWS_SHARE of its rows.
+    # The kinds that come before it on at least the share FOLLOWS_SHARE of its rows.
     after: tuple[str, ...]
-    # Reason why it cannot be the label; empty if it can.
+    # The reason why it cannot be the label; empty if it can.
     why_not: str
 
 
 @dataclass(frozen=True)
 class Funnel:
-    """Shown candidates and the events on them. N rows, one for each shown candidate.
+    """Shown candidates and the events on them, in N rows, one for each shown candidate.
 
-    `exposure` [N] are rows of the exposures table, `candidate` [N] and `viewer` codes, with
-    `viewer` by exposure and 0 for null. `positive` [N] are the rows that the label follows within
-    its window. `covered` is the share of the label's delays within its window, None if all are 0.
-    `gauge` are the kinds that raise and lower a current number, if there is such a pair.
+    Attributes:
+        exposure: `[N]`, the number of the row's exposure in its table.
+        candidate: `[N]`, the candidate's code.
+        viewer: the viewer's code for each exposure; 0 if the viewer is null.
+        positive: `[N]`, whether the label follows within its window.
+        covered: the share of the label's delays within its window; None if all delays are 0.
+        gauge: the two kinds that raise and lower a current number, if there is such a pair.
     """
 
     exposure: I64
@@ -84,7 +90,7 @@ class Funnel:
 
     @property
     def window_reason(self) -> str:
-        """Return the reason for the length of the label's window."""
+        """Return in words why the label's window is as long as it is."""
         if self.covered is None:
             return "a guess: its events have the time of the exposure"
         if self.covered >= COVERED_SHARE:
@@ -101,7 +107,7 @@ class Funnel:
 
     @property
     def responses(self) -> list[EventStats]:
-        """Return the kinds that follow exposures and undo no other: the label, then the others."""
+        """Return the kinds that can be labels, with the chosen label first."""
         able = [h for h in self.event_stats.values() if h.positives and h.kind != IMPRESSION]
         able = [h for h in able if not h.why_not.startswith("undoes")]
         return sorted(able, key=lambda h: (h.kind != self.label, -h.num, h.kind))
@@ -113,7 +119,7 @@ class Funnel:
 
 
 def round_up_ms(duration_ms: float) -> int:
-    """Return the smallest round duration of at least `duration_ms`."""
+    """Round a duration up to the next entry of ROUND_S, for example 70 s to two minutes."""
     return next((n for n in ROUND_MS if n >= duration_ms), ROUND_MS[-1])
 
 
@@ -141,7 +147,8 @@ def funnel(tables: dict[str, pa.Table]) -> Funnel:
     num_shown = len(np.unique(row[is_on[IMPRESSION]])) if IMPRESSION in is_on else len(exposure)
     longest = WINDOW_SHARE * (max(shown_ms.max(), event_ms.max()) - shown_ms.min())
     firsts = {kind: _first(row[on], delay[on], len(exposure)) for kind, on in is_on.items()}
-    # The kinds that undo another one, by name: `leave` of `join`, `unlike` of `like`.
+    # The kinds that undo another one, by their names: `leave` undoes `join`, `unlike` undoes
+    # `like`.
     pairs = ((up, down) for up in is_on for down in (*UNDO_KINDS.get(up, ()), f"un{up}"))
     downs = {down: up for up, down in pairs if down in is_on}
     event_stats = {}
@@ -161,9 +168,9 @@ def funnel(tables: dict[str, pa.Table]) -> Funnel:
 
 
 def _followed(owners: Owners, kinds: NDArray[np.object_], shown_ms: I64) -> tuple[I64, I64]:
-    """Return `[events]` the row that each event follows, or −1, and its delay in ms.
+    """Return for each event the row that it follows, or −1, and its delay in ms.
 
-    Where clients report impressions, the delay counts from the impression, as in
+    If clients report impressions, the delay counts from the impression, as it does in
     `training.data.labels.label`.
     """
     row, delay = np.full(len(kinds), -1), np.zeros(len(kinds), np.int64)
@@ -188,7 +195,7 @@ def _window(delay: I64, longest: float) -> int:
 
 
 def _first(row: I64, delay: I64, num_rows: int) -> NDArray[np.float64]:
-    """Return `[N]` the delay of the first event on each row, infinite without an event."""
+    """Return `[N]` the delay of the first event on each row; infinite if there is none."""
     first = np.full(num_rows, np.inf)
     np.minimum.at(first, row, delay)
     return first
@@ -214,7 +221,7 @@ def _is_deep(h: EventStats) -> bool:
 
 
 def _label(event_stats: dict[str, EventStats]) -> str:
-    """Return the rarest of the later steps with enough positives, else the most frequent kind."""
+    """Return the rarest later step with enough positives, or else the most frequent kind."""
     able = [h for h in event_stats.values() if not h.why_not]
     if not able:
         raise TabrankError(

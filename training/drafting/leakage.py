@@ -1,4 +1,4 @@
-"""Find columns unfit as features of a draft: times after the ranking, totals of the whole log."""
+"""Find columns that know the future: times after the ranking, and totals over the whole log."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from serve.features.slots import F64, I64, IMPRESSION
 from training.drafting.funnel import Funnel
 from training.drafting.profile import Column, codes_of
 
-# A time column must lie before the ranking on this share of the rows; client clocks differ.
+# A time column must lie before the ranking on this share of the rows. It need not on all, because
+# the clocks of clients differ.
 PAST_SHARE = 0.95
-# From this rank correlation with a total of the log's events on, a column is such a total.
+# A column counts as a total of the log's events from this rank correlation with them on.
 TOTAL_CORRELATION = 0.95
-# With fewer ids, a rank correlation is not reliable.
+# With fewer ids than this, a rank correlation is not reliable.
 ENOUGH_IDS = 30
 
 
 def without_leaks(columns: list[Column], tables: dict[str, pa.Table], events: Funnel) -> list[Column]:
-    """Return the columns; those that leak the future lose their type and get a reason in `why`."""
+    """Return the columns, where those that know the future have no type, and say so in `why`."""
     totals = {owner: _totals(tables, owner) for owner in ("viewer", "candidate")}
     judged = []
     for c in columns:
@@ -34,14 +35,15 @@ def without_leaks(columns: list[Column], tables: dict[str, pa.Table], events: Fu
 
 
 def ages_ms(c: Column, tables: dict[str, pa.Table], events: Funnel) -> F64:
-    """Return `[N]` the time from a column's value to each row's exposure in ms; NaN if missing."""
+    """Return `[N]` the ms from a column's value, a time, to each row's exposure; NaN if missing."""
     return np.asarray(events.shown_ms - on_rows(c, c.numbers, tables, events), np.float64)
 
 
 def on_rows(c: Column, values: F64, tables: dict[str, pa.Table], events: Funnel) -> F64:
-    """Return `[N]` what each row has of a column, from the `values` of the column; NaN if missing.
+    """Return `[N]` the value that a column has for each row; NaN if it is missing.
 
-    If an id has several values, the last one counts.
+    `values` are the numbers to use for the rows of the column's own table. If an id has several
+    values, the last one counts.
     """
     if c.request_time:
         return values
@@ -55,7 +57,7 @@ def on_rows(c: Column, values: F64, tables: dict[str, pa.Table], events: Funnel)
 
 
 def _shown(tables: dict[str, pa.Table], owner: str) -> pa.ChunkedArray:
-    """Return the viewer of each exposure, or each shown candidate."""
+    """Return the viewer of each exposure or, for the owner `candidate`, each shown candidate."""
     exposures = tables["exposures"]
     return exposures["viewer"] if owner == "viewer" else pc.list_flatten(exposures["candidates"])
 
@@ -69,7 +71,7 @@ def _ahead(age_ms: F64) -> str:
 
 
 def _totals(tables: dict[str, pa.Table], owner: str) -> dict[str, I64]:
-    """Return, by event kind, the events in the whole log on each row of the owner's table."""
+    """Return, by kind of event, how many the log has for each row of the owner's table."""
     events = tables["events"]
     own, on_event, seen = codes_of(tables[f"{owner}s"]["id"], events[owner], _shown(tables, owner))
     kinds = np.array(events["kind"].to_pylist(), object)
@@ -81,7 +83,7 @@ def _totals(tables: dict[str, pa.Table], owner: str) -> dict[str, I64]:
 def _is_total(c: Column, table: pa.Table, totals: dict[str, I64]) -> str:
     given = (totals[IMPRESSION] > 0) & ~np.isnan(c.numbers)
     if "ts_ms" in table.column_names:
-        # Rows with a time are safe: the replay applies each at its time.
+        # Rows with a time are safe, because a replay applies each at its time.
         given &= table["ts_ms"].is_null().to_numpy()
     if given.sum() < ENOUGH_IDS:
         return ""

@@ -1,4 +1,4 @@
-"""Drafted outcomes: what follows an exposure in a log, in which amount, and a hint at its worth."""
+"""Draft outcomes: which events follow exposures in a log, their amounts, and hints at weights."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from training.drafting.funnel import REJECTS, STAYS, EventStats, Funnel, round_u
 from training.drafting.profile import codes_of
 from training.drafting.suggest import Spec, free_name
 
-# The caps cover these shares. A stay that somebody forgot to end should not count for hours.
+# A cap covers this share of the stays or values. Above it, a stay that somebody forgot to end would
+# count for hours.
 COVERED_STAYS, COVERED_SUMS = 0.95, 0.99
-# Events of a kind have an amount if more than this share of them has a positive value.
+# A kind of event has an amount if more than this share of its events has a positive value.
 MOST = 0.5
-# A name has up to 32 characters; the rest is for a number, if it is taken.
+# A name may have 32 characters. The other four are for a number that makes the name unique.
 MAX_NAME = 28
 
 
 @dataclass(frozen=True)
 class DraftedOutcome:
-    """Outcome with its spec as in the TOML and the reason for it.
+    """An outcome with its spec, as the TOML has it, and the reason for it.
 
-    `weight` is a hint, and `worth` says what it would mean.
+    `weight` is a hint for its weight, and `worth` says what that weight would mean.
     """
 
     name: str
@@ -40,9 +41,9 @@ class DraftedOutcome:
 
 
 def draft_outcomes(tables: dict[str, pa.Table], events: Funnel) -> list[DraftedOutcome]:
-    """Return an outcome for each kind of event and for each amount, the primary one first.
+    """Return an outcome for each kind of event and for each amount, with the primary one first.
 
-    Beyond the number that a surface may have, those of the rarest kinds are left out.
+    If these are more than a surface may have, the outcomes of the rarest kinds are left out.
     """
     found: dict[str, DraftedOutcome] = {}
     for h in events.responses:
@@ -54,7 +55,7 @@ def draft_outcomes(tables: dict[str, pa.Table], events: Funnel) -> list[DraftedO
 
 
 def _happens(h: EventStats, events: Funnel) -> DraftedOutcome:
-    """Return whether the event follows."""
+    """Return the outcome that says whether such an event follows."""
     label, bad = events.event_stats[events.label], h.kind in REJECTS
     why = f"{h.num:,} events, on {h.rate:.2%} of the shown candidates"
     why += f", after {' and '.join(h.after)}" if h.after else ""
@@ -65,11 +66,11 @@ def _happens(h: EventStats, events: Funnel) -> DraftedOutcome:
 
 
 def _lasts(h: EventStats, tables: dict[str, pa.Table], events: Funnel) -> Iterator[DraftedOutcome]:
-    """Yield how many minutes viewers stay, if the event begins a stay and some have ended."""
+    """Yield the minutes that viewers stay, if the event begins a stay and some stays have ended."""
     until = next((down for down in STAYS.get(h.kind, ()) if down in events.event_stats), None)
     if until is None:
         return
-    # Viewers who are not known have no stays.
+    # Without a viewer, nobody can tell which event ends a stay.
     both = _of(tables["events"], h.kind, until).filter(pc.field("viewer").is_valid())
     kind, ts_ms = (both[name].to_numpy() for name in ("kind", "ts_ms"))
     viewer, candidate = (codes_of(both[name])[0] for name in ("viewer", "candidate"))
@@ -79,7 +80,7 @@ def _lasts(h: EventStats, tables: dict[str, pa.Table], events: Funnel) -> Iterat
     if minutes.any():
         cap_ms = round_up_ms(float(np.quantile(minutes, COVERED_STAYS)) * UNITS_MS["m"])
         spec = _spec(h, until=until, cap=duration(cap_ms))
-        # By the end of its window, a stay should have ended too.
+        # The window also leaves time for a stay to end.
         spec["within"] = duration(round_up_ms(h.within_ms + cap_ms))
         mean = float(np.minimum(minutes, cap_ms / UNITS_MS["m"]).mean())
         why = f"minutes; the cap covers {COVERED_STAYS:.0%} of {len(minutes):,} stays that ended"
@@ -88,7 +89,7 @@ def _lasts(h: EventStats, tables: dict[str, pa.Table], events: Funnel) -> Iterat
 
 
 def _adds_up(h: EventStats, tables: dict[str, pa.Table], events: Funnel) -> Iterator[DraftedOutcome]:
-    """Yield the sum of the events' values, if most events have a positive one and these differ."""
+    """Yield the sum of the events' values, if most values are positive and not all are equal."""
     values = _of(tables["events"], h.kind)["value"].drop_null().to_numpy()
     positive = values[values > 0]
     if len(positive) > MOST * h.num and np.ptp(positive) > 0:

@@ -1,4 +1,4 @@
-"""Profile of a log's columns, without a surface: field types, distinct values, missing values."""
+"""Profile a log's columns without a surface: field types, distinct values and missing values."""
 
 from __future__ import annotations
 
@@ -23,22 +23,23 @@ from serve.storage.conversion import CONVERSION
 from training.data.fates import OWN_COLUMNS, OWN_NAME, TEXT_SHARE
 from training.terminal import print_progress
 
-# Columns of each entity's table besides its fields.
+# The columns of each entity's table that are not fields.
 OWN: Mapping[Entity, set[str]] = {"viewer": {"id", "ts_ms"}, "candidate": {"id", "ts_ms", "ends_ms"}}
-# With fewer rows, do not call a column free text.
+# With fewer rows than this, nobody can tell whether a column is free text.
 FEW_ROWS = 50
-# Whole numbers with at most this many values may be codes of a category.
+# A column of whole numbers with at most this many values may hold codes of categories.
 FEW_CODES = 20
-# Keep sets of up to 16 values whole; cut longer ones at their 99th percentile, or at 64.
+# Sets of up to 16 values are kept whole. Longer ones are cut at the 99th percentile of their
+# lengths, but at 64 at most.
 FEW_IN_SET, MAX_IN_SET = 16, 64
 
 
 @dataclass(frozen=True)
 class Column:
-    """Column of viewers or candidates, or part of the context: its field type and its content.
+    """A column of viewers, of candidates or of the context: its field type and what it holds.
 
-    `type` is None if the column cannot or should not be a field. `why` holds the reason, or a
-    remark on a column that has a type. `missing` is the share of rows without a value.
+    `type` is None if the column cannot or should not be a field; then `why` says the reason. For
+    other columns, `why` is a remark. `missing` is the share of rows without a value.
     """
 
     owner: str
@@ -47,15 +48,15 @@ class Column:
     why: str = ""
     missing: float = 0.0
     distinct: int = 0
-    # Values that a set keeps.
+    # How many values a set keeps.
     max_size: int = 16
-    # Values of a category or set.
+    # The distinct values of a category or set.
     values: frozenset[str] = frozenset()
-    # Nearly every row has its own value.
+    # Whether nearly every row has a value of its own.
     is_text: bool = False
-    # Values of a number or time by row; NaN if missing.
+    # The value of a number or time in each row; NaN if missing.
     numbers: F64 = field(default_factory=lambda: np.empty(0))
-    # Requests state it, so its rows are the shown candidates.
+    # Whether requests state it. Then its rows are the shown candidates.
     request_time: bool = False
 
     @property
@@ -65,14 +66,15 @@ class Column:
 
 
 def read_tables(folder: Path) -> tuple[dict[str, pa.Table], bool]:
-    """Read the four tables with all their columns, without repeated requests, test traffic and
-    erased rows.
+    """Read the four tables of a log with all their columns, and check how their ids join.
 
-    Prints what the log joins and repeats; also returns whether the joins of candidates and events
-    reach MIN_JOIN. (A service's own log has viewers of whom it was told nothing.)
+    Repeated requests, test traffic and erased rows are left out. Prints how many ids join, and what
+    is repeated. Also returns whether the joins of candidates and of events reach MIN_JOIN. Viewers
+    need not join, because a service's own log has viewers of whom it knows nothing.
 
     Raises:
-        TabrankError: a column is missing or wrong, or nothing joins; names table and column.
+        TabrankError: a column is missing or wrong, or no ids join. The message names the table and
+            the column.
     """
     tables = {name: unerased(table) for name, table in read_columns(folder).items()}
     for name, column in (("request_id", pa.string()), ("value", pa.float64())):
@@ -91,18 +93,18 @@ def read_tables(folder: Path) -> tuple[dict[str, pa.Table], bool]:
 
 
 def codes_of(*columns: pa.ChunkedArray) -> list[I64]:
-    """Encode the strings of all columns with one vocabulary, as codes from 1; null is 0."""
+    """Encode the strings of all columns with one common vocabulary, as codes from 1; null is 0."""
     return Codes(*(column.cast(pa.string()) for column in columns)).columns
 
 
 def profile(tables: dict[str, pa.Table]) -> list[Column]:
-    """Return every column of viewers and candidates that a surface may use, then the context's."""
+    """Return the columns of viewers and candidates that may be fields, then the context's."""
     found, exposures = [], tables["exposures"]
     stated = stated_columns(exposures)
     for owner in ENTITIES:
         table = tables[f"{owner}s"]
         num_ids = len(pc.unique(table["id"]))
-        # A service's table has the fields that requests state too, mostly empty.
+        # A service's table also has columns, mostly empty, for the fields that requests state.
         own = OWN[owner] | (stated.keys() if owner == "candidate" else set())
         found += [_column(owner, f, table[f.name], num_ids) for f in table.schema if f.name not in own]
     for name, values in stated.items():
@@ -116,7 +118,7 @@ def profile(tables: dict[str, pa.Table]) -> list[Column]:
 
 
 def stated_columns(exposures: pa.Table) -> dict[str, pa.ChunkedArray]:
-    """Return the fields that requests stated: for each the value of each shown candidate `[N]`."""
+    """Return each field that requests stated, with its value for each shown candidate `[N]`."""
     if "stated" not in exposures.column_names:
         return {}
     rows: list[dict[str, Any]] = []
@@ -132,7 +134,7 @@ def stated_columns(exposures: pa.Table) -> dict[str, pa.ChunkedArray]:
 
 
 def conversions(tables: dict[str, pa.Table]) -> list[str]:
-    """Return how the reader converted columns: a sentence for each conversion, with its columns."""
+    """Return for each kind of conversion by the reader a line that names the columns."""
     columns: dict[str, list[str]] = {}
     for name, table in tables.items():
         for outer in table.schema:
@@ -194,7 +196,7 @@ def _number(owner: str, name: str, values: pa.ChunkedArray, missing: float, rema
         raise TabrankError(f"{owner}.{name}, row {row}: is infinite; use null for a missing number")
     given = numbers[~np.isnan(numbers)]
     distinct = len(np.unique(given))
-    # A whole number in this range is a time and not a count. Datetimes may be earlier.
+    # Whole numbers in this range are times and not counts. Datetimes may lie outside of it.
     in_range = (given >= RECENT_MS) & (given < 10 * RECENT_MS)
     is_time = is_whole and (remark or np.mean(in_range) >= 0.99)
     if is_whole and not is_time and distinct <= FEW_CODES:

@@ -1,4 +1,4 @@
-"""Suggested features of a surface, from the columns and events of a log."""
+"""Suggest the features of a surface from the columns and events of a log."""
 
 from __future__ import annotations
 
@@ -24,32 +24,35 @@ from training.drafting.profile import Column
 from training.evaluation.leakage import SUSPECT_AUC
 
 Spec = dict[str, object]
-# Largest vocabulary of a category feature. Columns with more values serve affinities only.
+# A column with more values than this becomes no category feature, because most of its values would
+# be too rare to learn. Other features, such as affinities, can still use it.
 MAX_CATEGORIES = 1_000
-# Largest vocabulary of a set as 0/1 columns.
+# The same limit for a set, of which each value becomes a column of 0 and 1.
 MAX_HOT = 100
 TOO_WIDE = "too many for a feature of their own; the features that compare or count them use them"
-# Values of a category that a viewer's affinity keeps; a set keeps twice as many.
+# A viewer's affinity keeps this many values of a category, and twice as many of a set.
 WIDE_AFFINITY = 64
-# Two fields have the same meaning if they share this part of the smaller set of values.
+# Two fields mean the same if they share this part of the smaller set of values.
 SHARED = 0.5
-# From 100 ids on 10 % in common are enough: that is not chance, and a log may hold few live ids.
+# With at least 100 ids, 10 % in common are enough: this many cannot be chance, and a log may hold
+# only few of the ids that are live.
 MANY_IDS, SHARED_IDS = 100, 0.1
-# Try the logarithm from this skewness on.
+# A number gets the transform log1p if its skewness exceeds this.
 HEAVY_TAIL = 2.0
 # Candidates are short-lived if they are shown for less than this share of the log's span.
 SHORT_LIVED = 0.25
-# Count events at a category that at least this number of candidates share, on average.
+# Events are counted at a category only if at least this many candidates share a value, on average.
 SHARED_BY = 2
-# A category tells of new candidates from this AUC on (`told_by_others`); count at so many of them.
+# A category says something about new candidates from this AUC on (see `told_by_others`). Rates are
+# suggested at this many categories at most.
 TELLING, MAX_TELLING = 0.52, 2
-# Count what a viewer was shown before if this share of the rows shows one of the viewer's last 64
-# candidates, which the state remembers, again.
+# Features of what a viewer was shown before are suggested if this share of the rows shows one of
+# the viewer's last 64 candidates again. The state remembers that many.
 AGAIN, REMEMBERED = 0.05, 64
-# Label events come in bursts if half of them follow the one before within this share of their mean
-# distance. Of events at random, half do so within 0.69.
+# Label events come in bursts if half of them follow the previous one within this share of their
+# mean distance. If events come at random, half do so within 0.69 of it.
 BURST = 0.35
-# Keep state of viewers from this number of exposures a viewer on.
+# Features with state of viewers are suggested from this mean number of exposures per viewer on.
 COME_BACK = 1.5
 DAY_MS = 86_400_000
 SECTIONS = ATTRIBUTES, CONTEXT, CANDIDATE, VIEWER = (
@@ -62,7 +65,7 @@ SECTIONS = ATTRIBUTES, CONTEXT, CANDIDATE, VIEWER = (
 
 @dataclass(frozen=True)
 class Feature:
-    """Suggested feature: its spec as in the TOML, a comment, and the fields that it reads."""
+    """A suggested feature: its spec, as in the TOML, a comment, and the fields that it reads."""
 
     section: str
     name: str
@@ -73,19 +76,19 @@ class Feature:
 
 
 def toml(value: object) -> str:
-    """Return a string, number, list of these or inline table as TOML on one line."""
+    """Return a string, a number, a list of these or an inline table as one line of TOML."""
     if isinstance(value, dict):
         return "{ " + ", ".join(f"{toml_key(k)} = {toml(v)}" for k, v in value.items()) + " }"
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def toml_key(name: str) -> str:
-    """Return a bare key if the name allows it, else a quoted one."""
+    """Return the name as a TOML key, in quotes if it needs them."""
     return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else toml(name)
 
 
 def free_name(name: str, taken: Container[str]) -> str:
-    """Return the name, or with the first number that makes it one that is not taken."""
+    """Return the name, or if it is taken, the name with a number: join, join_2, join_3."""
     names = (name if i == 1 else f"{name}_{i}" for i in itertools.count(1))
     return next(each for each in names if each not in taken)
 
@@ -93,9 +96,10 @@ def free_name(name: str, taken: Container[str]) -> str:
 def suggest(
     columns: list[Column], tables: dict[str, pa.Table], events: Funnel
 ) -> tuple[list[Feature], list[Column]]:
-    """Return the features, and the columns; those that no feature uses lose their type."""
+    """Return the suggested features, and the columns; a column that no feature uses has no type."""
     usable = [c for c in columns if c.type]
-    # An event on a candidate does not know what a request stated of it.
+    # When an event arrives, the fields that a request stated are unknown, so nothing can be counted
+    # by them.
     stored = [c for c in usable if c.owner == "candidate" and c.distinct >= 2 and not c.request_time]
     own = (feature for c in usable for feature in _own(c, tables, events))
     found: dict[str, Feature] = {}
@@ -111,7 +115,7 @@ def suggest(
 
 
 def _judged(c: Column, used: set[str]) -> Column:
-    """Return the column, without its type if no feature uses it, or with a remark if it is wide."""
+    """Return the column without a type if no feature uses it; add a remark if it is wide."""
     if c.type and c.path not in used:
         return replace(c, type=None, why=_useless(c))
     is_wide = c.distinct > {"category": MAX_CATEGORIES, "set": MAX_HOT}.get(c.type or "", c.distinct)
@@ -149,7 +153,7 @@ def _own(c: Column, tables: dict[str, pa.Table], events: Funnel) -> Iterator[Fea
 
 
 def _transform(numbers: F64) -> Spec:
-    """Return the transform `log1p` if it shortens a heavy tail."""
+    """Return the transform `log1p` if it shortens a heavy tail, else nothing."""
     given = numbers[np.isfinite(numbers)]
     if len(np.unique(given[:1000])) < 3 and len(np.unique(given)) < 3:
         return {}
@@ -159,10 +163,10 @@ def _transform(numbers: F64) -> Spec:
 
 
 def _pairs(columns: list[Column]) -> Iterator[Feature]:
-    """Yield `match`, `member` and `overlap` of fields that viewers and candidates share."""
+    """Yield the features `match`, `member` and `overlap` of fields that have values in common."""
     theirs = [c for c in columns if c.owner == "candidate" and c.type in ("category", "set")]
     for v in (c for c in columns if c.owner == "viewer"):
-        # No kind looks for a viewer's category in a candidate's set.
+        # There is no kind of feature that looks for a viewer's category in a candidate's set.
         for c in (c for c in theirs if v.type == "set" or c.type == "category"):
             both = len(v.values & c.values)
             fewer = min(len(v.values), len(c.values))
@@ -178,15 +182,19 @@ def _pairs(columns: list[Column]) -> Iterator[Feature]:
 
 
 def _counted(events: Funnel) -> list[str]:
-    """Return the four kinds to count: the label, then the most frequent ones.
+    """Return up to four kinds of event to count: the label, then the most frequent ones.
 
-    Leave out kinds that undo another one or follow no exposure.
+    Kinds that undo another one or that follow no exposure are left out.
     """
     return [h.kind for h in events.responses][:4]
 
 
 def _prior(events: Funnel, kind: str, share: float = 1.0) -> Spec:
-    """Return the prior of a rate: the base rate, weighted with `share` times 1/rate candidates."""
+    """Return the prior of a rate: the base rate, with the weight of `share` / rate impressions.
+
+    For example, with a base rate of 2 % the prior weighs as much as 50 impressions, in which one
+    event is expected. The weight is kept between 5 and 200.
+    """
     rate = float(np.clip(float(f"{events.event_stats[kind].rate:.2g}"), 0.0001, 0.9999))
     return {"rate": rate, "weight": int(np.clip(round(share / rate), 5, 200))}
 
@@ -201,14 +209,14 @@ def _tamed(kind: str, entity: str | list[str], event: str, half: Spec | None = N
 
 
 def _shown_for_ms(events: Funnel) -> float:
-    """Return the time from the first impression to the last one of the median candidate."""
+    """Return the median time from a candidate's first impression to its last one, in ms."""
     shown = pd.Series(events.shown_ms).groupby(events.candidate)
     lives_ms = (shown.max() - shown.min())[shown.size() > 1]
     return float(lives_ms.median()) if len(lives_ms) else 0.0
 
 
 def _life_ms(events: Funnel) -> float:
-    """Return for how long the median candidate is shown; 0 if candidates stay."""
+    """Return for how long the median candidate is shown, in ms; 0 if candidates are long-lived."""
     life_ms = _shown_for_ms(events)
     return life_ms if life_ms < SHORT_LIVED * events.span_ms else 0.0
 
@@ -218,14 +226,14 @@ def _half(life_ms: float) -> Spec:
 
 
 def _long_half(events: Funnel) -> Spec:
-    """Return the half-life of what outlives a candidate: the span of the log, but 7 to 90 days."""
+    """Return the half-life for state of viewers and categories: the log's span, in 7 to 90 days."""
     return _half(float(np.clip(events.span_ms, 7 * DAY_MS, 90 * DAY_MS)))
 
 
 def _candidate(tables: dict[str, pa.Table], events: Funnel) -> Iterator[Feature]:
-    """Yield gauge, counts, rates and recency of candidates.
+    """Yield the gauge, rates, counts and recency of candidates.
 
-    Half-lives follow how long candidates are shown.
+    Their half-lives follow from how long candidates are shown.
     """
     life_ms, label = _life_ms(events), events.label
     come_back = len(events.candidate) >= 2 * len(np.unique(events.candidate))
@@ -254,37 +262,37 @@ def _candidate(tables: dict[str, pa.Table], events: Funnel) -> Iterator[Feature]
 
 
 def _values(columns: list[Column], tables: dict[str, pa.Table], events: Funnel) -> list[Feature]:
-    """Return rates at the categories that tell most of a candidate without events of its own.
+    """Return rates at the categories that say most about candidates without events of their own.
 
-    `columns` are those that are stored of candidates.
+    `columns` are the candidates' stored fields.
     """
     num, told = len(pc.unique(tables["candidates"]["id"])), []
     for c in (c for c in columns if c.type == "category"):
         sharing = num * (1 - c.missing) / c.distinct
         auc = told_by_others(c, tables, events) if sharing >= SHARED_BY else 0.5
-        # What tells almost everything was written after the ranking.
+        # A category that predicts almost perfectly was probably written after the ranking.
         if TELLING <= auc < SUSPECT_AUC:
             spec = _rate(c.path, events, events.label, _long_half(events))
             why = f"{sharing:,.1f} candidates share a value; their rate without its own has AUC {auc:.2f}"
             told.append((auc, Feature(CANDIDATE, f"{c.name}_{events.label}_rate", spec, why, (c.path,))))
     told.sort(key=lambda pair: -pair[0])
-    # Candidates that stay soon have a record of their own.
+    # Long-lived candidates soon have events of their own, so one such rate is enough for them.
     return [feature for _, feature in told[: MAX_TELLING if _life_ms(events) else 1]]
 
 
 def _shown_before(events: Funnel) -> Iterator[Feature]:
-    """Yield how often and when a viewer was shown this very candidate."""
+    """Yield how often, and how long ago, a viewer was shown this very candidate."""
     share = remembered(events, REMEMBERED)
     if share >= AGAIN:
         pair = ["viewer", "candidate"]
         why = f"{share:.0%} of the rows show one of the viewer's last {REMEMBERED} candidates again"
-        # Without a half-life, both read the same state.
+        # Neither has a half-life, so that both read the same state.
         yield Feature(VIEWER, "shown_before", _tamed("count", pair, IMPRESSION), why)
         yield Feature(VIEWER, "since_shown", _tamed("recency", pair, IMPRESSION))
 
 
 def _friends(columns: list[Column], tables: dict[str, pa.Table], events: Funnel) -> Iterator[Feature]:
-    """Yield how many of a viewer's set are at the candidate, if the set holds ids of viewers."""
+    """Yield how many of a viewer's friends are at the candidate, if a set holds ids of viewers."""
     if events.gauge is None:
         return
     up, down = events.gauge
@@ -299,7 +307,7 @@ def _friends(columns: list[Column], tables: dict[str, pa.Table], events: Funnel)
 def _viewer(columns: list[Column], events: Funnel) -> Iterator[Feature]:
     """Yield counts, rates and affinities of viewers, if viewers come back.
 
-    `columns` are those that are stored of candidates.
+    `columns` are the candidates' stored fields.
     """
     known = events.viewer[events.viewer > 0]
     if len(known) < COME_BACK * max(len(np.unique(known)), 1):

@@ -1,4 +1,4 @@
-"""Erasure of viewers from a log, its snapshots and the store.
+"""Erase viewers from a log, its snapshots and the store.
 
-It may import `evaluation` and below.
+It may import `evaluation` and the layers below it.
 """

@@ -21,33 +21,34 @@ from serve.storage.atomic_files import exclusive
 from training.erasure.states import find_store, forget_in_store, forgotten
 from training.erasure.tables import ORDER, ErasedViewers
 
-# Some hundred thousand ids: to forget them takes seconds, in which a running service waits.
+# The largest file of ids, which holds some hundred thousand. To forget so many takes seconds,
+# during which a running service waits.
 MAX_BYTES = 4 << 20
-# Compaction of a large log holds the log's lock for minutes.
+# How long to wait for the log's lock, which the compaction of a large log holds for minutes.
 WAIT_S = 600.0
 
 
 def read_viewers(path: Path) -> list[str]:
-    """Read ids from a UTF-8 file, one a line, each once; empty lines are ignored.
+    """Read the ids of a UTF-8 file with one id per line, without repetitions.
 
-    Spaces belong to an id, the end of its line (LF or CRLF) does not.
+    Empty lines are ignored. Spaces belong to an id; the end of its line (LF or CRLF) does not.
 
     Raises:
-        TabrankError: the file cannot be read, is too large, or holds no id or one that is too long.
+        TabrankError: the file cannot be read, is too large, holds no id, or an id is too long.
     """
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
-            raise TabrankError(f"{path}: has over {MAX_BYTES >> 20} MiB; split it, and run for each part")
+            raise TabrankError(f"{path}: has over {MAX_BYTES >> 20} MiB; split it, and run it in parts")
         viewers = content.decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\r").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise TabrankError(f"{path}: not readable as UTF-8 text: {error}") from None
     for number, viewer in enumerate(viewers, 1):
         if len(viewer) > MAX_ID_CHARACTERS:
-            raise TabrankError(f"{path}, line {number}: must hold up to {MAX_ID_CHARACTERS} characters")
+            raise TabrankError(f"{path}, line {number}: an id has at most {MAX_ID_CHARACTERS} characters")
     if not any(viewers):
-        raise TabrankError(f"{path}: must hold ids, one a line")
+        raise TabrankError(f"{path}: holds no id; write one viewer's id on each line")
     return list(dict.fromkeys(filter(None, viewers)))
 
 
@@ -59,15 +60,16 @@ def forget(
     dry_run: bool = False,
     progress: Callable[[float], None] = lambda share: None,
 ) -> dict[str, Any]:
-    """Erase viewers from a log and the store behind it; with `dry_run`, only count.
+    """Erase viewers from a log and from the store behind it; with `dry_run`, only count their rows.
 
-    The result holds the numbers of `viewers` and of those that are `unknown`; `rows`, by table and
-    of `snapshots`, that are theirs; the `store`, None if there is none; `models`, as `trained_on`
-    returns them.
+    Returns:
+        `viewers` and `unknown`: how many ids were given, and how many of them were found nowhere.
+        `rows`: how many rows of each table, and of the `snapshots`, are theirs. `store`: its
+        address, None if there is none. `models`: as `trained_on` returns them.
 
     Raises:
         TabrankError: a file is damaged, the state of a snapshot is unknown, or the store or the log
-            cannot be written. What is erased by then stays erased, and another attempt continues.
+            cannot be written. What was erased stays erased, and another attempt continues.
     """
     lock = log / ".lock"
     held = partial(exclusive, lock, f"{log}: its service merges segments; try again later", WAIT_S)
@@ -76,7 +78,8 @@ def forget(
     with held() if lock.exists() or not dry_run else nullcontext():
         if not dry_run:
             clean_up(log)
-        # A running service will have begun others when the viewers are forgotten.
+        # Drafts of segments still hold the viewers. A running service writes other drafts once it
+        # has forgotten them.
         drafts = [draft for name in ORDER for draft in log.glob(f"{name}/.*.partial")]
         drafts += [log / f".{name}.parquet.partial" for name in ORDER]
         counts, states = erased.scan(log), _snapshots(log, erased)
@@ -96,7 +99,7 @@ def forget(
                 rewrite(snapshot, forgotten(snapshot, schema, erased.viewers))
     rows = {of: sum(num for (name, _), num in counts.items() if name == of) for of in ORDER}
     if store and not dry_run:
-        # Those that forget the viewers in the store.
+        # Do not count the new rows that record that the store forgot the viewers.
         rows["viewers"] -= len(viewers)
     return {
         "viewers": len(viewers),
@@ -109,14 +112,14 @@ def forget(
 
 
 def _snapshots(log: Path, erased: ErasedViewers) -> list[tuple[Snapshot, Schema, int]]:
-    """Return each snapshot with rows of the viewers, the schema of its state, and their number."""
+    """Return each snapshot that has rows of the viewers, with its schema and their number."""
     found, known, folder = [], snapshots(log), log / FOLDER
     # Or not written to the end: `clean_up` deletes those.
     held = {path.parent for path in set(folder.glob("*/*")).difference(leftovers(log))}
     if strays := held.difference(snapshot.path for snapshot in known):
         raise TabrankError(
-            f"{min(strays)}: not readable as a snapshot, and may hold these viewers; restore its {META} from a backup, "
-            "or move it out of the log; then run the command again"
+            f"{min(strays)}: not readable as a snapshot, so it may hold these viewers; restore its {META} from a "
+            "backup, or move it out of the log; then run the command again"
         )
     ids = pa.array(erased.viewers, pa.string())
     for snapshot in known:
@@ -129,9 +132,9 @@ def _snapshots(log: Path, erased: ErasedViewers) -> list[tuple[Snapshot, Schema,
 
 
 def trained_on(models: Path, log: Path, erased: ErasedViewers) -> dict[str, str | None]:
-    """Return the published versions that learned, or may have, from the viewers' exposures.
+    """Return the published versions that learned, or may have learned, from the viewers' exposures.
 
-    The value is None, or the reason why it cannot be told.
+    The value is None if the version did, or the reason why nobody can tell.
     """
     found: dict[str, str | None] = {}
     times = sorted(erased.shown_ms)

@@ -1,4 +1,4 @@
-"""Viewers' rows in the states that a service and its log keep: the store, and snapshots."""
+"""Erase viewers from the state that a service and its log keep, in the store and in snapshots."""
 
 from __future__ import annotations
 
@@ -24,17 +24,18 @@ from serve.log.segments import segments
 from serve.log.snapshots import Snapshot
 from serve.stores.factory import name_of, open_named
 
-# Rows, or records, of one call: half of the records that may wait.
+# Rows or records per call. It is half the number of records that may wait for the writer.
 AT_ONCE = 10_000
 
 
 def find_store(log: Path, viewers: Sequence[str]) -> tuple[Lease | None, str | None, set[str]]:
-    """Return the lease of a log, the address of the store behind it, and the viewers that it knows.
+    """Return a log's lease, the address of the store behind it, and which viewers the store knows.
 
-    A log that no service wrote has neither; the store of a copied or moved log may be gone.
+    A log that no service wrote has neither lease nor store. The store of a log that was copied or
+    moved may be gone.
 
     Raises:
-        TabrankError: an earlier version wrote the log, and its store is unknown.
+        TabrankError: an earlier version of tabrank wrote the log, so its store is unknown.
     """
     lease = read_lease(log)
     if lease is None:
@@ -55,17 +56,19 @@ def find_store(log: Path, viewers: Sequence[str]) -> tuple[Lease | None, str | N
 
 
 def forget_in_store(log: Path, lease: Lease, address: str, viewers: Sequence[str]) -> None:
-    """Forget viewers as the writer of a log for a moment, and leave no record in the journal.
+    """Take over as the log's writer for a moment, and forget viewers in its store.
 
-    A service that runs waits meanwhile, and goes on by itself.
+    No record of them stays in the store's journal. A running service waits meanwhile, and then
+    continues by itself.
 
     Raises:
-        TabrankError: another release wrote the store, or store or log cannot be written.
+        TabrankError: another release wrote the store, or the store or the log cannot be written.
     """
     surface = read_surface(lease.surface, str(log / FILE))
     if lease.name != name_of(surface.name, Schema(surface).fingerprint):
         raise TabrankError(f"{log}: its store {lease.name} is of another release of tabrank; use that one")
-    # First of all: a store that is being filled now, or was before, still knows them.
+    # Count the erasure in the lease before anything else: a store that is being filled now, or that
+    # was filled earlier from this log, still knows the viewers.
     if not swap_lease(log, lease, replace(lease, erasures=lease.erasures + 1)):
         raise TabrankError(f"{log}: its service has just started; try again")
     with TemporaryDirectory() as folder:
@@ -86,7 +89,7 @@ def _parts(viewers: Sequence[str]) -> Iterator[Sequence[str]]:
 
 
 async def _commit(args: AppArgs, viewers: Sequence[str]) -> int | None:
-    """Commit the records; return the epoch of the lease under which they were."""
+    """Commit records that forget the viewers, and return the epoch of the lease that allowed it."""
     ingester = Ingester(args, Path.cwd())
     await ingester.take_over()
     try:
@@ -104,7 +107,7 @@ async def _commit(args: AppArgs, viewers: Sequence[str]) -> int | None:
 def forgotten(
     snapshot: Snapshot, schema: Schema, viewers: Container[str]
 ) -> Iterator[tuple[Entity, str, bytes]]:
-    """Yield (entity, id, row) of a snapshot once these viewers left; candidates are in memory."""
+    """Yield (entity, id, row) of a snapshot without these viewers; candidates stay in memory."""
     state = State(schema)
     for entity, rows in snapshot.rows("candidate"):
         state.rows(entity).apply(rows)

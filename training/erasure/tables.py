@@ -1,4 +1,4 @@
-"""Rows of viewers in the tables of a log: which they are, and what stays of them."""
+"""Find the rows of viewers in a log's tables, and erase them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from serve.storage.atomic_files import file_draft_of, sync
 from serve.storage.conversion import IDS, converted
 from serve.storage.parquet import data_files, readable
 
-# Events come first: for another attempt, exposures that are not rewritten yet name the requests.
+# Events come before exposures: if the command is interrupted, the exposures still say which
+# requests are the viewers', so another attempt finds the rest.
 ORDER = ("events", "exposures", "viewers")
-# Columns of which an erased row keeps the value: they change the counters of candidates, or say how
-# the service worked. All others become null, those that we do not know included.
+# The columns whose values an erased row keeps, because they change the counters of candidates or
+# say how the service worked. All other columns become null, also columns unknown to this release.
 KEPT = {
     "exposures": [
         "candidates",
@@ -41,24 +42,25 @@ KEPT = {
 
 
 class ErasedViewers:
-    """Viewers to erase, and what `scan` finds of them in a log's tables.
+    """The viewers to erase, and what `scan` finds of them in a log's tables.
 
-    A row is theirs if it names them, or if it names nobody and its request is one of theirs.
+    A row is theirs if it names one of them, or if it names no viewer and its request is theirs.
     """
 
     def __init__(self, viewers: Iterable[str]) -> None:
         self.viewers = frozenset(viewers)
         self.found: set[str] = set()
-        # Of their exposures and events, in memory as a whole.
+        # The request ids of their exposures and events. All of them are held in memory.
         self.requests: set[str | None] = set()
         self.shown_ms: list[int] = []
-        # Of the log's first exposure, of whomever.
+        # The time of the log's first exposure, no matter whose.
         self.first_ms = NEVER_MS
-        # New ids are the same for the rows of one request, and nobody can compute them afterwards.
+        # The key makes new ids equal for the rows of one request. It is thrown away, so afterwards
+        # nobody can compute a new id from an old one.
         self._key = secrets.token_bytes(32)
 
     def scan(self, log: Path) -> dict[tuple[str, Path], int]:
-        """Find the viewers; return the number of their rows in each (table, file) that has any.
+        """Find the viewers' rows, and return their number for each (table, file) that has any.
 
         Raises:
             TabrankError: a file is damaged.
@@ -82,13 +84,13 @@ class ErasedViewers:
         return counts
 
     def erase(self, name: str, path: Path, num: int) -> Iterator[float]:
-        """Erase the viewers from a file of a table atomically, in which `num` rows are theirs.
+        """Rewrite a file of a table without the viewers; `num` of its rows are theirs.
 
-        Yields the share that is done.
+        The new file replaces the old one atomically. Yields the share that is done.
         """
         meta = pq.read_metadata(path)
         if name == "viewers" and num == meta.num_rows:
-            # At no time may there be a segment without rows: Ingest could not start.
+            # Delete the file, as it would be empty, and Ingest cannot start with an empty segment.
             path.unlink()
             sync(path.parent)
             return
@@ -98,21 +100,21 @@ class ErasedViewers:
         with file_draft_of(path) as draft, pq.ParquetWriter(draft, target, compression="zstd") as writer:
             for table in row_groups(batches(path), schema):
                 left = self._without(name, table)
-                # The footer of the last row group says where a segment ends, so none may be empty.
+                # The last row group says where a segment ends, so no row group may be empty.
                 if len(left):
                     writer.write_table(left)
                 done += len(table)
                 yield done / meta.num_rows
 
     def _owns(self, name: str, table: pa.Table) -> list[bool]:
-        """Return for each row whether it is one of the viewers'."""
+        """Return for each row whether it is the viewers'."""
         if name == "viewers":
             return [id_ in self.viewers for id_ in _values(table, "id")[0]]
         rows = zip(*_values(table, "viewer", "request_id"), strict=True)
         return [v in self.viewers or (v is None and request in self.requests) for v, request in rows]
 
     def _without(self, name: str, table: pa.Table) -> pa.Table:
-        """Return a table without the viewers' rows, or with what is left of them."""
+        """Return the table of viewers without these, and other tables with what is kept of them."""
         ids = converted(table.select([n for n in IDS[name] if n in table.column_names]), IDS[name])
         theirs = pa.array(self._owns(name, ids), pa.bool_())
         if name == "viewers":
@@ -129,13 +131,13 @@ class ErasedViewers:
         return pa.table(columns | {"erased": pc.or_(theirs, pc.fill_null(before, False))})
 
     def _new(self, id_: str) -> str:
-        """Return the random id that takes the place of an id in this run."""
+        """Return the random id that replaces this id during this run of the command."""
         raw = id_.encode("utf-8", "surrogatepass")
         return hashlib.blake2b(raw, key=self._key, digest_size=16).hexdigest()
 
 
 def _ids(log: Path, *names: str) -> Iterator[tuple[str, Path, pa.Table]]:
-    """Yield (table, file, rows) of up to 65,536 rows: ids and times, as a reader reads them."""
+    """Yield (table, file, rows) with up to 65,536 rows at a time, which hold only ids and times."""
     files = ((name, path) for name in names for found in table_paths(log, name) for path in data_files(found))
     for name, path in files:
         with readable(path), pq.ParquetFile(path) as file:
@@ -145,6 +147,6 @@ def _ids(log: Path, *names: str) -> Iterator[tuple[str, Path, pa.Table]]:
 
 
 def _values(table: pa.Table, *columns: str) -> list[list[Any]]:
-    """Return the values of columns; None where the table has no such column."""
+    """Return the values of these columns; they are all None for a column that the table lacks."""
     known = table.column_names
     return [table[n].to_pylist() if n in known else [None] * len(table) for n in columns]

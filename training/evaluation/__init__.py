@@ -1,4 +1,4 @@
 """Evaluate models: measures, intervals, slices, drift, leakage and reports.
 
-Imports `examination`, `data`, `network`, `world`, `terminal`, `serve`.
+It imports `examination`, `data`, `network`, `world`, `terminal` and `serve`.
 """

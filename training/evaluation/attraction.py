@@ -1,7 +1,10 @@
-"""Model of the attraction of candidates, and the positions that scores rank them to.
+"""Model the attraction of candidates, and find the positions to which scores rank them.
 
-Errors of the model bias a doubly robust estimate only where weights are clipped; a good model
-narrows its interval. Letters: N exposures, C candidates, S scorers.
+The attraction of a candidate is the expected reward once somebody looks at it. A doubly robust
+estimate uses a model of it. Errors of the model bias the estimate only where weights are clipped,
+and a good model narrows its interval.
+
+In shapes, N is the number of exposures, C of candidates, R of rows and S of scorers.
 """
 
 from __future__ import annotations
@@ -15,19 +18,19 @@ from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 from training.evaluation.counterfactual import Counterfactual
 from training.examination.placements import F64, I64, Flags
 
-# Predict each fold of viewers with a model of the other one.
+# Each fold of viewers is predicted by a model of the other fold.
 NUM_FOLDS = 2
 TIE_SEED = 0
-# Penalty of squared coefficients, small enough not to bias the predictions.
+# The penalty of squared coefficients. It is small enough not to bias the predictions.
 _L2 = 1e-4
 
 
 def ranked(score: F64, is_drawn: Flags) -> I64:
     """Return the position `[N, C]` of each candidate by descending score.
 
-    Candidates that were not drawn keep their positions, and the others share the rest. Ties are
-    broken at random: breaking them by the shown position would favour the candidates that the draw
-    favoured.
+    Candidates that were not drawn keep their positions, and the others share the remaining ones.
+    Ties are broken at random, because breaking them by the shown position would favour the
+    candidates that the draw favoured.
     """
     tie = np.random.default_rng(TIE_SEED).random(score.shape)
     key = np.where(is_drawn, -np.where(np.isfinite(score), score, -np.inf), np.inf)
@@ -38,7 +41,7 @@ def ranked(score: F64, is_drawn: Flags) -> I64:
 
 
 def attraction(known: Counterfactual, scores: F64) -> F64:
-    """Return the attraction `[N, C]` that `modelled` predicts from log odds `[N, C, S]`."""
+    """Predict the attraction `[N, C]` with `modelled` from the log odds `[N, C, S]` of scorers."""
     drawn, rows = known.drawn, known.is_drawn
     exposure = np.broadcast_to(known.examination, rows.shape)[rows]
     cluster = np.broadcast_to(drawn.cluster[:, None], rows.shape)[rows]
@@ -50,11 +53,13 @@ def attraction(known: Counterfactual, scores: F64) -> F64:
 def modelled(reward: F64, exposure: F64, cluster: I64, odds: F64) -> tuple[F64, Callable[[F64], F64]]:
     """Predict the attraction `[R]` of R candidates from the log odds `[R, S]` of S scorers.
 
-    The function that follows it returns the influence `[R]` that each row has, through the fitted
-    model, on the sum of its argument `[R]` times the attraction (Newey and McFadden 1994, "Large
-    sample estimation and hypothesis testing", section 6).
-    A Poisson regression of the events `reward` `[R]` with the examination as `exposure` `[R]`
-    (McCullagh and Nelder 1989, section 6.2), cross-fitted over folds of the viewers `cluster`.
+    The model is a Poisson regression of the events `reward` `[R]` with the examination as
+    `exposure` `[R]` (McCullagh and Nelder 1989, section 6.2). It is cross-fitted over folds of the
+    viewers `cluster` `[R]`.
+
+    Also returns a function. Given factors `[R]`, it returns the influence `[R]` of each row,
+    through the fitted model, on the sum of factors times attractions (Newey and McFadden 1994,
+    "Large sample estimation and hypothesis testing", section 6).
     """
     columns = np.clip(np.where(np.isfinite(odds), odds, 0.0), -12.0, 12.0)
     columns = PolynomialFeatures(2, include_bias=False).fit_transform(columns)
@@ -66,7 +71,8 @@ def modelled(reward: F64, exposure: F64, cluster: I64, odds: F64) -> tuple[F64, 
     value, folds = np.zeros(len(rate)), []
     for i in range(NUM_FOLDS):
         trained = fold != i
-        # Without any event there is nothing to fit: predict 0, and the estimate becomes IPS.
+        # Without any event there is nothing to fit. The prediction is 0 then, which turns the
+        # doubly robust estimate into inverse propensity scoring.
         if rate[trained].any():
             model = PoissonRegressor(alpha=_L2, solver="newton-cholesky")
             model.fit(columns[trained], rate[trained], sample_weight=exposure[trained])

@@ -1,21 +1,25 @@
-"""Value of another ranking, estimated from exposures with a randomised order.
+"""Estimate the value of another ranking from exposures whose order was drawn at random.
 
-The value of a ranking is E Σ θ(k')·a over its candidates: a candidate at position k' is examined
-with probability θ(k') and then earns its attraction `a`. The position-based estimator of Li,
-Abbasi-Yadkori, Kveton, Muthukrishnan, Vinay and Wen (2018, "Offline evaluation of ranking
-policies with click models") weights the event of a candidate with the ratio of its new to its
-expected examination, w = θ(k') / Σ π(k)θ(k), where π is the distribution of its position over
-draws. From the means over exposures of the five sums over candidates in `Sums`:
+The value of a ranking is E Σ θ(k')·a over its candidates. A candidate at position k' is examined
+with probability θ(k'), and then earns its attraction `a`.
+
+The position-based estimator of Li, Abbasi-Yadkori, Kveton, Muthukrishnan, Vinay and Wen (2018,
+"Offline evaluation of ranking policies with click models") gives a candidate's event the weight
+w = θ(k') / Σ π(k)θ(k). This is the ratio of its new examination to its expected one, where π is the
+distribution of its position over draws. Two estimates follow from the means over exposures of the
+five sums in `Sums`:
 
     SNIPS = A·D / B      DR = Q + A − R
 
 SNIPS normalises by the actual examination (Swaminathan and Joachims 2015, "The self-normalized
-estimator for counterfactual learning"). DR adds the reward beyond a model of `a`; the draw
-averages out the errors of the model (Oosterhuis 2023, "Doubly robust estimation for correcting
-position bias in click feedback for unbiased learning to rank"). A decision between actions is
-the case of one position: θ = 1, w = π'(a) / π(a).
-Errors are linearised, including that of θ, with viewers as clusters. Letters: N exposures,
-C candidates, P parameters of θ.
+estimator for counterfactual learning"). DR, the doubly robust estimate, takes the value from a
+model of `a` and adds the weighted reward that the model does not explain. The draw averages out the
+errors of the model (Oosterhuis 2023, "Doubly robust estimation for correcting position bias in
+click feedback for unbiased learning to rank"). A decision between actions is the case of a single
+position, with θ = 1 and w = π'(a) / π(a).
+
+Standard errors are linearised, include the error of θ, and count viewers as clusters. In shapes, N
+is the number of exposures, C of candidates, and P of parameters of θ.
 """
 
 from __future__ import annotations
@@ -30,22 +34,25 @@ from training.evaluation.metrics import Z95, mean_and_error
 from training.examination.curve import Curve, fit_curve, prior
 from training.examination.placements import F64, I64, Bins, Counts
 
-# Clip weights at this value, which bounds the variance; the report holds the share clipped.
+# Weights are clipped at this value, which bounds the variance. Reports show the share clipped.
 MAX_WEIGHT = 50.0
-# With fewer effective events, the error itself is not reliable.
+# With fewer effective events than this, the standard error itself is not reliable.
 MIN_EFFECTIVE = 50.0
-# With fewer events the curve of examination is too uncertain.
+# With fewer events than this, the curve of examination is too uncertain.
 MIN_EVENTS = 100
-# Process this many exposures at once, to bound the memory.
+# This many exposures are processed at once, which bounds the memory.
 _AT_ONCE = 1_000
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """N exposures with a randomised order, candidates in the order shown.
+    """N exposures whose order was drawn at random. Candidates are in the order shown, padded to C.
 
-    `weight` `[N, C]` are the log weights of the draw, −inf for candidates that were not drawn and
-    for padding. `reward` `[N, C]` is 0 or 1, of padding 0, and `cluster` `[N]` the viewer's number.
+    Attributes:
+        weight: `[N, C]`, the log weights of the draw; −inf for candidates that were not drawn and
+            for padding.
+        reward: `[N, C]`, 0 or 1, and 0 for padding.
+        cluster: `[N]`, the viewer's number.
     """
 
     weight: F64
@@ -58,9 +65,10 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Value per exposure, with the `influence` `[N]` of each exposure on it, of mean 0.
+    """A value per exposure, and the `influence` `[N]` of each exposure on it, whose mean is 0.
 
-    `shift` is its change if a given curve of examination is off by one standard error.
+    `shift` is how much the value changes if a given curve of examination is off by one standard
+    error.
     """
 
     value: float
@@ -72,28 +80,31 @@ class Estimate:
         return Estimate(self.value - other.value, self.influence - other.influence, self.shift - other.shift)
 
     def times(self, factor: float) -> Estimate:
-        """Return the estimate of so many times the value."""
+        """Return the estimate of `factor` times the value."""
         return Estimate(factor * self.value, factor * self.influence, factor * self.shift)
 
     def error(self, cluster: I64) -> float:
-        """Return the standard error over clusters `[N]`, infinite for a single one."""
+        """Return the standard error with the clusters `[N]`; infinite if there is only one."""
         _, error = mean_and_error(self.influence, cluster)
         return np.inf if error is None else float(np.hypot(error, self.shift))
 
     def interval(self, cluster: I64) -> tuple[float, float]:
-        """Return the 95 % interval over clusters `[N]`."""
+        """Return the 95 % interval with the clusters `[N]`."""
         reach = Z95 * self.error(cluster)
         return self.value - reach, self.value + reach
 
 
 @dataclass(frozen=True)
 class Sums:
-    """Five sums of each exposure, `parts` `[5, N]`.
+    """The sums over each exposure's candidates from which its value is estimated.
 
-    A = Σ w·reward, B = Σ w·θ(k), D = Σ θ(k'), Q = Σ θ(k')·â, R = Σ w·θ(k)·â. `fixed` `[N]` is the
-    reward that no ranking changes. `moved` `[5, N]` is the influence of each exposure on the means
-    through θ. `effective` is the effective number of events (Σ w·reward)² / Σ (w·reward)² (Kish
-    1965). `clipped` is the share of the weight that was clipped.
+    Attributes:
+        parts: `[5, N]`, the sums A = Σ w·reward, B = Σ w·θ(k), D = Σ θ(k'), Q = Σ θ(k')·â and
+            R = Σ w·θ(k)·â, where â is the modelled attraction.
+        fixed: `[N]`, the reward that no ranking changes.
+        moved: `[5, N]`, the influence of each exposure on the means of the sums through θ.
+        effective: the effective number of events, (Σ w·reward)² / Σ (w·reward)² (Kish 1965).
+        clipped: the share of the weight that was clipped.
     """
 
     parts: F64
@@ -108,7 +119,7 @@ class Sums:
         return self._estimate(a * d / b, np.array([d / b, -a * d / b**2, a / b, 0.0, 0.0]))
 
     def doubly_robust(self) -> Estimate:
-        """Return the doubly robust estimate, with the model of attraction."""
+        """Return the doubly robust estimate, which uses the model of attraction."""
         a, _, _, q, r = self.parts.mean(axis=1)
         return self._estimate(q + a - r, np.array([1.0, 0.0, 0.0, 1.0, -1.0]))
 
@@ -122,10 +133,10 @@ ESTIMATORS: Mapping[str, Callable[[Sums], Estimate]] = {"snips": Sums.snips, "dr
 
 
 class Counterfactual:
-    """Evaluator of rankings on drawn exposures, with θ and the marginals of the draws."""
+    """Evaluates rankings on drawn exposures. It knows θ and how often draws put whom where."""
 
     def __init__(self, drawn: Drawn, bins: Bins, counts: Counts) -> None:
-        """Fit θ; `counts` are the `place_counts` of the exposures' weights.
+        """Fit θ. `counts` are the `place_counts` of the exposures' weights.
 
         Raises:
             TabrankError: there are too few events.
@@ -135,8 +146,8 @@ class Counterfactual:
         exposure, place = np.nonzero((drawn.reward > 0) & self.is_drawn)
         if len(place) < MIN_EVENTS:
             raise TabrankError(
-                f"{len(place)} events in exposures whose order was drawn, and examination needs at least {MIN_EVENTS}; "
-                "collect more, or raise the arm's `explore`"
+                f"there are {len(place)} events in exposures whose order was drawn at random, but examination needs at "
+                f"least {MIN_EVENTS}; collect more, or raise the arm's `explore`"
             )
         known = counts[exposure, place], self._bin[place], exposure
         self.curve: Curve = fit_curve(*known, len(drawn), prior(bins))
@@ -147,25 +158,25 @@ class Counterfactual:
             some = slice(begin, begin + _AT_ONCE)
             moments[some] = counts[some].astype(np.float32) @ columns
         num_draws = np.maximum(counts.sum(axis=2, dtype=np.int64), 1)
-        # Σ π(k)θ(k), [N, C].
+        # [N, C], the expected examination Σ π(k)θ(k).
         self.expected: F64 = np.where(self.is_drawn, moments[..., 0] / num_draws, 1.0)
         mean = moments[..., 1:] / np.maximum(moments[..., :1], 1e-30)
         self._mean_basis = np.where(self.is_drawn[..., None], mean, 0.0)
 
     @property
     def examination(self) -> F64:
-        """Return θ of each position `[C]`."""
+        """Return θ at each position, `[C]`."""
         return self.curve.theta[self._bin]
 
     def logged(self, num_places: int) -> Estimate:
-        """Return the actual reward of the drawn orders at their first positions."""
+        """Return the actual reward of the drawn orders at their first `num_places` positions."""
         earned = self.drawn.reward[:, :num_places].sum(axis=1)
         return Estimate(float(earned.mean()), earned - earned.mean())
 
     def value(self, place: I64, attraction: F64, num_places: int) -> Sums:
         """Return the sums of a ranking over its first `num_places` positions.
 
-        The ranking puts each candidate at `place` `[N, C]`; `attraction` `[N, C]` is a model's.
+        The ranking puts each candidate at `place` `[N, C]`. `attraction` `[N, C]` is modelled.
         """
         num = len(place)
         parts = np.empty((5, num))
@@ -190,10 +201,11 @@ class Counterfactual:
     def _rows(
         self, some: slice, place: I64, attraction: F64, num_places: int
     ) -> tuple[F64, tuple[F64, ...], F64]:
-        """Return the terms of the sums of some exposures, their gradients, and the full weights.
+        """Return what the sums of `some` n exposures consist of.
 
-        The terms are `[5, n, C]`, ∂ log term / ∂ parameters `[n, C, P]` each, the weights before
-        clipping `[n, C]`.
+        Returns:
+            The terms `[5, n, C]`; for each term ∂ log term / ∂ parameters `[n, C, P]`; and the
+            weights before clipping `[n, C]`.
         """
         theta, basis = self.curve.theta, self.curve.basis
         counted = self.is_drawn[some] & (place < num_places)

@@ -1,8 +1,10 @@
-"""Drift of served rows from a model's training rows, by the population stability index.
+"""Measure how far served rows have drifted from a model's training rows.
 
-An artifact stores the distribution of each feature over its training rows, and of its scores, as
-shares of cells; the rows of a log are counted in the same cells. Letters: N rows, F numeric and K
-category columns.
+The measure is the population stability index. An artifact stores how each feature and its scores
+were distributed over the training rows, as the shares of cells, such as the ranges between deciles.
+The rows of a log are counted in the same cells.
+
+In shapes, N is the number of rows, F of numeric columns and K of category columns.
 """
 
 from __future__ import annotations
@@ -19,25 +21,25 @@ from serve.features.matrix import Columns, Matrix
 from serve.model.encoder import entry_hash, vocabulary_entry
 from serve.rollout.score_comparison import cell_counts
 
-# Cells of equal count for a number.
+# A number is divided into this many cells of equal count.
 NUM_CELLS = 10
-# Categories with a cell of their own.
+# This many of the most frequent categories have a cell of their own.
 MOST_COMMON = 20
-# Share assumed for an empty cell, whose logarithm would be infinite.
+# An empty cell counts with this share, because the logarithm of 0 is infinite.
 LEAST = 1e-4
-# Usual thresholds: below the first nothing has moved, above the second the population is another
-# one (Siddiqi 2006, "Credit Risk Scorecards", chapter 9).
+# The usual thresholds. Below the first, nothing has moved; above the second, it is another
+# population (Siddiqi 2006, "Credit Risk Scorecards", chapter 9).
 MOVED, CHANGED = 0.1, 0.25
-# Key of the distributions in `evaluation.json`.
+# The key of the distributions in `evaluation.json`.
 STATISTICS = "statistics"
-# Name of the scores beside those of features.
+# The name under which the scores stand beside the features.
 SCORES = "the scores"
 
 Shares = NDArray[np.float64]
 
 
 def statistics(columns: Columns, matrix: Matrix, score: NDArray[np.floating]) -> dict[str, Any]:
-    """Return the distributions of training rows and of their scores `[N]`; plain data for JSON."""
+    """Return the distributions of training rows and of their scores `[N]`, as data for JSON."""
     return {
         "rows": len(score),
         "numeric": {name: _numbers(matrix.numeric[:, j]) for j, name in enumerate(columns.numeric)},
@@ -53,12 +55,16 @@ def drift(
     score: NDArray[np.floating],
     ranking: NDArray[np.int64],
 ) -> dict[str, Any]:
-    """Return the index of each feature and of the scores `[N]` against `statistics` of training.
+    """Return the index of each feature and of the scores `[N]`, compared with the training rows.
 
-    `ranking` `[N]` tells the rankings of the rows apart. The index is None on fewer rows than
-    `rows_needed`; `not_judged` then has these numbers. Rows of a ranking with one value are one
-    observation, such as its viewer's language. Its weight is their number, so the rows that count
-    are the effective ones of Kish (1965, "Survey sampling"): (Σ weight)² / Σ weight².
+    `made_from` holds the `statistics` of training, and `ranking` `[N]` the number of each row's
+    ranking. With fewer rows than `rows_needed`, the index is None, and `not_judged` says how many
+    rows there are and how many are needed.
+
+    Rows of one ranking with the same value, such as the viewer's language, are a single
+    observation. Its weight is their number. So the number of rows is the effective one of Kish
+    (1965, "Survey sampling"), (Σ weight)² / Σ weight². For example, one ranking of 50 rows in the
+    same language counts as one row.
     """
     numeric, category = made_from["numeric"], made_from["category"]
     parts: list[tuple[str, Mapping[str, Any], NDArray[Any]]]
@@ -88,12 +94,13 @@ def drift(
 
 
 def rows_needed(shares: Sequence[float], training_rows: int) -> int | None:
-    """Return the rows N on which rows as in training seldom get an index of `MOVED`.
+    """Return how many rows N are needed so that unchanged rows seldom reach the index `MOVED`.
 
-    Without a change, the index is about (1 / N + 1 / M) times a χ² of one degree of freedom less
-    than there are cells, with M training rows (Yurdakul and Naranjo 2020, "Statistical properties
-    of the population stability index", Journal of Risk Model Validation 14 (4)). N is for its mean
-    and three standard deviations; None if M alone is too small.
+    Without a change, the index is about (1 / N + 1 / M) times a χ² variable, where M is the number
+    of training rows and the degrees of freedom are the number of cells minus one (Yurdakul and
+    Naranjo 2020, "Statistical properties of the population stability index", Journal of Risk Model
+    Validation 14 (4)). N is chosen such that the mean plus three standard deviations stays below
+    `MOVED`. Returns None if M alone is too small for that.
     """
     freedom = max(int(np.count_nonzero(shares)) - 1, 1)
     left = MOVED / (freedom + 3 * math.sqrt(2 * freedom)) - 1 / training_rows
@@ -101,10 +108,10 @@ def rows_needed(shares: Sequence[float], training_rows: int) -> int | None:
 
 
 def psi(expected: Shares, found: Shares) -> float:
-    """Return the population stability index: Σ (found − expected) · ln(found / expected).
+    """Return the population stability index, Σ (found − expected) · ln(found / expected).
 
-    The sum is over cells. Credit scoring gave this name to the symmetric divergence of Jeffreys
-    (1946); see Siddiqi 2006, chapter 9.
+    The sum is over cells. It is the symmetric divergence of Jeffreys (1946), which has this name in
+    credit scoring (Siddiqi 2006, chapter 9).
     """
     expected, found = np.maximum(expected, LEAST), np.maximum(found, LEAST)
     return float(np.sum((found - expected) * np.log(found / expected)))
@@ -116,11 +123,12 @@ def reading(index: float) -> str:
 
 
 def _numbers(values: NDArray[np.float32]) -> dict[str, Any]:
-    """Return the cells of a number `[N]` and their shares.
+    """Return the cells of a number `[N]`, and their shares.
 
-    The cells are: missing; the most common value, if it would fill a cell alone; between deciles.
+    There is a cell for missing values, one for the most common value if it would fill a cell alone,
+    and one between each two deciles of the other values.
     """
-    # Infinite values belong to the outermost cells.
+    # Infinite values count in the outermost cells, but do not define them.
     present = values[np.isfinite(values)]
     distinct, counts = np.unique(present, return_counts=True)
     most = int(counts.argmax()) if len(counts) else 0
@@ -136,12 +144,12 @@ def _numbers(values: NDArray[np.float32]) -> dict[str, Any]:
 
 
 def _number_shares(cells: Mapping[str, Any], values: NDArray[np.float32]) -> Shares:
-    """Return the shares of missing, of the common value, and of cells with their upper decile."""
+    """Return the shares of missing values, of the common value, and of cells between deciles."""
     return cell_counts(cells, values) / max(len(values), 1)
 
 
 def _categories(hashes: NDArray[np.uint64]) -> dict[str, Any]:
-    """Return the cells of the categories `[N, width]`: rows without one, common ones, others."""
+    """Return the cells of categories `[N, width]`: none, each frequent category, and all others."""
     values, counts = np.unique(hashes[hashes != 0], return_counts=True)
     order = np.lexsort((values, -counts))[:MOST_COMMON]
     cells: dict[str, Any] = {"values": [vocabulary_entry(int(values[i])) for i in order]}

@@ -1,4 +1,4 @@
-"""Evaluate an artifact on a log, beside `popular` and the baseline on the same rows."""
+"""Evaluate an artifact on a log, and on the same rows the popular order and the baseline."""
 
 from __future__ import annotations
 
@@ -33,11 +33,12 @@ from training.evaluation.worth import Worth, expected_amounts, odds_of
 from training.examination.examination import Examination
 from training.terminal import print_progress
 
-# Rows to score at once, which bounds memory.
+# Score this many rows at once, which bounds the memory.
 CHUNK = 4_096
-# Rows to measure, which bounds memory and time: more would make intervals hardly narrower.
+# Measure at most this many rows, which bounds memory and time. With more, intervals would hardly be
+# narrower.
 MOST_ROWS = 2_000_000
-# An encoder without a vocabulary, by which categories have no name but their hash.
+# An encoder without vocabularies. With it, categories are named by their hashes.
 NO_NAMES = Encoder(())
 
 
@@ -51,34 +52,47 @@ def assess(
     encoder: Encoder = NO_NAMES,
     margin: float = MARGIN,
 ) -> dict[str, Any]:
-    """Measure each contender on the rows of `data`; return plain data for JSON.
+    """Measure each contender (a model or a rule that orders) on the rows of `data`.
 
-    Null stands for a measure that the rows do not define. `shares` `[N, O]` are by name: `model`,
-    and rivals that predict too; `popular`, and the `baseline` of a surface that has one, are added
-    from the data. A share is that of an outcome's scale if looked at, of an event P(event | looked
-    at); the column of an outcome that a contender does not predict is NaN. `examinations` are one
-    an outcome, for the contender `current` its own.
+    Args:
+        data: the rows. Those that requests pinned are left out, because their places are the same
+            in every order.
+        shares: predictions `[N, O]` by the contender's name: those of `model`, and of rivals that
+            predict too. A prediction is of the share of an outcome's scale if somebody looks at the
+            candidate; for an event, it is P(event | looked at). The column of an outcome that a
+            contender does not predict is NaN. The contenders `popular` and, if the surface has a
+            `[baseline]`, `baseline` are added from the data.
+        surface: declares the outcomes and their weights.
+        examinations: the examination of positions, one for each outcome.
+        current: the same for the contender `current`.
+        encoder: names the categories of slices.
+        margin: how much worse than `current` the model may be (`training.evaluation.paired`).
 
-    A contender orders by its utility, the sum of weights times predictions; NDCG@10 gains what
-    followed, weighed alike. All other measures are of the primary outcome, on the rows at which it
-    is known, and as shown: of the share times the examination of the row's position. Rows that
-    requests pinned are left out: their places are the same in every order. The result holds
+    A contender orders by its utility, which is the sum of weights times predictions. The gain in
+    NDCG@10 is what followed, weighed in the same way. All other measures are of the primary outcome
+    on the rows where it is known. They compare labels with predictions *as shown*: the share times
+    the examination of the row's position.
 
-    * `rows`, `pinned_rows` and `masked_rows` (both left out; of the latter the primary outcome is
-      not known), `slates` (that can be ranked), `positives`, `span_ms` [first, last], and the task:
-      `label`, `popular_feature`, `features` ({name: kind}) and `labels` ({name: words}).
-    * `contenders`: the names; under each name its measures (`Contender.measures`), first
+    Returns plain data for JSON, where null stands for a measure that the rows do not define:
+
+    * `rows`; `pinned_rows` and `masked_rows`, which are left out (at the latter, the primary
+      outcome is not known); `slates` that can be ranked; `positives`; and `span_ms` [first, last].
+    * The task: `label`, `popular_feature`, `features` ({name: kind}) and `labels` ({name: words}).
+    * `contenders`: their names. Under each name are its measures, of which the first is
       `expected_labels`, or `expected_utility` if there are several outcomes, a weight or an amount.
-    * `expected_labels`: that of `training.evaluation.expected_labels`, of the primary outcome, or
-      of one that the rows do not support.
-    * `intervals`: {name: {measure: [low, high]}}, 95 %.
-    * `paired`: {"model-<rival>": ...} of `training.evaluation.paired`. `popular` and `baseline`
-      have the logloss of a calibration that favours them, `metrics.calibrated`. With `current`
-      among the shares, its pair has `rows`, `margin` and their `bounds`, those of further outcomes
-      included, and `outcomes`, the names of those that both predict, if they are not all.
-    * `curves`: `reliability` of the model.
-    * `slices` of `training.evaluation.slices`; `encoder` names the categories in them.
-    * `outcomes`, unless the only one is an event of weight 1: that of `outcomes.measured`.
+      `Contender.measures` describes the others.
+    * `expected_labels`: the entry of `training.evaluation.expected_labels` for the primary outcome,
+      or for an outcome that the rows do not support.
+    * `intervals`: {name: {measure: [low, high]}}, 95 % intervals.
+    * `paired`: {"model-<rival>": ...}, as `training.evaluation.paired` describes it. The logloss of
+      `popular` and `baseline` comes from a calibration that favours them (`metrics.calibrated`).
+      The pair with `current` also has `rows`, `margin`, and `bounds`, which include those of
+      further outcomes. If the two do not predict the same outcomes, `outcomes` names those that
+      both do.
+    * `curves`: the model's `reliability`.
+    * `slices`: as `training.evaluation.slices` describes them.
+    * `outcomes`: as `outcomes.measured` describes it, unless the only outcome is an event of
+      weight 1.
     """
     num_rows = len(data)
     if data.pinned is not None:
@@ -92,11 +106,11 @@ def assess(
     orders |= {name: utility(surface, one) for name, one in shares.items()}
     worth = utility(surface, np.nan_to_num(data.outcomes))
     slates = Slates(primary.label, primary.slate, primary.viewer, worth[known])
-    # [N, O], where the contender predicts.
+    # [N, O], for the contenders that predict the primary outcome.
     predictions = {name: one for name, one in shares.items() if predicts(one)[0]}
     theta = {name: examined[name][0].at(primary.position) for name in predictions}
     if isinstance(surface.features[surface.popular], Rate):
-        # A rate counts labels as shown.
+        # The popular rate counts labels as shown, so it is no prediction of a label if looked at.
         predictions["popular"] = np.full(data.outcomes.shape, np.nan)
         predictions["popular"][:, 0] = data.popular
         theta["popular"] = np.ones(len(primary))
@@ -145,7 +159,7 @@ def assess(
     if pair := result["paired"].get("model-current"):
         rate = float(primary.label.mean(dtype=np.float64))
         limits = bounds(pair, result["model"], result["current"], rate, margin)
-        # Those of the primary outcome are there.
+        # The bounds of the primary outcome are already there.
         rest = dict(list(result.get("outcomes", {}).items())[1:])
         limits += [one for name in rest for one in outcome_bounds(name, rest[name], margin)]
         pair |= {"rows": len(primary), "margin": margin, "bounds": limits}
@@ -158,7 +172,7 @@ def assess(
 
 
 def _support(surface: Surface, earns: Worth) -> Mapping[str, Any]:
-    """Return what is known of the primary outcome's estimates, or of those that cannot be made."""
+    """Return the support of the primary outcome's estimates, or of an outcome that has none."""
     names = [name for name, weight in surface.worth.items() if weight]
     lacking = next((name for name in names if earns.about[name]["reason"]), None)
     about = earns.about[lacking or names[0]]
@@ -172,13 +186,16 @@ def evaluate(
 ) -> dict[str, Any]:
     """Return the result of `assess` for `model`, `popular` and the baseline on the rows of `log`.
 
-    With `baselines` also for `lightgbm`, tuned and trained on `history`'s rows with the same
-    features and the model's examination of positions. The state starts from `history` and moves
-    with the log. Of more than `MOST_ROWS` rows, those of some exposures are measured; the result
-    then has their number as `sampled_from`. So LightGBM trains on some, `lightgbm_sampled_from`.
+    The state starts from the log `history`, and moves on with `log`. With `baselines`, the result
+    also has `lightgbm`, which is tuned and trained on the rows of `history` with the same features
+    and the model's examination of positions.
+
+    If there are more than `MOST_ROWS` rows, those of evenly spaced exposures are measured, and
+    `sampled_from` is the number of all. In the same way, `lightgbm_sampled_from` is the number of
+    rows of which LightGBM was trained on a sample.
 
     Raises:
-        TabrankError: for an invalid artifact or log, and for `baselines` without a history.
+        TabrankError: the artifact or the log is invalid, or `baselines` has no `history`.
     """
     if baselines and history is None:
         raise TabrankError("--baselines: LightGBM trains on the history; give --history LOG")
@@ -199,32 +216,32 @@ def evaluate(
 def read_rows(
     surface: Surface, history: Path | None, log: Path, progress: Progress
 ) -> tuple[Dataset, dict[str, Any]]:
-    """Return the rows of a log, with the draws of their orders; the state starts from a history.
+    """Return the rows of a log, with the draws of their orders. The state starts from `history`.
 
-    Of more than `MOST_ROWS` shown candidates, the rows are those of evenly spaced exposures. The
-    second value then tells the number of all, as `sampled_from`.
+    If more than `MOST_ROWS` candidates were shown, the rows are those of evenly spaced exposures,
+    and the second value holds the number of all as `sampled_from`.
     """
     past, rows = read_log(history, surface) if history else None, read_log(log, surface)
-    # An exposure that stands for several is there as often.
+    # An exposure that represents several gives rows for each of them.
     lengths = pc.multiply(pc.list_value_length(rows.exposures["candidates"]), rows.exposures["one_in"])
     num_shown = lengths.to_numpy()
     total = int(num_shown.sum())
     about = {"sampled_from": total} if total > MOST_ROWS else {}
     kept = kept_evenly(num_shown, MOST_ROWS) if about else None
     if about:
-        print_progress(f"{log}: about {MOST_ROWS:,} of {total:,} shown candidates are rows, evenly over time")
+        print_progress(f"{log}: using about {MOST_ROWS:,} of {total:,} shown candidates, evenly over time")
     weights = drawn_weights(log, rows)
     return build(Schema(surface), rows, history=past, weights=weights, kept=kept, progress=progress), about
 
 
 def measured_by(artifact: Artifact, data: Dataset) -> dict[str, Any]:
-    """Return `version`, `surface` and `rows_seen_in_training`: those it may have learned from."""
+    """Return `version`, `surface`, and how many rows it may know: `rows_seen_in_training`."""
     about = {"version": artifact.version, "surface": artifact.manifest["surface"]}
     return about | {"rows_seen_in_training": int((data.ts_ms <= artifact.manifest["seen_until_ms"]).sum())}
 
 
 def score(model: Path, matrix: Matrix) -> NDArray[np.float32]:
-    """Score a matrix's rows with the artifact's serving graph: shares `[N, O]`."""
+    """Score a matrix's rows with the graph that the service uses, and return shares `[N, O]`."""
     scorer = load_scorer(model, "onnx")
     parts = (matrix.rows(slice(i, i + CHUNK)) for i in range(0, len(matrix.numeric), CHUNK))
     shares = [scorer.score(part.numeric, part.category) for part in parts]

@@ -1,10 +1,15 @@
-"""Expected labels: label events per exposure that the order of each contender would earn.
+"""Expected labels: how many label events per exposure each contender's order would earn.
 
 A candidate that moves from position k to k' is looked at θ(k') / θ(k) times as often, so its label
-event counts that often. Where the shown order was drawn, the mean examination over draws replaces
-θ(k), as in `training.evaluation.counterfactual`. Weights are clipped, and a model of attraction
-stands in for the clipped part (Su, Dimakopoulou, Krishnamurthy and Dudík 2020, "Doubly robust
-off-policy evaluation with shrinkage"). Letters: N rows, P positions.
+event counts with this weight. If the shown order was drawn at random, the mean examination over
+draws takes the place of θ(k), as in `training.evaluation.counterfactual`. Weights are clipped, and
+a model of attraction replaces the clipped part (Su, Dimakopoulou, Krishnamurthy and Dudík 2020,
+"Doubly robust off-policy evaluation with shrinkage").
+
+For example, with θ = 1 at the first position and 0.5 at the third, a join at the third position
+counts twice for a contender that puts this candidate first.
+
+In shapes, N is the number of rows and P of positions.
 """
 
 from __future__ import annotations
@@ -21,12 +26,13 @@ from training.evaluation.slates import F64, I64, Slates
 from training.examination.examination import Examination
 from training.examination.placements import drawn_orders
 
-# Clip the weights of rows whose order was not drawn at this value, times the root of the label
-# events over FEW_EVENTS where there are more. With few events the differences of two models then
-# vary by a third less where examination falls in steps. A fixed clip at 1.5 is off by 3.5 errors on
-# 6,000 slates whose ranker knew more than the features, and this one by less than .1.
+# Where the order was not drawn at random, weights are clipped at MAX_MOVED. With more than
+# FEW_EVENTS label events, the clip is multiplied by the root of their ratio. With few events, the
+# clip makes the differences of two models vary by a third less where examination falls in steps. On
+# 6,000 slates whose ranker knew more than the features, a fixed clip at 1.5 is off by 3.5 standard
+# errors, and this one by less than 0.1.
 MAX_MOVED, FEW_EVENTS = 1.5, 500
-# Standard errors by which the logarithm of examination must differ from 0 at some position.
+# The logarithm of examination must differ from 0 at some position by this many standard errors.
 FALLS = 2.0
 SEED = 0
 _EXPLORE = "set `explore` for an arm in cluster.yaml"
@@ -41,13 +47,16 @@ def expected_labels(
 ) -> tuple[dict[str, Any], dict[str, Estimate]]:
     """Estimate the label events per exposure of each contender, all on the same slates.
 
-    Also returns, as first, the entry `expected_labels` of an evaluation: `source` of the
-    examination, `explored_rows` (whose order was drawn), `effective_events` by contender (Kish
-    1965), `reason` why there are no estimates, and `note` on what would make them better.
+    Each order places the rows of a slate at the positions `[N]` that they had. `log_weight` `[N]`
+    is the log weight with which the shown order was drawn, and NaN for rows that were not drawn.
+    Attraction is modelled from `odds` `[N, columns]`, such as those of
+    `training.evaluation.worth.odds_of`.
 
-    Each order puts the rows of a slate at their own positions, `position` `[N]`. `log_weight` `[N]`
-    are the log weights of the draw of the shown order, NaN for rows that were not drawn. Attraction
-    is modelled from `odds` `[N, columns]`, such as those of `training.evaluation.worth.odds_of`.
+    Returns:
+        The entry `expected_labels` of an evaluation, and the estimates by contender. The entry
+        holds the `source` of the examination; `explored_rows`, whose order was drawn;
+        `effective_events` by contender (Kish 1965); the `reason` if there are no estimates; and a
+        `note` on what would make them better.
     """
     slates = next(iter(contenders.values())).slates
     drawn = np.zeros(len(position), bool) if log_weight is None else np.isfinite(log_weight)
@@ -57,10 +66,10 @@ def expected_labels(
         return about, {}
     places = np.arange(position.max() + 1)
     theta, label = examination.at(places), slates.label.astype(np.float64)
-    # Change of log θ by one standard error at all positions alike.
+    # How much log θ changes if it is off by one standard error at all positions alike.
     off = Examination(theta=examination.error).at(places)
-    # A clip of the order of the root of the sample bounds the variance without a bias that stays
-    # (Ionides 2008, "Truncated importance sampling").
+    # A clip that grows like the root of the sample bounds the variance, and its bias vanishes as
+    # the sample grows (Ionides 2008, "Truncated importance sampling").
     moved = MAX_MOVED * max(1.0, np.sqrt(label.sum() / FEW_EVENTS))
     looked, most = theta[position], np.where(drawn, MAX_WEIGHT, moved)
     if log_weight is not None:
@@ -75,7 +84,8 @@ def expected_labels(
         rows = earned + rest * worth
         total = slates.total(rows)
         value = float(total.mean())
-        # On average over draws, `off` at the shown position is that of the mean examination.
+        # For drawn rows, `off` at the shown position equals that of the mean examination on
+        # average.
         shift = float(rows @ (off[place] - off[position]) / len(slates))
         estimates[name] = Estimate(value, total - value + slates.total(worth_influence(rest)), shift)
         about["effective_events"][name] = float(earned.sum() ** 2 / max(earned @ earned, 1e-12))
@@ -92,14 +102,14 @@ def expected_labels(
 
 
 def placed(contender: Contender, position: I64) -> I64:
-    """Return the position `[N]` of each row if the contender orders the positions of its slate."""
+    """Return the position `[N]` of each row if the contender orders each slate."""
     place = np.empty_like(position)
     place[contender.order] = position[np.lexsort((position, contender.slates.code))]
     return place
 
 
 def _unsupported(slates: Slates, examination: Examination) -> str | None:
-    """Return why the rows support no estimate, whatever their labels."""
+    """Return why the rows support no estimate, whatever their labels are; None if they may."""
     if not len(slates):
         return "its window is open at all rows: give a longer log"
     if examination.source == "ignored":
@@ -115,7 +125,7 @@ def _unsupported(slates: Slates, examination: Examination) -> str | None:
 
 
 def _over_draws(slates: Slates, position: I64, log_weight: F64, theta: F64) -> F64:
-    """Return the mean examination over draws of each drawn row, in order; `theta` is `[P]`."""
+    """Return the mean examination over draws for each drawn row, in order; `theta` is `[P]`."""
     rows = np.flatnonzero(np.isfinite(log_weight))
     code = np.unique(slates.code[rows], return_inverse=True)[1]
     weight = np.full((int(code.max(initial=-1)) + 1, len(theta)), -np.inf)

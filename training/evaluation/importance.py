@@ -1,6 +1,6 @@
-"""Feature importance: loss of quality by permutation.
+"""Feature importance: how much worse the model predicts if a feature's values are permuted.
 
-Letter: R rows.
+In shapes, R is the number of rows.
 """
 
 from __future__ import annotations
@@ -16,23 +16,26 @@ from training.data.dataset import Dataset
 from training.evaluation.metrics import probability, row_logloss
 from training.examination.examination import IGNORED, Examination
 
-# Rows to measure on: a sample bounds the time.
+# Importance is measured on a sample of this many rows, which bounds the time.
 MOST_ROWS = 20_000
 SEED = 0
 
-# P(label) `[R]` of the rows of a matrix.
+# Predicts P(label) `[R]` for the rows of a matrix.
 Scorer = Callable[[Matrix], NDArray[np.floating]]
 
 
 def importance(score: Scorer, data: Dataset, examination: Examination = IGNORED) -> list[dict[str, Any]]:
-    """Return `feature`, `logloss`, `rises` of each feature, the largest loss first.
+    """Return `feature`, `logloss` and `rises` for each feature, with the largest loss first.
 
-    `logloss` is the increase if a feature is permuted over the rows (Breiman 2001; Fisher, Rudin
-    and Dominici 2019), which is about 0 for a feature that the model does not use. All columns of a
-    feature move together. A feature that others can replace loses little, even if it is
-    informative. The logloss is of labels as shown. `rises` is the share of changed scores that
-    moved the way a number did; None for categories. At most `MOST_ROWS` rows are used, the same for
-    the same data.
+    `logloss` is how much the logloss of labels as shown increases if the feature's values are
+    permuted over the rows (Breiman 2001; Fisher, Rudin and Dominici 2019). It is about 0 for a
+    feature that the model does not use. A feature that others can replace loses little, even if it
+    is informative. All columns of a feature are permuted together.
+
+    `rises` is the share of changed scores that rose where the number rose or fell where it fell. It
+    is None for categories.
+
+    At most `MOST_ROWS` rows are used, which are always the same for the same data.
     """
     rows = np.arange(len(data))
     if len(rows) > MOST_ROWS:
@@ -54,7 +57,7 @@ def importance(score: Scorer, data: Dataset, examination: Examination = IGNORED)
         permuted.numeric[:, numeric] = matrix.numeric[order, numeric]
         permuted.category[:, category] = matrix.category[order, category]
         changed = score(permuted)
-        # Empty for a category.
+        # A category has no numeric column, so this is empty for it.
         way = (permuted.numeric - matrix.numeric)[:, numeric] * np.sign(changed - scores)[:, None]
         way = way[np.isfinite(way) & (way != 0)]
         rises = float((way > 0).mean()) if len(way) else None

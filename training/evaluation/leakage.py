@@ -1,6 +1,7 @@
-"""Guard against target leakage: name columns of training rows that predict the label by themselves.
+"""Guard against target leakage: find features that predict the label all by themselves.
 
-Letters: N rows, F numeric and K category columns.
+In shapes, N is the number of rows, F of numeric columns, K of category columns, and M of the values
+of a set.
 """
 
 from __future__ import annotations
@@ -15,20 +16,20 @@ from training.data.dataset import Dataset
 from training.evaluation.slates import F64, auc
 
 Sign = Literal["value", "missing"]
-# A column without leakage does not reach this AUC alone.
+# Without leakage, no column reaches this AUC alone.
 SUSPECT_AUC = 0.95
-# Rows of either label below which an AUC is not reported.
+# An AUC is only computed from at least this many rows of either label.
 MIN_EACH = 20
-# With so many rows the standard error of an AUC is far below 0.01.
+# At most this many rows are used. With them, the standard error of an AUC is far below 0.01.
 MOST_ROWS = 200_000
 FOLDS = 5
-# Weight of the base rate in a category's rate, in rows.
+# A category's rate is smoothed as if this many more rows had the base rate.
 PRIOR_ROWS = 1.0
 
 
 @dataclass(frozen=True)
 class Suspect:
-    """Feature that alone almost determines the label, by its value or by being missing."""
+    """A feature that alone almost determines the label, by its value or by being missing."""
 
     feature: str
     sign: Sign
@@ -36,7 +37,7 @@ class Suspect:
     rows: int
 
     def __str__(self) -> str:
-        subject = "alone" if self.sign == "value" else "by being missing or present alone"
+        subject = "alone" if self.sign == "value" else "merely by being missing or present"
         return (
             f"feature {self.feature!r} {subject} ranks {self.rows} rows with AUC {self.auc:.3f}: is its value known "
             "when the ranking is made? If it is written later, give its rows a ts_ms, or remove the feature"
@@ -44,17 +45,17 @@ class Suspect:
 
 
 def suspects(data: Dataset) -> list[Suspect]:
-    """Return the features that alone separate the label, worst first, with one finding for each.
+    """Return the features that alone separate the labels, with the worst first.
 
-    A feature is suspect if its AUC is ≥ SUSPECT_AUC or ≤ 1 − SUSPECT_AUC. A number is ranked by its
-    value. A category is ranked by the label's rate at its value in the other folds of slates, so
-    that a value that occurs once carries no information. A set is ranked by the mean of its values'
-    rates.
+    A feature is suspect if its AUC is ≥ SUSPECT_AUC or ≤ 1 − SUSPECT_AUC. The score of a number is
+    its value. The score of a category is the label's rate at its value in the other folds of
+    slates, so that a value that occurs only once carries no information. The score of a set is the
+    mean of its values' rates.
     """
     rows = np.arange(0, len(data), -(-len(data) // MOST_ROWS) or 1)
     label = data.label[rows] > 0
     slates, slate = np.unique(data.slate[rows], return_inverse=True)
-    # Draw the folds at random, because logs have rhythms.
+    # The folds are drawn at random, because logs have daily and weekly rhythms.
     fold = np.random.default_rng(0).integers(FOLDS, size=len(slates))[slate]
     found = []
     for j, name in enumerate(data.columns.numeric):
@@ -67,7 +68,7 @@ def suspects(data: Dataset) -> list[Suspect]:
 
 
 def _judge(name: str, score: F64, present: NDArray[np.bool_], label: NDArray[np.bool_]) -> list[Suspect]:
-    """Return the stronger of the two signs if it is suspect."""
+    """Return the stronger of two signs, the value and being missing, if it is suspect."""
     signs: tuple[tuple[Sign, F64, NDArray[np.bool_]], ...] = (
         ("value", score[present], label[present]),
         ("missing", present.astype(np.float64), label),
@@ -78,14 +79,14 @@ def _judge(name: str, score: F64, present: NDArray[np.bool_], label: NDArray[np.
 
 
 def _auc(score: F64, label: NDArray[np.bool_]) -> float:
-    """Return the AUC, or ½ for too few rows."""
+    """Return the AUC, or ½ if there are too few rows."""
     if min(label.sum(), (~label).sum()) < MIN_EACH:
         return 0.5
     return auc(label, score) or 0.0
 
 
 def _rates(hashes: NDArray[np.uint64], label: NDArray[np.bool_], fold: NDArray[np.int64]) -> F64:
-    """Return, for each row `[N]`, the mean of its values' `[N, M]` rates in the other folds."""
+    """Return for each row `[N]` the mean rate of its values `[N, M]` in the other folds."""
     values, code = np.unique(hashes, return_inverse=True)
     code = code.reshape(hashes.shape)
     is_value = hashes != 0
@@ -95,10 +96,12 @@ def _rates(hashes: NDArray[np.uint64], label: NDArray[np.bool_], fold: NDArray[n
         for rows in (is_value, is_value & label[:, None])
     )
     base = np.bincount(fold, label, FOLDS), np.bincount(fold, minlength=FOLDS)
-    # [FOLDS], the rate of the label in the other folds.
+    # [FOLDS], the label's base rate in the other folds.
     rest = (label.sum() - base[0]) / np.maximum(len(label) - base[1], 1)
     num, hits = num.sum(axis=0) - num, hits.sum(axis=0) - hits
-    # [FOLDS, values]
+    # [FOLDS, values], each value's rate in the other folds, above the base rate., each value's rate
+    # in the other folds, above the base rate., each value's rate in the other folds, above the base
+    # rate.
     rate = (hits + PRIOR_ROWS * rest[:, None]) / (num + PRIOR_ROWS) - rest[:, None]
     of_row = np.where(is_value, rate[fold[:, None], code], 0.0)
     return np.asarray(of_row.sum(axis=1) / np.maximum(is_value.sum(axis=1), 1), np.float64)

@@ -1,7 +1,7 @@
 """Measures of scores: ranking and probability metrics, with 95 % intervals.
 
-A measure that the data do not define is None: an AUC of one label, the order of slates of one
-candidate. Letters: N rows, S slates.
+A measure that the data do not define is None, such as an AUC without both labels, or NDCG if every
+slate has one candidate. In shapes, N is the number of rows, S of slates and V of values.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from training.network.calibrate import fit_platt
 
 Values = NDArray[np.floating]
 Labels = NDArray[np.float32]
-# Keep probabilities this far from 0 and 1, where a logloss would be infinite.
+# Probabilities keep this distance from 0 and 1, where a logloss would be infinite.
 LEAST = 1e-7
 Z95 = 1.959964
 
 
 class Terms(NamedTuple):
-    """Values `[V]` whose mean is a measure, and the number of the viewer of each, `[V]`."""
+    """Values `[V]` whose mean is a measure, and the number `[V]` of the viewer of each value."""
 
     values: F64
     cluster: I64
@@ -34,27 +34,27 @@ class Terms(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Contender:
-    """Scores `[N]` of one contender on the rows of `slates`, with values that measures share."""
+    """Scores of one contender on the rows of `slates`, with intermediate values of its measures."""
 
     slates: Slates
-    # [N], by which it orders.
+    # [N], the scores by which it orders.
     score: F64
-    # [N], probabilities of the label as shown; None if it has none.
+    # [N], the probabilities of the label as shown; None if it predicts none.
     chance: F64 | None
-    # [N], what it predicts of the label if looked at, or the score.
+    # [N], the predicted label if somebody looks at the candidate, or else the score.
     share: F64
 
     @classmethod
     def of(
         cls, slates: Slates, score: Values, chance: Values | None, share: Values | None = None
     ) -> Contender:
-        """Return the contender of raw scores and probabilities; `share` is by default the score."""
+        """Make a contender of raw scores and probabilities. By default, `share` is the score."""
         score = sink_non_finite(score)
         share = score if share is None else sink_non_finite(share)
         return cls(slates, score, None if chance is None else probability(chance), share)
 
     def take(self, rows: NDArray[np.bool_]) -> Contender:
-        """Return the contender on the rows of this mask alone."""
+        """Return the contender on only the rows of this mask."""
         chance = None if self.chance is None else self.chance[rows]
         return Contender(self.slates.take(rows), self.score[rows], chance, self.share[rows])
 
@@ -70,7 +70,7 @@ class Contender:
 
     @cached_property
     def terms(self) -> dict[str, Terms]:
-        """The terms of `ndcg@10`, `auc` and `logloss`; without any where a measure is undefined."""
+        """The terms of `ndcg@10`, `auc` and `logloss`; an undefined measure has no values."""
         slates, nothing = self.slates, Terms(np.empty(0), np.empty(0, np.int64))
         found = {"ndcg@10": Terms(self.ndcg, slates.cluster[slates.rankable]), "auc": nothing}
         if 0 < slates.positives.sum() < len(slates.label):
@@ -80,10 +80,11 @@ class Contender:
         return found | {"logloss": Terms(row_logloss(slates.label, self.chance), slates.cluster[slates.code])}
 
     def _auc_of_slates(self) -> F64:
-        """Return the AUC plus S times the influence of each slate on it, `[S]`.
+        """Return for each slate `[S]` the AUC plus S times the slate's influence on it.
 
-        An AUC is a sum over pairs of rows. The error of the mean of these values over viewers is
-        the one of Obuchowski (1997, "Nonparametric analysis of clustered ROC curve data").
+        The mean of these values is the AUC. Its standard error over viewers is that of Obuchowski
+        (1997, "Nonparametric analysis of clustered ROC curve data"), because an AUC is a sum over
+        pairs of rows.
         """
         slates, negatives = self.slates, self.slates.size - self.slates.positives
         num_positive, num_negative = slates.positives.sum(), negatives.sum()
@@ -93,11 +94,11 @@ class Contender:
         return np.asarray(value + len(slates) * influence, np.float64)
 
     def measures(self) -> dict[str, float | None]:
-        """Return all measures; those of probabilities are None for other scores.
+        """Return all measures. Those of probabilities are None if the scores are none.
 
-        `ndcg@10`: mean over the slates of two or more candidates with a gain; ties are broken at
-        random with a fixed seed. `auc` (of a label above 0), `logloss` (nats) and `ece`: over all
-        rows.
+        `ndcg@10` is the mean over the slates with two or more candidates and a gain. Ties are
+        broken at random with a fixed seed. `auc`, for a label above 0, `logloss` in nats, and `ece`
+        are over all rows.
         """
         found = {name: mean(terms.values) for name, terms in self.terms.items()}
         return found | {"ece": None if self.chance is None else ece(self.slates.label, self.chance)}
@@ -107,7 +108,7 @@ class Contender:
         return {name: interval(*mean_and_error(*terms)) for name, terms in self.terms.items()}
 
     def minus(self, other: Contender, measure: str) -> tuple[float | None, float | None]:
-        """Return by how much a measure is above that of another on the same rows, and the error."""
+        """Return the difference to another contender on the same rows, and its standard error."""
         ours, theirs = self.terms[measure], other.terms[measure]
         if len(ours.values) != len(theirs.values):
             return None, None
@@ -115,13 +116,13 @@ class Contender:
 
 
 def mean_and_error(values: F64, cluster: I64) -> tuple[float | None, float | None]:
-    """Return the mean of values `[V]` and its cluster-robust standard error; clusters are `[V]`.
+    """Return the mean of values `[V]` and its cluster-robust standard error, for clusters `[V]`.
 
-    Both are None for fewer than two clusters. The mean is a ratio of cluster totals, whose variance
-    is linearised: the sum over G clusters of the squared total of residuals, times G / (G − 1),
-    over V² (Cochran 1977, section 6.3; Cameron and Miller 2015, "A practitioner's guide to
-    cluster-robust inference", section II). With one value in each cluster this is the standard
-    error of a mean.
+    Both are None if there are fewer than two clusters. The mean is a ratio of cluster totals. Its
+    variance is linearised: the sum over G clusters of the squared total of residuals, times
+    G / (G − 1), divided by V² (Cochran 1977, section 6.3; Cameron and Miller 2015, "A
+    practitioner's guide to cluster-robust inference", section II). If each cluster has one value,
+    this is the usual standard error of a mean.
     """
     code = np.unique(cluster, return_inverse=True)[1]
     num = int(code.max(initial=-1)) + 1
@@ -138,13 +139,12 @@ def interval(value: float | None, error: float | None) -> list[float] | None:
 
 
 def calibrated(label: Labels, score: Values, examination: F64 | float = 1.0) -> F64:
-    """Map any score to probabilities `[N]`, by Platt's map fitted on the same rows.
+    """Map any score to probabilities `[N]` of the label as shown, by Platt's method.
 
-    They are of the label as shown, with the `examination` `[N]` of each row's position.
-
-    The map uses the labels of these rows, which no contender does: a model that beats it beats the
-    score with any calibration. It takes the better fit of the score and its signed log(1 +
-    |score|), so a heavy tail is not a handicap.
+    `examination` `[N]` is that of each row's position. The map is fitted to the labels of these
+    same rows, which favours the score: a model that beats it beats the score with any calibration.
+    Of the score and its signed log(1 + |score|), the one that fits better is taken, so that a heavy
+    tail is no handicap.
     """
 
     def fitted(x: F64) -> F64:
@@ -158,11 +158,11 @@ def calibrated(label: Labels, score: Values, examination: F64 | float = 1.0) -> 
 
 
 def fit_if_better(logit: F64, label: Labels, examination: F64, group: I64) -> Calibration:
-    """Return the map of `fit_platt`, or the identity if other rows do not show that it gains.
+    """Return the map of `fit_platt`, or the identity unless the map helps on rows it has not seen.
 
-    The rows are halved by `group` [N], their viewers; each half is measured with the map of the
-    other. The map is kept if it lowers the logloss by more than one standard error, with groups as
-    clusters. A half needs both labels, or the answer is the identity.
+    The rows are halved by `group` `[N]`, their viewers, and each half is measured with the map of
+    the other half. The map is kept if it lowers the logloss by more than one standard error, with
+    groups as clusters. If a half lacks one of the labels, the answer is the identity.
     """
 
     def loss(found: Calibration) -> F64:
@@ -187,16 +187,16 @@ def probability(score: Values) -> F64:
 def row_logloss(label: Labels, chance: F64) -> F64:
     """Return −log of the probability of each row's label, `[N]`, in nats.
 
-    Of a label between 0 and 1 it is the cross-entropy.
+    For a label between 0 and 1, this is the cross-entropy.
     """
     return np.asarray(-(label * np.log(chance)) - (1.0 - label) * np.log1p(-chance), np.float64)
 
 
 def ece(label: Labels, chance: Values, bins: int = 15) -> float | None:
-    """Return the expected calibration error: |mean prediction − rate| over bins of equal count.
+    """Return the expected calibration error: the mean of |mean prediction − rate| over bins.
 
-    The bins are weighted by their rows (Naeini, Cooper and Hauskrecht 2015, with the equal-mass
-    bins of Nixon et al. 2019).
+    The bins have equal counts, as in Nixon et al. 2019, and are weighted by their rows (Naeini,
+    Cooper and Hauskrecht 2015).
     """
     if not len(label):
         return None
@@ -205,12 +205,12 @@ def ece(label: Labels, chance: Values, bins: int = 15) -> float | None:
 
 
 def reliability(label: Labels, chance: Values, bins: int = 15) -> list[list[float]]:
-    """Return [mean prediction, observed rate] in bins of equal count, lowest predictions first."""
+    """Return [mean prediction, observed rate] for bins of equal count, from low to high."""
     return [[p, y] for p, y, _ in _bins(label, np.asarray(chance, np.float64), bins)]
 
 
 def mean(values: F64) -> float | None:
-    """Return the mean; None for no values."""
+    """Return the mean, or None if there are no values."""
     return float(values.mean()) if len(values) else None
 
 

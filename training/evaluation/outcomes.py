@@ -1,6 +1,6 @@
-"""Measures of each outcome that a model predicts, beside its rivals.
+"""Measure each outcome that a model predicts, and compare it with its rivals.
 
-Letters: N rows, O outcomes.
+In shapes, N is the number of rows and O of outcomes.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from training.examination.examination import Examination
 
 
 def per_share(surface: Surface) -> F64:
-    """Return what a predicted share of 1 is worth, by outcome `[O]`: the weight times the scale."""
+    """Return what a share of 1 is worth for each outcome `[O]`: its weight times its scale."""
     return np.array([surface.worth[name] * one.scale for name, one in surface.predicted.items()])
 
 
 def is_plain(surface: Surface) -> bool:
-    """Return whether the worth of a row is its label: one event of weight 1."""
+    """Return whether a row is worth its label, because the only outcome is an event of weight 1."""
     each = zip(surface.worth.values(), surface.predicted.values(), strict=True)
     return [(weight, one.until, one.sum) for weight, one in each] == [(1.0, None, None)]
 
 
 def predicts(shares: Values) -> NDArray[np.bool_]:
-    """Return which outcomes `[O]` have predictions; the columns of the others are all NaN."""
+    """Return for each outcome `[O]` whether it is predicted; otherwise its column is all NaN."""
     return np.asarray(~np.isnan(shares).all(axis=0))
 
 
 def utility(surface: Surface, shares: Values) -> F64:
-    """Return the weighed sum `[N]` of shares `[N, O]`, by the weights of the surface.
+    """Return the sum `[N]` of shares `[N, O]`, weighed by the weights of the surface.
 
-    An outcome that is not predicted counts nothing.
+    An outcome that is not predicted counts as 0.
     """
     return np.asarray(np.where(predicts(shares), shares, 0.0) @ per_share(surface), np.float64)
 
@@ -51,19 +51,21 @@ def measured(
     worth: Worth,
     names: Sequence[str],
 ) -> dict[str, Any]:
-    """Measure each outcome on the rows at which it is known; return plain data by outcome.
+    """Measure each outcome on the rows where it is known, and return plain data by outcome.
 
-    `shares` `[N, O]` and `examinations`, one an outcome, are by contender; `worth` are the expected
-    amounts of the contenders `names`. An outcome has its declaration, `weight`, `is_bad`, `rows`,
-    `positives` and `mean_share` with its standard error; under the name of each contender
+    `shares` `[N, O]` and `examinations`, one for each outcome, are given by contender. `worth`
+    holds the expected amounts of the contenders `names`.
 
-    * `expected`, the amount per exposure that its order would earn, in the outcome's unit, with its
-      95 % interval `expected_interval`, None where the rows do not support it;
-    * if it predicts the outcome, `auc` (of an amount above 0), `logloss`, `ece`, and of an amount
-      the `correlation` with the prediction as shown;
+    An outcome's entry holds its declaration, `weight`, `is_bad`, `rows`, `positives`, and
+    `mean_share` with its standard error. Under each contender's name it holds
 
-    and in `paired`, {"model-<rival>": by how much the model is above it in `expected`, `auc` and
-    `logloss`, each with its standard error}.
+    * `expected`, the amount per exposure that its order would earn, in the outcome's unit, and the
+      95 % interval `expected_interval`; both are None if the rows do not support them;
+    * if it predicts the outcome, `auc` (for an amount above 0), `logloss` and `ece`, and for an
+      amount its `correlation` with the prediction as shown.
+
+    `paired` holds {"model-<rival>": ...}: by how much the model exceeds the rival in `expected`,
+    `auc` and `logloss`, each with a standard error.
     """
     found = {}
     for k, (name, outcome) in enumerate(surface.predicted.items()):
@@ -103,7 +105,7 @@ def measured(
 
 
 def _correlation(contender: Contender) -> float | None:
-    """Return the correlation of amounts with predictions as shown; None if either is constant."""
+    """Return the correlation of amounts with predictions as shown, or None if one is constant."""
     label, chance = contender.slates.label, contender.chance
     assert chance is not None
     constant = not len(label) or not np.ptp(label) or not np.ptp(chance)

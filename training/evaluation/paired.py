@@ -1,11 +1,14 @@
-"""Paired comparison of two contenders on the same rows: difference, standard error and gates.
+"""Compare two contenders on the same rows: differences, standard errors, and whether one passes.
 
-`gate` asks for superiority (against popular), `bounds` for non-inferiority (against the current
-model). Both decide by the measure that `gate` names: what an order earns, expected labels or the
-expected utility of several outcomes, where the rows support it.
+`gate` asks whether a model is better, for example than the popular order. `bounds` asks whether it
+is not worse, for example than the current model. Both decide by the measure that `gate` names. If
+the rows support it, this is what an order earns: expected labels or, with several outcomes,
+expected utility.
+
 A log of one deterministic ranking cannot tell position bias from what that ranking knew beyond the
-features. Where examination is learned from such a log, a claim has to hold under both readings: by
-expected labels, where positions make the difference, and by NDCG@10, where they make none.
+features. If examination was learned from such a log, a claim therefore has to hold in both
+readings: by expected labels, where positions make all the difference, and by NDCG@10, where they
+make none.
 """
 
 from __future__ import annotations
@@ -16,27 +19,27 @@ from typing import Any
 from training.evaluation.metrics import Contender
 from training.evaluation.slates import Slates
 
-# Standard errors by which a model must beat another.
+# A model must beat another by this many standard errors.
 ENOUGH = 2.0
-# Share of the current model's measures by which a model that replaces it may be worse.
+# A model that replaces the current one may be worse by this share of the current one's measures.
 MARGIN = 0.01
-# Standard errors that must lie between the estimate and the margin. On 15,000 test rows of the
-# simulated world, models that earn 3 % more joins passed in 68 to 90 % of 180 pairs; with two
-# standard errors, in 33 to 70 %. Worse ones passed in 0 to 5 % and in none.
+# This many standard errors must lie between the estimate and the margin. On 15,000 test rows of the
+# simulated world, models that earn 3 % more joins passed in 68 to 90 % of 180 pairs, and models
+# that earn fewer in 0 to 5 %. With two standard errors it would be 33 to 70 %, and none.
 SPARE = 1.0
-# Measures of what an order earns; a pair has one of them.
+# The measures of what an order earns. A pair has one of them.
 EARNED = ("expected_labels", "expected_utility")
-# Name of the standard error of each measure; all but AUC can decide.
+# The name of the standard error of each measure. Every measure but AUC can decide.
 ERRORS = {
     **{name: f"{name}_se" for name in EARNED},
     "ndcg@10": "se",
     "logloss": "logloss_se",
     "auc": "auc_se",
 }
-# Share of the positive rate by which its ECE may be higher: 15,000 rows give less by chance.
+# The ECE may be higher by this share of the positive rate. On 15,000 rows, chance gives less.
 ECE_SHARE = 0.1
-# Standard errors of the rate by which that of a further outcome may be higher, if they are more. Of
-# equal models, 95 % of 200 differences were within that, on 15,000 rows with 75 events.
+# The ECE of a further outcome may be higher by this many standard errors of its rate, if that is
+# more. On 15,000 rows with 75 events, 95 % of 200 differences between equal models were smaller.
 ECE_SPARE = 1.5
 
 
@@ -48,17 +51,17 @@ def paired(
     earned: str = "expected_labels",
     is_learned: bool = False,
 ) -> dict[str, Any]:
-    """Return by how much `ours` is above `theirs` on the same rows; None where undefined.
+    """Return by how much `ours` exceeds `theirs` on the same rows, with None where undefined.
 
-    * `expected_labels` or `expected_utility`, which `earned` names: the difference that ours
-      `earns`, with its standard error (`training.evaluation.worth`).
-    * `ndcg@10`: mean difference over the slates that can be ranked.
-    * `logloss`: mean difference over the rows, below 0 where ours is better.
-    * `auc`: difference over all rows.
-    * `gate`: the result of `gate`; `is_learned` says that the examination behind what ours earns
-      is learned from orders as shown.
+    * `expected_labels` or `expected_utility`, as `earned` says: the difference in what the orders
+      earn, which `earns` gives with its standard error (`training.evaluation.worth`).
+    * `ndcg@10`: the mean difference over the slates that can be ranked.
+    * `logloss`: the mean difference over the rows; it is negative if ours is better.
+    * `auc`: the difference over all rows.
+    * `gate`: the result of `gate`. `is_learned` says whether the examination, on which the earned
+      difference rests, was learned from orders as shown.
 
-    Each difference has its standard error under the name in `ERRORS`, with viewers as clusters.
+    Each difference has a standard error under its name in `ERRORS`, with viewers as clusters.
     """
     found = {earned: earns} | {name: ours.minus(theirs, name) for name in ours.terms}
     pair: dict[str, Any] = {}
@@ -68,12 +71,15 @@ def paired(
 
 
 def gate(pair: Mapping[str, Any], slates: Slates, *, is_learned: bool = False) -> dict[str, Any]:
-    """Decide whether ours `beats` theirs by two standard errors, in the measure `by`.
+    """Decide whether ours `beats` theirs by two standard errors in the measure `by`.
 
-    The measure is what an order earns where the rows support it; else NDCG@10, or logloss where
-    most slates have one candidate and so no order, unless the others show that ours orders worse.
-    `beats` is None where the rows do not define the difference. What is earned by a learned
-    examination needs NDCG@10 to show the same; `agrees` is then whether it does.
+    The measure is what an order earns, if the rows support it, and otherwise NDCG@10. If most
+    slates have one candidate, and so no order, it is logloss; but if the other slates show that
+    ours orders worse, it is NDCG@10 all the same. `beats` is None if the rows do not define the
+    difference.
+
+    If what an order earns rests on a learned examination, NDCG@10 has to show the same. `agrees`
+    then says whether it does.
     """
     by = "ndcg@10" if slates.have_order or _side(pair, "ndcg@10") == -1 else "logloss"
     by = next((name for name in EARNED if pair.get(name) is not None), by)
@@ -85,15 +91,15 @@ def gate(pair: Mapping[str, Any], slates: Slates, *, is_learned: bool = False) -
 
 
 def shown(pair: Mapping[str, Any]) -> str:
-    """Return what two standard errors show of ours, in the words of the keys below.
+    """Return what two standard errors show about ours, as one of the keys below.
 
-    Order is by the measure of the gate, or by NDCG@10 where logloss decides; predictions are by
-    logloss. "better" is a better order that passes the gate, with predictions that are not worse;
-    "doubtful" a better one, or a worse one, by a learned examination alone.
+    Orders are compared by the measure of the gate, or by NDCG@10 if logloss decides. Predictions
+    are compared by logloss. "better" means an order that passes the gate with predictions that are
+    not worse. "doubtful" means that only a learned examination shows an order better, or worse.
     """
     (_, order, doubt), predictions = _order(pair), _side(pair, "logloss")
     beats = pair["gate"]["beats"]
-    # The first one that holds is told.
+    # The first key that holds is returned.
     found = {
         "worse order": order == -1,
         "better order, worse predictions": order == 1 and predictions == -1,
@@ -109,7 +115,7 @@ def shown(pair: Mapping[str, Any]) -> str:
 
 
 def trails(pair: Mapping[str, Any]) -> list[str]:
-    """Return the measures, of order and predictions, in which two errors show ours worse."""
+    """Return the measures, of order and of predictions, by which ours is worse by two errors."""
     by, order, _ = _order(pair)
     return [name for name, side in ((by, order), ("logloss", _side(pair, "logloss"))) if side == -1]
 
@@ -121,19 +127,23 @@ def bounds(
     positive_rate: float,
     margin: float,
 ) -> list[dict[str, Any]]:
-    """Check that ours is not worse than theirs by `margin`, a share of their measures.
+    """Check that ours is not worse than theirs by `margin`, which is a share of their measures.
 
-    `ours` and `theirs` are measures, and `pair` is their comparison. Return for each bounded
-    `measure` by how much ours is `worse`, how much is `allowed`, and whether that `holds`. In the
-    measure of the gate, `worse` is the estimate plus `SPARE` standard errors, so that few rows need
-    a gain; it is None where the rows do not define it. NDCG@10, which a learned examination needs
-    beside it, is the estimate less so many. Logloss and ECE are bounded in the estimate, unless
-    theirs are not defined, as those of a model that does not predict the primary outcome.
+    `ours` and `theirs` are the measures of the two, and `pair` is their comparison. Returns for
+    each bounded `measure` by how much ours is `worse`, how much is `allowed`, and whether the bound
+    `holds`:
+
+    - In the measure of the gate, `worse` is the estimate plus `SPARE` standard errors, so that with
+      few rows ours has to be better. It is None if the rows do not define it.
+    - If the examination was learned, NDCG@10 is bounded too. There, `worse` is the estimate minus
+      `SPARE` standard errors.
+    - For logloss and ECE, `worse` is the estimate. They are not bounded if theirs are undefined, as
+      they are for a model that does not predict the primary outcome.
     """
     by = pair["gate"]["by"]
     better, error = _ahead(pair, by)
     worse = {}
-    # On 15,000 rows of equal models, the estimate alone would refuse a tenth of those that pass.
+    # On 15,000 rows of equal models, the bare estimate would refuse a tenth of those that pass.
     if "agrees" in pair["gate"]:
         worse["ndcg@10"] = -(pair["ndcg@10"] or 0.0) - SPARE * (pair["se"] or 0.0)
     if theirs["logloss"] is not None:
@@ -144,11 +154,12 @@ def bounds(
 
 
 def outcome_bounds(name: str, about: Mapping[str, Any], margin: float) -> list[dict[str, Any]]:
-    """Check that ours predicts an outcome not worse than theirs, if theirs predicts it.
+    """Check that ours does not predict an outcome worse than theirs, if theirs predicts it.
 
-    `about` is the outcome's entry of `training.evaluation.outcomes`. Return bounds as `bounds`,
-    with the `outcome`. Not every outcome has the events of the primary one, so logloss is the
-    estimate less `SPARE` standard errors, and ECE may be higher by what few events make it.
+    `about` is the outcome's entry of `training.evaluation.outcomes`. Returns bounds like those of
+    `bounds`, each with its `outcome`. An outcome may have far fewer events than the primary one. So
+    `worse` is the estimate minus `SPARE` standard errors for logloss, and the ECE may be higher by
+    what chance makes it with few events.
     """
     pair, ours, theirs = about["paired"]["model-current"], about["model"], about["current"]
     if pair.get("logloss") is None:
@@ -167,20 +178,20 @@ def _bound(measure: str, worse: float | None, allowed: float, **about: str) -> d
 
 
 def _order(pair: Mapping[str, Any]) -> tuple[str, int | None, int | None]:
-    """Return the measure of order, the side that it shows, and the one by a learned curve alone."""
+    """Return the measure of order, its `_side`, and the side that only a learned curve shows."""
     by = "ndcg@10" if pair["gate"]["by"] == "logloss" else pair["gate"]["by"]
     side = _side(pair, by)
     return (by, side, 0) if pair["gate"].get("agrees", True) else (by, 0, side)
 
 
 def _ahead(pair: Mapping[str, Any], by: str) -> tuple[float | None, float]:
-    """Return by how much ours is better in a measure, and the standard error."""
+    """Return by how much ours is better by a measure, and the standard error."""
     value = pair[by]
     return -value if by == "logloss" and value is not None else value, pair[ERRORS[by]]
 
 
 def _side(pair: Mapping[str, Any], by: str) -> int | None:
-    """Return 1 if ours is better in a measure by two standard errors, -1 if worse, 0 if neither."""
+    """Return 1 if ours is better by two standard errors, -1 if it is worse, 0 if it is neither."""
     better, error = _ahead(pair, by)
     is_shown = better is not None and abs(better) >= ENOUGH * error
     return None if better is None else (int(better > 0) - int(better < 0)) * int(is_shown)

@@ -1,6 +1,7 @@
-"""Cost of an arm's rules: a log ranked again with all rules, without each one, and without any.
+"""Measure what an arm's slate rules cost, by ranking a log again with and without them.
 
-Letters: N rows, S rankings, C candidates of one ranking, V sets of rules.
+The log is ranked with all rules, without each single rule, and without any. In shapes, N is the
+number of rows, S of rankings and C of one ranking's candidates.
 """
 
 from __future__ import annotations
@@ -40,10 +41,10 @@ from training.evaluation.worth import expected_amounts
 from training.examination.examination import IGNORED, Examination
 from training.terminal import ProgressLines
 
-# Rows that are ranked again, which bounds the memory (about 1 GiB) and the time (minutes). Their
-# intervals are narrow.
+# At most this many rows are ranked again, which bounds the memory (about 1 GiB) and the time
+# (minutes). This is enough for narrow intervals.
 MOST_ROWS = 1_000_000
-# Names of the sets of rules that each one is compared in.
+# The names of two sets of rules.
 ALL, NONE = "all rules", "no rules"
 
 
@@ -59,17 +60,21 @@ def cost_of_arm(
 ) -> dict[str, Any]:
     """Return the result of `cost` for an arm's rules on the rows of a log.
 
-    The arm's version scores the rows, and the arm's weights weigh them. `kept` tells by their ids
-    which requests are ranked again: all of them, or as many, evenly over time, as have `most_rows`.
-    Impressions are counted by the field of the first spread, or else the first category of
-    candidates. The result also holds `arm`, `version`, `units` by outcome, `surface`,
-    `rows_seen_in_training`, and `left_out`: the `rankings` beyond these rows, or of which nothing
-    is known, and the `candidates` of the others that are no rows, because they were unknown or it
-    is not known what followed.
+    The arm's model version scores the rows, and the arm's weights weigh its predictions.
+
+    Args:
+        kept: says for request ids which requests may be ranked again.
+        most_rows: if these requests have more rows, only some requests, evenly over time, are used.
+
+    Impressions are counted by the field of the first spread or, without one, by the first category
+    of candidates. Beside the result of `cost`, there are `arm`, `version`, `surface`, `units` by
+    outcome, `rows_seen_in_training`, and `left_out`. The latter counts the `rankings` that were not
+    used, because there are too many rows or nothing is known of them, and the `candidates` of the
+    others that were left out, because they were unknown or nobody knows what followed.
 
     Raises:
-        TabrankError: the arm has no rules, or some that do not fit the surface, or orders without a
-            model; or its version or the log is invalid.
+        TabrankError: the arm has no rules, has rules that do not fit the surface, or does not rank
+            by a model; or its version or the log is invalid.
     """
     _check(arm, surface)
     features, categories = Features(Schema(surface)), surface.fields["candidate"].items()
@@ -77,7 +82,7 @@ def cost_of_arm(
     by = next((rule.spread.field for rule in arm.slate if rule.spread), next(shared, None))
     artifact = _artifact(arm, models, features)
     past, rows = read_log(history, surface) if history else None, read_log(log, surface)
-    # How many slates each exposure stands for, and the candidates of all of them.
+    # How many slates each exposure represents, and the number of their candidates.
     times = rows.exposures["one_in"].to_numpy()
     num_shown = times * pc.list_value_length(rows.exposures["candidates"]).to_numpy()
     asked = np.flatnonzero(kept(rows.exposures["request_id"].combine_chunks()))
@@ -114,21 +119,27 @@ def cost(
     odds: F64,
     by: str | None,
 ) -> dict[str, Any]:
-    """Rank the rows with all rules, without each one and without any, and compare.
+    """Rank the rows with all rules, without each single rule and without any, and compare.
 
-    The order is that of `serve.ranking.order.ordered` by `utility` `[N]`;
-    `scales` and `examinations` are those of `expected_amounts`, and `odds` `[N, columns]` those of
-    each outcome. `data.fields` has the fields that the rules name, `by`, and candidate.ends_ms.
-    Return plain data for JSON:
+    The rows are ordered by `utility` `[N]` with `serve.ranking.order.ordered`. `scales` and
+    `examinations` are as in `expected_amounts`, and `odds` `[N, columns]` are used for every
+    outcome. `data.fields` must hold the fields that the rules name, `by`, and candidate.ends_ms.
 
-    * `rows`, `slates`, `rules` (in words), `by`, `about` of `training.evaluation.worth`.
-    * `costs`: first of all rules against none, then of each `rule`, numbered from 1, against the
-      others alone. Each has its `text`; `outcomes`, by name what `Worth.compared` tells, or null
-      without support by the rows; `rankings_changed`, their share; `displacement`, the mean number
-      of places that a candidate moves; and of the order `with` the rule or rules and `without`,
-      `unmet`: the `places` at which each candidate that was left broke a rule, and the share of
-      `rankings` that have one; and `impressions` of the first ten places by the value of a field:
-      the share of the `largest` and the `gini` over all values in the rows, or null without any.
+    Returns plain data for JSON:
+
+    * `rows`, `slates`, `rules` in words, `by`, and `about` of `training.evaluation.worth`.
+    * `costs`: a list. The first entry compares all rules with none. Then each `rule`, numbered from
+      1, is compared with the others alone. An entry holds
+
+      * `text`: the rule or rules in words;
+      * `outcomes`: by name the result of `Worth.compared`, or null if the rows do not support it;
+      * `rankings_changed`: the share of rankings that change;
+      * `displacement`: the mean number of places that a candidate moves;
+      * for the order `with` the rule or rules, and for the one `without`: `unmet`, which counts the
+        `places` where every remaining candidate broke a rule, and the share of `rankings` with such
+        a place; and `impressions` of the first ten places by the value of the field `by`, which
+        gives the share of the `largest` value and the `gini` coefficient over all values, or null
+        without a field.
     """
     assert data.fields is not None
     values = data.fields["candidate"][by.partition(".")[2]] if by else np.zeros(len(data))
@@ -167,16 +178,17 @@ def cost(
 def _ranked(
     data: Dataset, slates: Slates, sets: Mapping[str, Sequence[Rule]], utility: F32
 ) -> tuple[dict[str, I64], dict[str, I64]]:
-    """Return by the name of a set of rules the places of rows `[N]`, and of unmet ones `[S]`."""
+    """Return for each set of rules the places of the rows `[N]`, and how many were unmet `[S]`."""
     fields = data.fields
     assert fields is not None
     standing = (fields["candidate"]["ends_ms"] <= data.ts_ms).astype(np.int8)
     utility = np.where(np.isfinite(utility) & (standing == LIVE), utility, np.float32(np.nan))
     popular = data.popular.astype(np.float64)
-    # Ties keep the order of the request, which the log lacks: the order shown would tell too much.
+    # The service breaks ties by the order of the request, which the log lacks. The order shown
+    # would favour whatever was shown first, so break ties at random.
     tie = np.random.default_rng(TIE_SEED).permutation(len(data))
     order = tie[ordered(slates.code[tie], utility[tie], popular[tie], standing[tie])]
-    # The rows as they were shown, and the number of each among them.
+    # The rows in the order in which they were shown, and each row's number in it.
     shown = np.lexsort((data.position, slates.code))
     number, ends = np.argsort(shown), np.cumsum(slates.size, dtype=np.int64).tolist()
     place = {name: np.empty(len(data), np.int64) for name in sets}
@@ -187,7 +199,7 @@ def _ranked(
         owners = {owner: fields[owner][mine[:1]] for owner in fields.dtype.names or ()}
         owners["candidate"] = fields["candidate"][mine]
         facts = facts_of(owners, data.columns, data.matrix.rows(mine))
-        # A pin is the request's, so its place is the same whatever the rules.
+        # The request chose a pin's place, so that it is the same with any rules.
         pins = {} if data.pinned is None else {k: k for k in np.flatnonzero(data.pinned[mine]).tolist()}
         given = number[order[begin:end]] - begin, utility[mine], standing[mine], facts, end - begin
         for name, rules in sets.items():
@@ -199,9 +211,9 @@ def _ranked(
 
 
 def _concentration(values: NDArray[Any], is_first: Bools) -> dict[str, float] | None:
-    """Return the largest share of impressions that one value has, and the Gini coefficient.
+    """Return the largest share of impressions that one value has, and their Gini coefficient.
 
-    A missing value is 0, and its rows do not count.
+    The value 0 means missing, and such rows do not count.
     """
     known = values != 0
     names, code = np.unique(values[known], return_inverse=True)
@@ -214,7 +226,7 @@ def _concentration(values: NDArray[Any], is_first: Bools) -> dict[str, float] | 
 
 
 def _named(rules: Sequence[Rule]) -> list[str]:
-    """Return the fields that rules name."""
+    """Return the fields that the rules name."""
     wheres = [one.where for rule in rules if (one := rule.boost or rule.limit)]
     fields = [rule.spread.field for rule in rules if rule.spread]
     return fields + [name for where in wheres for name in where if "." in name]
@@ -222,10 +234,11 @@ def _named(rules: Sequence[Rule]) -> list[str]:
 
 def _check(arm: Arm, surface: Surface) -> None:
     if not arm.slate:
-        raise TabrankError(f"arm {arm.name} has no rules; give it a `slate` in cluster.yaml")
+        raise TabrankError(f"arm {arm.name} has no rules; declare them as its `slate` in cluster.yaml")
     if not arm.by_model:
         raise TabrankError(
-            f"arm {arm.name} ranks by {arm.scorer}; name an arm of a model, whose utility a log gives again"
+            f"arm {arm.name} ranks by {arm.scorer} and not by a model, so its scores cannot be computed from a log; "
+            "name an arm that ranks by a model"
         )
     for k, rule in enumerate(arm.slate):
         for path, error in rule.misfits(surface):

@@ -1,7 +1,7 @@
-"""Slates of an evaluation and their measures, computed for all slates at once.
+"""The slates of an evaluation and their measures, computed for all slates at once.
 
-Letters: N rows, S slates, S2 slates that can be ranked: two or more candidates, at least one
-that gains.
+In shapes, N is the number of rows, S of slates, and S2 of slates that can be ranked: they have two
+or more candidates, and at least one that gains.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from numpy.typing import NDArray
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
-# Ties in score are broken at random, in the same way in each evaluation.
+# Ties in score are broken at random, but in the same way in every evaluation.
 TIE_SEED = 0
 
 
 @dataclass(frozen=True)
 class Slates:
-    """Rows of an evaluation: `label` 0 to 1, number of the `slate` and of the `viewer`, each `[N]`.
+    """Rows of an evaluation: each has a `label` from 0 to 1, a `slate` and a `viewer`, all `[N]`.
 
-    Slates of one viewer share the viewer's taste, so they are not independent: standard errors and
-    intervals count viewers. `worth` `[N]` is what a row gains an order, the label if it is not
-    given.
+    The slates of one viewer are not independent, because they share the viewer's taste. So standard
+    errors and intervals count viewers. `worth` `[N]` is what an order gains by a row; by default it
+    is the label.
     """
 
     label: NDArray[np.float32]
@@ -38,7 +38,7 @@ class Slates:
 
     @cached_property
     def code(self) -> I64:
-        """Index of each row's slate, `[N]`, from 0 in the order of the slates' numbers."""
+        """Index of each row's slate, `[N]`, from 0, in the order of the slates' numbers."""
         return np.unique(self.slate, return_inverse=True)[1].astype(np.int64)
 
     @cached_property
@@ -49,22 +49,22 @@ class Slates:
 
     @cached_property
     def size(self) -> F64:
-        """Candidates of each slate, `[S]`."""
+        """Number of candidates of each slate, `[S]`."""
         return self.total(np.ones(len(self.slate)))
 
     @cached_property
     def positives(self) -> F64:
-        """Positives of each slate, `[S]`: rows with a label above 0."""
+        """Number of positives of each slate, `[S]`: its rows with a label above 0."""
         return self.total(self.label > 0)
 
     @cached_property
     def gain(self) -> F64:
-        """What each row gains an order, `[N]`; below 0 it costs."""
+        """What an order gains by each row, `[N]`; it is negative for a row that costs."""
         return np.asarray(self.label if self.worth is None else self.worth, np.float64)
 
     @property
     def rankable(self) -> NDArray[np.bool_]:
-        """Mask of the slates that can be ranked, `[S]`, S2 of them."""
+        """Mask `[S]` of the S2 slates that can be ranked."""
         return (self.size >= 2) & (self.total(np.maximum(self.gain, 0.0)) > 0)
 
     @property
@@ -73,32 +73,32 @@ class Slates:
         return 2 * int((self.size >= 2).sum()) >= len(self)
 
     def take(self, rows: NDArray[np.bool_]) -> Slates:
-        """Return the rows of this mask, in slates of their own."""
+        """Return only the rows of this mask. They form slates among themselves."""
         worth = None if self.worth is None else self.worth[rows]
         return Slates(self.label[rows], self.slate[rows], self.viewer[rows], worth)
 
     def total(self, values: NDArray[np.generic]) -> F64:
-        """Sum `values` `[N]` in each slate, `[S]`."""
+        """Sum the `values` `[N]` of each slate, `[S]`."""
         return np.bincount(self.code, weights=values).astype(np.float64)
 
     def order(self, score: NDArray[np.floating]) -> I64:
-        """Return the row numbers `[N]`, slate by slate, highest `score` `[N]` first."""
+        """Return the row numbers `[N]` slate by slate, with the highest `score` `[N]` first."""
         tie = np.random.default_rng(TIE_SEED).random(len(score))
         return np.lexsort((tie, -np.asarray(score, np.float64), self.code))
 
     def ndcg(self, order: I64, k: int = 10) -> F64:
-        """Return NDCG@k of the slates that can be ranked, `[S2]`, with the rows in this order.
+        """Return NDCG@k of the slates that can be ranked, `[S2]`, for an `order` `[N]` of `order`.
 
-        The discount of a gain is 1 / log2(1 + position), from 1 (Järvelin and Kekäläinen 2002). The
-        ideal order, which is 1, has the positive gains alone; a row that costs lowers an order that
-        shows it. `order` `[N]` is that of `order`.
+        A gain at position i, counted from 1, is discounted by 1 / log2(1 + i) (Järvelin and
+        Kekäläinen 2002). The ideal order, whose NDCG is 1, consists of the positive gains alone. A
+        row that costs lowers the NDCG of an order that shows it.
         """
         rankable, positive = self.rankable, np.maximum(self.gain, 0.0)
         ideal = self._dcg(positive, np.lexsort((-positive, self.code)), k)
         return np.asarray(self._dcg(self.gain, order, k)[rankable] / ideal[rankable], np.float64)
 
     def place(self, order: I64) -> F64:
-        """Return the place in its slate, from 0, of each row of an order `[N]` of `order`."""
+        """Return for each row of an order `[N]` its place in its slate, from 0."""
         return np.arange(len(order)) - (np.cumsum(self.size) - self.size)[self.code[order]]
 
     def _dcg(self, gain: F64, order: I64, k: int) -> F64:
@@ -108,25 +108,28 @@ class Slates:
 
 
 def midranks(values: NDArray[np.generic]) -> F64:
-    """Return the rank of each value `[N]`, from 1; equal ones share the mean of their ranks."""
+    """Return the rank of each value `[N]`, from 1. Equal values share the mean of their ranks."""
     return np.asarray(pd.Series(values).rank(), np.float64)
 
 
 def pairs_won(positive: NDArray[np.bool_], score: F64) -> F64:
-    """Count, for each row `[N]`, the rows of the other label ordered correctly; ties count half."""
+    """Count for each row `[N]` the rows of the other label that are ordered correctly with it.
+
+    Ties count half.
+    """
     same = np.empty(len(score))
     for label in (positive, ~positive):
         same[label] = midranks(score[label])
-    # Rows of the other label below each row.
+    # For each row, how many rows of the other label are below it.
     below = midranks(score) - same
     return np.where(positive, below, positive.sum() - below)
 
 
 def auc(label: NDArray[np.floating] | NDArray[np.bool_], score: NDArray[np.floating]) -> float | None:
-    """Return the probability that a positive row is above a negative one, ties counted half.
+    """Return the probability that a positive row scores above a negative one; ties count half.
 
-    Hanley and McNeil 1982; None without both labels. Needs only what each worker imports anyway:
-    importing scikit-learn's version takes a second.
+    This is the area under the ROC curve (Hanley and McNeil 1982). It is None without both labels.
+    It only uses what each worker imports anyway, because importing scikit-learn takes a second.
     """
     positive: NDArray[np.bool_] = np.asarray(label > 0, np.bool_)
     num_pairs = float(positive.sum()) * float((~positive).sum())
@@ -136,7 +139,7 @@ def auc(label: NDArray[np.floating] | NDArray[np.bool_], score: NDArray[np.float
 
 
 def sink_non_finite(score: NDArray[np.floating]) -> F64:
-    """Return scores `[N]` with non-finite ones below the least, as the service ranks them."""
+    """Return the scores `[N]` with non-finite ones below all others, as the service ranks them."""
     score = np.asarray(score, np.float64)
     finite = np.isfinite(score)
     least = float(score[finite].min()) if finite.any() else 0.0

@@ -1,8 +1,8 @@
-"""Slices: the measures on parts of the rows, to find where a good model performs badly.
+"""Slices: measures on parts of the rows, to find where a good model performs badly.
 
-Rows of a slice are ranked among themselves. A part with few rows gets no figures, which would be
-noise. Where a feature is a candidate's age and some candidates are young, a report shows what the
-model knows of a candidate in its first minute and in its first ten.
+The rows of a slice are ranked among themselves. A slice with few rows gets no figures, because they
+would be noise. If a feature is the candidate's age and some candidates are young, slices also show
+how well the model ranks candidates in their first minute and in their first ten minutes.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from training.evaluation.metrics import Contender
 
 MIN_ROWS = 500
 MIN_OF_EACH_LABEL = 20
-# Do not slice by a category of more values: its parts are small, and some would look bad by chance.
+# A category with more values than this gives no slices. They would be small, and some would look
+# bad by chance.
 MAX_VALUES = 20
-# Hours in one band of the day.
+# The length of a slice by time of day, in hours.
 HOURS = 3
-# Parts by a candidate's age, and the ages in seconds that end all but the last.
+# The slices by a candidate's age, and the ages in seconds at which all but the last end.
 AGES = ("first minute", "first ten minutes (after the first)", "older")
 AGE_ENDS_S = (60, 600)
 
@@ -33,11 +34,11 @@ AGE_ENDS_S = (60, 600)
 def slices(
     data: Dataset, model: Contender, popular: Contender, surface: Surface, encoder: Encoder
 ) -> list[dict[str, Any]]:
-    """Measure each part of the rows; return one object for each.
+    """Measure each part of the rows, and return one object for each.
 
-    `by` and `value` name the part, then `rows`, `slates`, `positives`; the measures of `model` and
-    `popular`, and `paired` with `ndcg@10`, `se`. The last three are None where the rows are too
-    few. `encoder` names categories.
+    `by` and `value` name the part. `rows`, `slates` and `positives` are its counts. `model` and
+    `popular` hold measures, and `paired` holds the difference in `ndcg@10` with its standard error
+    `se`; these three are None if there are too few rows. `encoder` names categories.
     """
     return [
         {"by": by, "value": value} | _measured(model, popular, part)
@@ -47,7 +48,7 @@ def slices(
 
 
 def _parts(data: Dataset, surface: Surface, encoder: Encoder) -> Iterator[tuple[str, str, Bools]]:
-    """Yield what divides the rows, value and mask of each part; frequent categories first."""
+    """Yield for each part what divides the rows, the value, and a mask; large categories first."""
     yield "viewer", "cold (no exposure before)", data.viewer_seen == 0
     yield "viewer", "seen before", data.viewer_seen != 0
     yield "candidate", "new (never shown before)", data.candidate_seen == 0
@@ -55,7 +56,7 @@ def _parts(data: Dataset, surface: Surface, encoder: Encoder) -> Iterator[tuple[
     for k, name in enumerate(data.columns.single):
         kind = surface.features[name]
         values, code = np.unique(data.matrix.category[:, k], return_inverse=True)
-        # Allow one more value for rows without one.
+        # Rows without a category count as one more value.
         is_sliced = isinstance(kind, Category) and kind.field.owner in ("viewer", "context")
         if is_sliced and 2 <= len(values) <= MAX_VALUES + 1:
             known = {0: "(missing)"} | encoder.entry_by_hash.get(name, {})
@@ -64,7 +65,7 @@ def _parts(data: Dataset, surface: Surface, encoder: Encoder) -> Iterator[tuple[
                 yield name, known.get(value, vocabulary_entry(value)), code == i
     for k, name in enumerate(data.columns.numeric):
         kind, age_s = surface.features[name], data.matrix.numeric[:, k]
-        # Where no candidate is young, age divides nothing.
+        # If no candidate is young, age divides nothing.
         if isinstance(kind, Age) and kind.field.owner == "candidate" and (age_s < AGE_ENDS_S[-1]).any():
             part = np.where(np.isnan(age_s), len(AGES), np.digitize(age_s, AGE_ENDS_S))
             yield from ((name, value, part == i) for i, value in enumerate((*AGES, "(missing)")))

@@ -1,4 +1,4 @@
-"""Exchange rate of a weight: what each value of a sweep buys and costs on a log."""
+"""The exchange rate of a weight: what each weight in a range gains and costs on a log."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from training.evaluation.slates import I64, Slates
 from training.evaluation.worth import expected_amounts
 from training.examination.examination import Examination
 
-# First places of a ranking that are compared.
+# This many first places of a ranking are compared.
 TOP = 10
-# An outcome, and its weights from the least to the largest.
+# An outcome with its least and its largest weight, such as hide=-50..0.
 SWEEP = re.compile(r"(\w+)=(-?\d+(?:\.\d+)?)\.\.(-?\d+(?:\.\d+)?)", re.ASCII)
-# Largest weight of a surface, either way.
+# The largest weight, positive or negative, that a surface accepts.
 MOST = 1e6
-# Name of the order by the surface's own weights.
+# The name of the order by the surface's own weights.
 OWN = "own"
 
 
@@ -37,11 +37,12 @@ def sweep_log(
 ) -> dict[str, Any]:
     """Return the result of `exchange` for an artifact on the rows of a log.
 
-    `sweep` is such as "hide=-50..0", in so many `steps`. The result also holds `version`, `surface`
-    and `rows_seen_in_training`.
+    `sweep` is for example "hide=-50..0", and `steps` is the number of weights to try. The result
+    also holds `version`, `surface` and `rows_seen_in_training`.
 
     Raises:
-        TabrankError: for an invalid artifact, log or sweep, or a log that supports no estimate.
+        TabrankError: the artifact, the log or the sweep is invalid, or the log supports no
+        estimate.
     """
     artifact = load_artifact(model)
     surface = read_surface((model / "surface.toml").read_text(), str(model / "surface.toml"))
@@ -67,13 +68,13 @@ def swept_weights(sweep: str, surface: Surface, steps: int) -> tuple[str, list[f
         )
     if name not in (further := list(predicted)[1:]):
         raise TabrankError(
-            f"{where}: {name!r} is no outcome that the model predicts beside {next(iter(predicted))}, its primary one"
-            f"{did_you_mean(name, further)}; it predicts {', '.join(predicted)}, and the surface has "
-            f"{', '.join(surface.outcomes)}. To sweep another, give it a weight in [weights], and fit again"
+            f"{where}: {name!r} is no outcome that the model predicts beside the primary one, "
+            f"{next(iter(predicted))}{did_you_mean(name, further)}; it predicts {', '.join(predicted)}; the surface "
+            f"has {', '.join(surface.outcomes)}. To sweep another one, give it a weight in [weights] and fit again"
         )
     if high > 0 and surface.outcomes[name].bad:
-        raise TabrankError(f"{where}: {high:g} rewards a bad outcome; end the sweep at 0")
-    # Round to what is printed, and then copied.
+        raise TabrankError(f"{where}: {high:g} would reward a bad outcome; end the sweep at 0")
+    # Round the weights to what is printed, because people copy that.
     return name, [float(f"{value:.6g}") for value in np.linspace(low, high, steps)]
 
 
@@ -88,18 +89,19 @@ def exchange(
 ) -> dict[str, Any]:
     """Rank the rows with each weight of an outcome, and compare with the surface's own weights.
 
-    `shares` `[N, O]` are a model's. Rows that requests pinned are left out: no weight moves them.
-    Return plain data for JSON:
+    `shares` `[N, O]` are a model's predictions. Rows that requests pinned are left out, because no
+    weight moves them. Returns plain data for JSON:
 
-    * `rows`, `pinned_rows` (left out), `slates`, `outcome` (whose weight moves), `own` (the
+    * `rows`, `pinned_rows` (left out), `slates`, `outcome` (whose weight is varied), `own` (the
       surface's weights), `primary`, `units` by outcome, `give`, and `about` of
       `training.evaluation.worth` by outcome.
-    * `points`: for each `weight`, `places_changed`, the share of the first ten places that show
-      another candidate, and `outcomes`: by name what `Worth.compared` tells of an exposure against
-      the surface's own weights, or null without support by the rows.
-    * `chosen`: the strongest weight, stronger than the surface's own and of its sign, at which the
-      interval of the primary outcome's relative change is above −`give`, and the swept outcome
-      changes as the weight asks; or null.
+    * `points`: for each `weight`, `places_changed` is the share of the first ten places that show
+      another candidate, and `outcomes` holds by name the result of `Worth.compared` against the
+      surface's own weights, or null if the rows do not support it.
+    * `chosen`: the recommended weight, or null. It is the strongest weight with three properties.
+      It has the sign of the surface's own weight and is stronger. The whole interval of the primary
+      outcome's relative change is above −`give`. The swept outcome changes in the direction that
+      the weight asks for.
 
     Raises:
         TabrankError: the rows support no estimate of the primary outcome or of the swept one.
@@ -111,7 +113,7 @@ def exchange(
     primary, scales = next(iter(own)), {key: one.scale for key, one in surface.predicted.items()}
     moved = {OWN: own} | {f"{value:g}": own | {name: value} for value in values}
     orders = {key: Weighing(one, [*scales.values()]).utility(shares) for key, one in moved.items()}
-    # An order moves with all shares, so attraction is modelled from them all.
+    # An order depends on all shares, so attraction is modelled from all of them.
     worth = expected_amounts(data, orders, scales, examinations, [log_odds(shares)] * len(own))
     for needed in (primary, name):
         if reason := worth.about[needed]["reason"]:
@@ -127,7 +129,7 @@ def exchange(
         for value in values
     ]
     held = [one for one in points if one["outcomes"][primary]["relative"][1] > -give]
-    # A model that predicts an outcome badly may move it the other way.
+    # If a model predicts an outcome badly, a weight may move it in the wrong direction.
     gains = [one["weight"] for one in held if one["outcomes"][name]["change"][0] * one["weight"] > 0]
     stronger = [value for value in gains if abs(value) > abs(own[name]) and value * own[name] >= 0]
     return {
@@ -146,6 +148,6 @@ def exchange(
 
 
 def _first_places(slates: Slates, order: Values) -> I64:
-    """Return the rows in the first places of each slate, slate by slate."""
+    """Return the rows in the first TOP places of each slate, slate by slate."""
     rows = slates.order(order)
     return rows[slates.place(rows) < TOP]

@@ -1,7 +1,7 @@
-"""Worth of orders: the expected amount of each outcome per exposure, and their weighed sum.
+"""What orders are worth: the expected amount of each outcome per exposure, and their weighed sum.
 
-Amounts are free of position bias, by the estimator of `training.evaluation.expected_labels` for
-one outcome at a time. Letters: N rows, O outcomes, S slates.
+Amounts are corrected for position bias, with the estimator of `training.evaluation.expected_labels`
+for one outcome at a time. In shapes, N is the number of rows, O of outcomes and S of slates.
 """
 
 from __future__ import annotations
@@ -23,30 +23,31 @@ from training.examination.examination import Examination
 
 @dataclass(frozen=True)
 class Worth:
-    """Estimates in units by outcome and contender, all on the same slates.
+    """Estimates by outcome and contender, in the outcome's unit, all on the same slates.
 
-    An outcome has no estimates where its rows do not support them; `about` says why, for each
-    outcome as `expected_labels`. `curve` numbers the curve of examination of each outcome:
-    outcomes with equal ones share its error.
+    If an outcome's rows do not support estimates, it has none, and its `about` says why; this is
+    the first result of `expected_labels`. `curve` gives each outcome the number of its curve of
+    examination. Outcomes with the same curve share its error.
     """
 
-    # [S], the number of the viewer.
+    # [S], the number of each slate's viewer.
     cluster: I64
     about: Mapping[str, Mapping[str, Any]]
     estimates: Mapping[str, Mapping[str, Estimate]]
     curve: Mapping[str, int]
 
     def compared(self, outcome: str, contender: str, against: str) -> dict[str, list[float]] | None:
-        """Return the amount of an outcome in two orders, the change and the relative one.
+        """Return the amount of an outcome in two orders, its change, and its relative change.
 
-        Each is [estimate, low, high] at 95 %: `value` of the contender, `base` of the other,
-        `change` and `relative`. It is None if the rows do not support the outcome.
+        `value` is that of the contender, `base` that of the other; then come `change` and
+        `relative`. Each is [estimate, low, high] at 95 %. The result is None if the rows do not
+        support the outcome.
         """
         if not (found := self.estimates[outcome]):
             return None
         base, change = found[against], found[contender].minus(found[against])
         ratio = change.value / base.value
-        # The base is uncertain too (delta method).
+        # The base is uncertain too, which the delta method takes into account.
         relative = replace(change.minus(base.times(ratio)).times(1 / base.value), value=ratio)
         told = {"value": found[contender], "base": base, "change": change, "relative": relative}
         return {what: [one.value, *one.interval(self.cluster)] for what, one in told.items()}
@@ -54,10 +55,11 @@ class Worth:
     def weighed(
         self, contender: str, weights: Mapping[str, float], against: str | None = None
     ) -> Estimate | None:
-        """Return the sum of each weight times the amount of its outcome, less that of `against`.
+        """Return the sum of weights times amounts, minus that of `against` if it is given.
 
-        Its influence is the weighed sum of the influences, so errors of outcomes that go together
-        add up, and others cancel. It is None if the rows do not support an outcome that weighs.
+        Its influence is the weighed sum of the influences. So the errors of outcomes that go
+        together add up, and others cancel. It is None if the rows do not support an outcome whose
+        weight is not 0.
         """
         total, shift = Estimate(0.0, np.zeros(len(self.cluster))), np.zeros(len(self.curve))
         for name, weight in weights.items():
@@ -68,7 +70,7 @@ class Worth:
                 one = (found[contender].minus(found[against]) if against else found[contender]).times(weight)
                 total = Estimate(total.value + one.value, total.influence + one.influence)
                 shift[self.curve[name]] += one.shift
-        # A curve shifts its outcomes together; curves of different events are independent.
+        # An error of a curve shifts all its outcomes together. Different curves are independent.
         return replace(total, shift=float(np.hypot.reduce(shift)))
 
 
@@ -81,9 +83,9 @@ def expected_amounts(
 ) -> Worth:
     """Estimate the amounts per exposure that each contender's order would earn.
 
-    `orders` are the scores `[N]` of the contenders and `scales` the amount of a share of 1, by
-    outcome in the order of the dataset's columns. For each outcome there is its examination, and
-    its `odds` `[N, columns]`, such as those of `odds_of`, from which its attraction is modelled.
+    `orders` holds the scores `[N]` of each contender. `scales` gives the amount of a share of 1 for
+    each outcome, in the order of the dataset's columns. Each outcome has its examination, and
+    `odds` `[N, columns]`, such as those of `odds_of`, from which its attraction is modelled.
     """
     whole = Slates(data.outcomes[:, 0], data.slate, data.viewer)
     numbers = np.unique(data.slate)
@@ -98,7 +100,7 @@ def expected_amounts(
         about[name], found = expected_labels(*of_outcome)
         estimates[name] = {}
         for key, one in found.items():
-            # The mean over all slates becomes that over the slates that know the outcome.
+            # The mean is only over the slates where the outcome is known.
             influence = np.zeros(len(whole))
             influence[at] = one.influence * (len(whole) / len(slates))
             estimates[name][key] = replace(one, influence=influence).times(scale)
@@ -108,10 +110,10 @@ def expected_amounts(
 
 
 def odds_of(orders: Mapping[str, Values], predictions: Mapping[str, Values], outcome: int) -> F64:
-    """Return log odds `[N, contenders]` of an outcome's number by each contender.
+    """Return the log odds `[N, contenders]` that each contender gives to outcome number `outcome`.
 
-    They are those of its prediction, shares `[N, O]`, or of the ranks of its order where it has
-    none, or NaN in the column.
+    They come from its prediction, shares `[N, O]`. If it does not predict this outcome, they come
+    from the ranks of its order.
     """
     columns = []
     for name, order in orders.items():

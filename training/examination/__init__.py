@@ -1,4 +1,4 @@
 """Examination: how often candidates are looked at, by the position at which they are shown.
 
-Imports `data`, `network`, `world`, `terminal`, `serve`.
+It imports `data`, `network`, `world`, `terminal` and `serve`.
 """

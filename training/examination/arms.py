@@ -1,17 +1,21 @@
-"""Examination from the arms of an experiment, which show the same candidates at other positions.
+"""Estimate examination from an experiment's arms, which show the same candidates elsewhere.
 
-Viewers are assigned to arms at random. Rows with like features thus have the same mean attraction
-in each arm, also where a ranker knew more than the features. A label at position k, divided by
-θ(k), has the mean of the attraction. Hence in each cell of such rows
+Viewers are assigned to arms at random. So rows with similar features have the same mean attraction
+in each arm, even if a ranker knew more than the features. A label at position k, divided by θ(k),
+has the attraction as its mean. Hence in each cell of similar rows
 
     mean of label / θ(k) over an arm = the same mean over the other arms
 
-(intervention harvesting: Agarwal, Zaitsev, Wang, Li, Najork and Joachims 2019, "Estimating position
-bias without intrusive interventions"). θ solves the logarithms of these equations by Gauss–Newton,
-weighed by their inverse variances (Hansen 1982, "Large sample properties of generalized method of
-moments estimators"). A row's cell is its expected position in the arm and that in the others, which
-LightGBM learns from other viewers' rows; its own position never matters.
-Letters: N rows, B bins of positions, P parameters, C cells, V viewers.
+This is known as intervention harvesting (Agarwal, Zaitsev, Wang, Li, Najork and Joachims 2019,
+"Estimating position bias without intrusive interventions"). θ solves the logarithms of these
+equations by Gauss–Newton steps, with their inverse variances as weights (Hansen 1982, "Large sample
+properties of generalized method of moments estimators").
+
+A row's cell is given by its expected position in the arm and its expected position in the other
+arms. LightGBM learns both from other viewers' rows, so that the row's own position never matters.
+
+In shapes, N is the number of rows, B of bins of positions, P of parameters, C of cells and V of
+viewers.
 """
 
 from __future__ import annotations
@@ -26,27 +30,29 @@ from training.examination.curve import Prior, newton
 from training.examination.learn import by_others, halves, quantiles
 from training.examination.placements import Bins
 
-# Cells are products of so many quantiles of two expected positions, with about so many events of
-# the arm or of the others, whichever has fewer. The logarithm of the mean of few events is too low.
+# Two expected positions are divided into at most this many quantiles, whose products are the cells.
+# Their number gives a cell about this many events of the arm or of the others, whichever has fewer.
+# With few events, the logarithm of their mean would be too low.
 MAX_QUANTILES, CELL_EVENTS = 12, 40
-# Cells of fewer events of either are left out.
+# Cells in which either side has fewer events are left out.
 MIN_CELL_EVENTS = 10
-# Standard deviations by which the expected position of what two arms show may differ; beyond, they
-# cut their lists and show other candidates (Austin 2009, "Balance diagnostics for comparing the
-# distribution of baseline covariates between treatment groups", section 3.1).
+# The expected positions of what two arms show may differ by this many standard deviations. If they
+# differ more, the arms cut their lists and show other candidates (Austin 2009, "Balance diagnostics
+# for comparing the distribution of baseline covariates between treatment groups", section 3.1).
 MAX_IMBALANCE = 0.1
 
 
 def compare_arms(rows: Dataset, encoder: Encoder, bins: Bins, prior: Prior) -> tuple[F64, F64] | None:
-    """Return log θ of each bin and its standard error with viewers as clusters, [B].
+    """Return log θ of each bin `[B]` and its standard error `[B]`, with viewers as clusters.
 
-    All rows are of arms, two or more. None: the arms show other candidates.
+    All rows must belong to arms, of which there are two or more. Returns None if the arms do not
+    show the same candidates.
     """
     columns, ridge = prior
     assert rows.arm is not None
     place, viewer = bins.of[rows.position], np.unique(rows.viewer, return_inverse=True)[1]
     depth, half, sides = np.log1p(rows.position), halves(viewer), []
-    # The largest arm, whose number is 0, is among the others of each.
+    # The largest arm has the number 0. It is always among the other arms.
     for arm in np.unique(rows.arm)[1:]:
         is_in, cell = rows.arm == arm, np.zeros(len(place), np.int64)
         fewer = np.bincount(is_in, rows.label).min()
@@ -74,12 +80,13 @@ def compare_arms(rows: Dataset, encoder: Encoder, bins: Bins, prior: Prior) -> t
             weighed = slope * (is_used / np.maximum(variance, 1e-12))[:, None]
             information += slope.T @ weighed
             score += weighed.T @ gap
-            # Influence of each row on its cell's difference.
+            # The influence of each row on the difference in its cell.
             own = np.where(is_in, 1, -1) * (weight / total[side] - 1 / count[side])
             of_viewer += coo_array((own, (viewer, cell)), (len(of_viewer), num)).tocsr() @ weighed
         return score, information, of_viewer
 
     beta, covariance, of_viewer = newton(slopes, columns, np.diag(ridge))
-    # Viewers' own variance alone is too small: the ridge pulls θ to the shape of the learned curve.
+    # The variance between viewers alone would be too small, because the ridge pulls θ to the shape
+    # of the learned curve.
     variance = ((of_viewer @ covariance @ columns.T) ** 2).sum(axis=0)
     return columns @ beta, np.sqrt(variance + (columns @ covariance * columns).sum(axis=1))

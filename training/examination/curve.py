@@ -1,14 +1,15 @@
-"""Curve of examination: the probability that each position is examined, from randomised orders.
+"""Fit the curve of examination, which says how often each position is looked at, to drawn orders.
 
-Under examination × attraction, an event at position k has probability θ(k)·a, where `a` depends
-only on the candidate. Given that a drawn candidate got its event, its position has the
-distribution π(k)θ(k) / Σ π(l)θ(l), where π is the known distribution of its position over draws:
-`a` cancels. Hence θ maximises the conditional likelihood of the positions of events (Andersen
-1970, "Asymptotic properties of conditional maximum-likelihood estimators"). The randomised
-positions are those of Agarwal, Zaitsev, Wang, Li, Najork and Joachims (2019, "Estimating position
-bias without intrusive interventions").
-log θ is a quadratic spline in log(1 + position), with θ(0) = 1. Letters: E events, B bins,
-P parameters, N clusters.
+If an event's probability is examination × attraction, an event at position k has the probability
+θ(k)·a, where `a` depends only on the candidate. Given that a drawn candidate got its event, its
+position has the distribution π(k)θ(k) / Σ π(l)θ(l), where π is the known distribution of its
+position over draws. The attraction `a` cancels out. So θ is found by maximising the conditional
+likelihood of the positions of events (Andersen 1970, "Asymptotic properties of conditional
+maximum-likelihood estimators"). The idea of randomised positions is that of Agarwal, Zaitsev, Wang,
+Li, Najork and Joachims (2019, "Estimating position bias without intrusive interventions").
+
+log θ is a quadratic spline in log(1 + position), with θ(0) = 1. In shapes, E is the number of
+events, B of bins, P of parameters and N of clusters.
 """
 
 from __future__ import annotations
@@ -22,16 +23,17 @@ from sklearn.preprocessing import SplineTransformer
 from training.examination.placements import F64, I64, Bins, Counts
 
 NUM_KNOTS = 4
-# Penalty of a squared parameter in events, so that a position without events has a unique solution.
+# The penalty of a squared parameter, in events. It gives a position without events a unique
+# solution.
 RIDGE = 1e-3
-# Precision of the departure of log θ from a multiple of a learned curve, whose shape need not be
-# right: half of its standard deviation.
+# The precision with which log θ is held to a multiple of a learned curve, whose shape need not be
+# right. It allows a departure with a standard deviation of one half.
 DEPARTURE = 4.0
-# Newton's method converges in fewer steps.
+# The most steps of Newton's method, which converges in fewer.
 _NUM_STEPS = 50
 Prior = tuple[F64, F64]
-# From the parameters [P] to the score [P], the information [P, P], and the influence of each
-# cluster on the score [N, P].
+# Maps parameters [P] to the score [P], the information [P, P], and the influence [N, P] of each
+# cluster on the score.
 Slopes = Callable[[F64], tuple[F64, F64, F64]]
 
 
@@ -39,8 +41,12 @@ Slopes = Callable[[F64], tuple[F64, F64, F64]]
 class Curve:
     """Examination curve over bins of positions.
 
-    `theta` `[B]`; `basis` `[B, P]`: ∂ log θ / ∂ parameter; `influence` `[N, P]` of each cluster on
-    the parameters; `covariance` `[P, P]` of these, by the information of events and prior.
+    Attributes:
+        theta: `[B]`, the examination of each bin.
+        basis: `[B, P]`, ∂ log θ / ∂ parameter.
+        influence: `[N, P]`, the influence of each cluster on the parameters.
+        covariance: `[P, P]`, that of the parameters, by the information in the events and the
+        prior.
     """
 
     theta: F64
@@ -50,14 +56,14 @@ class Curve:
 
 
 def prior(bins: Bins, learned: F64 | None = None) -> Prior:
-    """Return a basis of log θ, `[B, P]`, which is 0 at the first position, and its ridge `[P]`.
+    """Return a basis `[B, P]` of log θ, which is 0 at the first position, and its ridge `[P]`.
 
-    With a `learned` log θ `[B]`, the basis holds multiples of it, and the rest is a departure. What
-    the ranker knew makes a learned curve too steep, and few events tell by how much. Many overrule
-    its shape too.
+    With a `learned` log θ `[B]`, the first parameter is a multiple of it, and the others are
+    departures from that. A learned curve is too steep if the ranker knew more than the features.
+    A few events are enough to correct the steepness. Many events correct the shape too.
     """
     depth = np.log1p(bins.centre)[:, None]
-    # With few bins, each position has a parameter of its own.
+    # With few bins, each bin has a parameter of its own.
     columns = np.eye(len(bins))[:, 1:]
     if len(bins) > NUM_KNOTS + 1:
         columns = SplineTransformer(n_knots=NUM_KNOTS, degree=2).fit_transform(depth)[:, 1:]
@@ -71,8 +77,11 @@ def prior(bins: Bins, learned: F64 | None = None) -> Prior:
 def fit_curve(counts: Counts, place: I64, cluster: I64, num_clusters: int, prior: Prior) -> Curve:
     """Fit the curve to E events on drawn candidates.
 
-    `counts` `[E, B]` are the candidate's bins over draws, `place` `[E]` the bin at which it was
-    shown, `cluster` `[E]` its exposure or viewer, `prior` that of `prior`.
+    Args:
+        counts: `[E, B]`, how often draws put the event's candidate into each bin.
+        place: `[E]`, the bin in which it was shown.
+        cluster: `[E]`, the number of its exposure or viewer.
+        prior: the result of the function `prior`.
     """
     columns, ridge = prior
     density = counts.astype(np.float64)
@@ -91,10 +100,14 @@ def fit_curve(counts: Counts, place: I64, cluster: I64, num_clusters: int, prior
 
 
 def newton(slopes: Slopes, columns: F64, ridge: F64) -> tuple[F64, F64, F64]:
-    """Return the parameters `[P]` of a log θ of these `columns`, their covariance, and influences.
+    """Maximise a penalised likelihood of log θ, which is a combination of `columns`.
 
-    Newton's method on a concave likelihood with the penalty `ridge` `[P, P]`; no step moves log θ
-    by more than 1. The influences are those of the clusters on the score `[N, P]`.
+    This is Newton's method on a concave likelihood with the penalty `ridge` `[P, P]`. No step moves
+    log θ by more than 1.
+
+    Returns:
+        The parameters `[P]`, their covariance, and the influence `[N, P]` of each cluster on the
+        score.
     """
     beta = np.zeros(columns.shape[1])
     for _ in range(_NUM_STEPS):

@@ -17,28 +17,31 @@ from training.examination.examination import Examination, Source
 from training.examination.learn import learn
 from training.examination.placements import Bins, place_counts
 
-# Bound the rows, in whole slates: their errors are small beside those of other assumptions.
+# At most this many rows are used, in whole slates. Their sampling error is then small compared with
+# errors in other assumptions.
 MAX_ROWS = 300_000
-# Use explored exposures or arms where the standard error of log θ, the mean over rows, is at most
-# this. Arms that hardly differ seem to tell more than they do (Staiger and Stock 1997,
-# "Instrumental variables regression with weak instruments"): on 6,000 slates of simulated worlds
-# two equal ones have an error of 0.5 or more, and two that differ one of 0.1 to 0.2.
+# Explored exposures or arms are used only if the standard error of log θ, averaged over rows, is at
+# most this. The limit for arms is lower, because arms that hardly differ seem to say more than they
+# do (Staiger and Stock 1997, "Instrumental variables regression with weak instruments"). On 6,000
+# slates of simulated worlds, two equal arms have an error of 0.5 or more, and two that differ have
+# one of 0.1 to 0.2.
 MAX_ERROR = {"explored": 0.5, "arms": 0.35}
-# With fewer events a curve is too uncertain; few drawn ones are added to those of the learned one.
+# With fewer events, a learned curve is too uncertain. Drawn exposures need fewer, because they only
+# correct the learned curve.
 MIN_EVENTS, MIN_DRAWN = 100, 50
-# With fewer events the curve of an outcome is less certain than that of the primary one.
+# An outcome with fewer events uses the curve of the primary one, which is more certain.
 MIN_OWN_EVENTS = 2_000
 # Explored exposures must reach this quantile of all positions.
 DEEP = 0.95
-# A standard error from fewer viewers is too small (Cameron and Miller 2015, section VI).
+# With fewer viewers, a standard error is too small (Cameron and Miller 2015, section VI).
 MIN_VIEWERS = 30
 
 
 def examine_each(rows: Dataset, encoder: Encoder, surface: Surface) -> list[Examination]:
-    """Estimate the examination of the positions for each outcome of `rows`.
+    """Estimate the examination of positions for each outcome of `rows`.
 
-    Outcomes of one event share it. One with few events has that of the primary outcome: to look at
-    a position is the same act, whatever follows.
+    Outcomes of the same event share it. An outcome with few events has the examination of the
+    primary outcome, because looking at a position is the same act, whatever follows.
     """
     by_event: dict[str, Examination] = {}
     for k, outcome in enumerate(surface.predicted.values()):
@@ -52,12 +55,14 @@ def examine_each(rows: Dataset, encoder: Encoder, surface: Surface) -> list[Exam
 
 
 def examine(rows: Dataset, encoder: Encoder, surface: Surface) -> Examination:
-    """Estimate the examination of the positions of `rows`, in whole slates.
+    """Estimate the examination of positions from `rows`, which are whole slates.
 
-    It comes from explored exposures or from arms, whichever is more precise, if it is precise
-    enough; else from all rows (`learn`). It is 1 everywhere where the surface ignores position
-    bias, and where there are too few events. Rows that requests pinned are left out: people chose
-    their places, for reasons that no feature knows.
+    It comes from explored exposures or from an experiment's arms, whichever gives the more precise
+    curve. If neither is precise enough, it is learned from all rows (`learn`). It is 1 everywhere
+    if the surface ignores position bias or there are too few events.
+
+    Rows that requests pinned are left out, because people chose their places for reasons that no
+    feature knows.
     """
     if rows.pinned is not None:
         return replace(examine(rows.unpinned(), encoder, surface), pinned=int(rows.pinned.sum()))
@@ -96,7 +101,7 @@ def _explored(rows: Dataset, bins: Bins, prior: Prior) -> Examination | None:
     known = counts[code[is_event], position], bins.of[position], viewer[is_event]
     curve, columns = fit_curve(*known, num_viewers, prior), prior[0]
     variance = ((curve.influence @ columns.T / num_viewers) ** 2).sum(axis=0)
-    # Where few events tell, the ridge holds the curve, and the events have no error.
+    # With few events the ridge determines the curve, and the events alone would show no error.
     variance = np.maximum(variance, (columns @ curve.covariance * columns).sum(axis=1))
     return _not_increasing("explored", np.log(curve.theta), np.sqrt(variance), bins, int(is_event.sum()))
 
@@ -106,7 +111,7 @@ def _arms(rows: Dataset, encoder: Encoder, bins: Bins, prior: Prior) -> Examinat
         return None
     rows = sample(rows, MAX_ROWS, rows.arm >= 0)
     assert rows.arm is not None
-    # A viewer has one arm.
+    # Each viewer has one arm, so the first row of a viewer tells it.
     arms, num_viewers = np.unique(rows.arm[np.unique(rows.viewer, return_index=True)[1]], return_counts=True)
     arms = arms[num_viewers >= MIN_VIEWERS]
     rows = rows.take(np.flatnonzero(np.isin(rows.arm, arms)))
@@ -117,12 +122,13 @@ def _arms(rows: Dataset, encoder: Encoder, bins: Bins, prior: Prior) -> Examinat
 
 
 def _not_increasing(source: Source, value: F64, error: F64, bins: Bins, num_events: int) -> Examination:
-    """Return the nearest examination that does not increase; `value` is log θ [B].
+    """Return the nearest examination that does not increase with the position.
 
-    A position is looked at by those who look at the next one, and so θ is at most 1. Rises within
-    the error are averaged out: isotonic regression (Barlow, Bartholomew, Bremner and Brunk 1972).
+    `value` is log θ `[B]`. Whoever looks at a position also looked at those above it, so θ never
+    rises and is at most 1. Rises, which are due to errors, are averaged out by isotonic regression
+    (Barlow, Bartholomew, Bremner and Brunk 1972).
     """
-    # The first bin is the reference of all others, and as uncertain as these are beside it.
+    # The first bin is the reference of all others, so it is as uncertain as they typically are.
     spread = np.maximum(np.append(np.median(error[1:]), error[1:]), 1e-6)
     places, isotonic = np.arange(len(value)), IsotonicRegression(increasing=False)
     value = isotonic.fit_transform(places, value, sample_weight=spread**-2)

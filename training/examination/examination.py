@@ -1,8 +1,9 @@
-"""Examination of each position: training removes it, evaluation restores it, manifests keep it.
+"""Examination of positions: how often people look at each, relative to the first one.
 
-P(label) of a candidate shown at a position is its score, P(label | looked at), times the
-examination of the position (position-based model, Craswell et al. 2008, "An experimental comparison
-of click position-bias models"). Scores absorb the examination of the first position, so it is 1.
+Training removes its effect from scores, evaluation puts it back, and manifests store it. By the
+position-based model, P(label) of a candidate shown at a position is its score, P(label | looked
+at), times the examination of the position (Craswell et al. 2008, "An experimental comparison of
+click position-bias models"). Scores absorb the examination of the first position, so it is 1.
 """
 
 from __future__ import annotations
@@ -14,24 +15,24 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-# From exposures in randomised order, from arms to which viewers were assigned at random, from the
-# log as shown, or not removed.
+# Where an examination comes from: exposures whose order was drawn at random, an experiment's arms,
+# the log as it was shown, or nowhere, because position bias is not removed.
 Source = Literal["explored", "arms", "learned", "ignored"]
 
-# Positions, from 1, of the line for people.
+# The positions, counted from 1, that `describe` shows.
 SHOWN = (2, 5, 10, 20, 50)
 
 
 @dataclass(frozen=True)
 class Examination:
-    """Examination by position, from 0; positions after the last one have its value.
+    """Examination by position, from 0. Positions after the last one have its value.
 
     Attributes:
-        source: Where it comes from; `ignored` is 1 at each position.
-        theta: Examination of each position, of the first one 1.
-        error: Standard error of its logarithm at each position.
-        events: Label events that it was estimated from.
-        pinned: Rows that were left out, because requests chose their places.
+        source: where it comes from. `ignored` means that it is 1 at each position.
+        theta: the examination of each position, which is 1 for the first.
+        error: the standard error of its logarithm at each position.
+        events: how many label events it was estimated from.
+        pinned: how many rows were left out, because requests chose their places.
     """
 
     source: Source = "ignored"
@@ -41,11 +42,11 @@ class Examination:
     pinned: int = 0
 
     def at(self, position: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the examination of positions i64 [N], [N]."""
+        """Return the examination `[N]` of positions `[N]`."""
         return np.asarray(self.theta, np.float64)[np.minimum(position, len(self.theta) - 1)]
 
     def describe(self) -> str:
-        """Return a line for people: the source, and the examination of some positions."""
+        """Return a line of text with the source and the examination of some positions."""
         if self.source == "ignored":
             return "position bias: not removed (ignored, impressions by clients, or too few labels)"
         known = list(enumerate(zip(self.theta, self.error, strict=True), 1))
@@ -58,7 +59,7 @@ class Examination:
 
     @classmethod
     def of(cls, manifest: Mapping[str, Any]) -> list[Examination]:
-        """Return that of each outcome of a manifest."""
+        """Return the examination of each outcome of a manifest."""
         return [cls(**about["examination"]) for about in manifest["outcomes"].values()]
 
 
@@ -66,5 +67,5 @@ IGNORED = Examination()
 
 
 def at_positions(examinations: Sequence[Examination], position: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the examination of each outcome at positions i64 [N], [N, O]."""
+    """Return the examination `[N, O]` of each outcome at positions `[N]`."""
     return np.stack([examination.at(position) for examination in examinations], axis=1)

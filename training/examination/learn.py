@@ -1,18 +1,23 @@
-"""Examination learned from a log as it was shown, apart from what features say of the ranking.
+"""Learn examination from a log as it was shown, by comparing rows with similar features.
 
-Where the ranking knew more than the features, a candidate that it moved up is better than its
-features say, and θ is too steep: no log of one deterministic ranking can tell. So no decision rests
-on this curve alone (`training.evaluation.paired`).
+If the ranking knew more than the features, a candidate that it moved up is better than its features
+say, and then the learned θ is too steep. No log of one deterministic ranking can show whether that
+is so. Therefore no decision rests on this curve alone (see `training.evaluation.paired`).
 
-P(label) = θ(k)·a(x) for a row of features x at position k. The score for log θ that is efficient
-under Poisson noise, Σ (B(k) − m(x)) (y − θ(k)·a(x)) = 0 with m = E[Bθ | x] / E[θ | x], does not
-move to first order with errors of `a` and `m` (Neyman orthogonality: Chernozhukov, Chetverikov,
-Demirer, Duflo, Hansen, Newey and Robins 2018, "Double/debiased machine learning for treatment and
-structural parameters"). It thus compares rows that the ranking expected at about the same position,
-and that other candidates of their slate moved up or down. LightGBM learns E[y | x] and
-E[log(1 + k) | x] from other viewers' rows. Rows of one cell have about the same expected position,
-and in it the positions have their observed distribution. Hence a = E[y | x] / E[θ | cell].
-Letters: N rows, B bins of positions, P = B − 1 parameters, C cells, V viewers.
+The model is P(label) = θ(k)·a(x) for a row with features x at position k. The estimating equation
+for log θ is the efficient one under Poisson noise, Σ (B(k) − m(x)) (y − θ(k)·a(x)) = 0 with
+m = E[Bθ | x] / E[θ | x]. To first order, errors of `a` and `m` do not change its solution; this is
+Neyman orthogonality (Chernozhukov, Chetverikov, Demirer, Duflo, Hansen, Newey and Robins 2018,
+"Double/debiased machine learning for treatment and structural parameters"). The equation compares
+rows that are expected at about the same position, and that the other candidates of their slates
+moved up or down.
+
+LightGBM learns E[y | x] and E[log(1 + k) | x] from other viewers' rows. The rows of one cell have
+about the same expected position, and within a cell the positions have their observed distribution.
+Hence a = E[y | x] / E[θ | cell].
+
+In shapes, N is the number of rows, B of bins of positions, P = B − 1 of parameters, C of cells and
+V of viewers.
 """
 
 from __future__ import annotations
@@ -30,10 +35,11 @@ from training.data.encoding import tree_columns
 from training.examination.curve import newton
 from training.examination.placements import Bins, Flags
 
-# Cells of equal count. In more of them rows are more alike, and bins hold fewer.
+# The number of cells, which have equal counts. With more cells, the rows of a cell are more alike,
+# but each bin of a cell holds fewer.
 NUM_CELLS = 60
-# Precision of the difference of log θ between two bins, so that bins without events are like their
-# neighbours: at 4, a factor e is two standard deviations.
+# The precision of the difference of log θ between neighbouring bins. It keeps bins without events
+# like their neighbours. With 4, a factor of e is two standard deviations.
 SMOOTHNESS = 4.0
 TREES = {"learning_rate": 0.1, "num_leaves": 15, "min_data_in_leaf": 100, "feature_fraction": 0.5}
 TREES |= {"cat_smooth": 100, "cat_l2": 100, "num_threads": 1, "seed": 0, "verbose": -1}
@@ -42,16 +48,16 @@ NUM_TREES = 80
 
 
 def learn(rows: Dataset, encoder: Encoder, bins: Bins) -> tuple[F64, F64]:
-    """Return log θ of each bin and its standard error with viewers as clusters, [B], 0 at bin 0.
+    """Return log θ of each bin `[B]`, which is 0 at the first, and its standard error `[B]`.
 
-    The rows must hold two viewers or more.
+    Viewers are the clusters of the error, so the rows must have two viewers or more.
     """
     place, label = bins.of[rows.position], rows.label.astype(np.float64)
     viewer = np.unique(rows.viewer, return_inverse=True)[1]
     chance, cell = _from_others(rows, encoder, viewer)
 
     def table(values: F64) -> F64:
-        """Sum values [N] of each cell and bin, [C, B]."""
+        """Sum the values `[N]` of each cell and bin, `[C, B]`."""
         return np.asarray(coo_array((values, (cell, place)), (2 * NUM_CELLS, len(bins))).toarray())
 
     shown, chances = table(np.ones(len(label))), table(chance)
@@ -73,13 +79,13 @@ def learn(rows: Dataset, encoder: Encoder, bins: Bins) -> tuple[F64, F64]:
         return of_viewer.sum(axis=0), information, of_viewer
 
     beta, covariance, of_viewer = newton(slopes, basis, prior)
-    # Where nothing moves rows of a cell, only the prior holds θ, and the data have no error.
+    # If nothing moves the rows of a cell, only the prior determines θ, and the data show no error.
     variance = np.maximum(((of_viewer @ covariance) ** 2).sum(axis=0), np.diag(covariance))
     return np.append(0.0, beta), np.append(0.0, np.sqrt(variance))
 
 
 def _from_others(rows: Dataset, encoder: Encoder, viewer: I64) -> tuple[F64, I64]:
-    """Return E[label | x] and the cell of each row, [N], learned from the other half's viewers."""
+    """Return E[label | x] `[N]` and each row's cell `[N]`, learned from the other half."""
     half = halves(viewer)
     depth = by_others(rows, encoder, half, "regression", np.log1p(rows.position))
     cell = NUM_CELLS * half
@@ -89,7 +95,7 @@ def _from_others(rows: Dataset, encoder: Encoder, viewer: I64) -> tuple[F64, I64
 
 
 def halves(viewer: I64) -> I64:
-    """Return the half of viewers, 0 or 1, to which each row belongs, [N]."""
+    """Return for each row `[N]` to which half of the viewers it belongs, 0 or 1."""
     return np.random.default_rng(0).permutation(int(viewer.max()) + 1)[viewer] % 2
 
 
@@ -101,7 +107,7 @@ def by_others(
     target: NDArray[Any],
     known: Flags | bool = True,
 ) -> F64:
-    """Predict a target [N] from the features by LightGBM on the `known` rows of the other half."""
+    """Predict a target `[N]` with LightGBM, trained on the `known` rows of the other half."""
     import lightgbm as trees
 
     columns, categorical = tree_columns(encoder, rows.matrix)
@@ -115,5 +121,5 @@ def by_others(
 
 
 def quantiles(values: F64, num: int) -> I64:
-    """Return which of `num` parts of equal count each value is in, [N]."""
+    """Return for each value `[N]` in which of `num` parts of equal count it lies."""
     return np.searchsorted(np.quantile(values, np.linspace(0, 1, num + 1)[1:-1]), values)

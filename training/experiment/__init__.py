@@ -1,5 +1,5 @@
-"""Analysis of experiments: effects from the served log, and offline estimates.
+"""Analyse experiments: effects from the served log, and offline estimates.
 
-Imports `audit`, `search`, `drafting`, `fit`, `evaluation`, `examination`, `data`, `network`,
+It imports `audit`, `search`, `drafting`, `fit`, `evaluation`, `examination`, `data`, `network`,
 `world`, `terminal` and `serve`.
 """

@@ -1,4 +1,4 @@
-"""Commands of `training experiment`: report and offline."""
+"""The commands of `training experiment`: report and offline."""
 
 from __future__ import annotations
 
@@ -16,17 +16,21 @@ experiment = typer.Typer(cls=Commands, no_args_is_help=True)
 @experiment.command("report")
 def report(
     log: LogFolder,
-    name: Annotated[str, typer.Option("--experiment", help="The experiment's name.")],
+    name: Annotated[str, typer.Option("--experiment", help="Name of the experiment.")],
     config: Annotated[Path | None, typer.Option(help="File that declares it; default cluster.yaml.")] = None,
-    surface: Annotated[str | None, typer.Option(help="Surface of the log; default that of the file.")] = None,
-    timezone: Annotated[str, typer.Option(help="Time zone of the days.")] = "UTC",
-    control: Annotated[str | None, typer.Option(help="Arm to compare with; default the popular one.")] = None,
-    treatment: Annotated[str | None, typer.Option(help="Arm to evaluate; needed if several remain.")] = None,
-    until: Annotated[str | None, typer.Option(help="Leave out exposures from this ISO 8601 time on.")] = None,
+    surface: Annotated[str | None, typer.Option(help="Surface of the log; default: the file's.")] = None,
+    timezone: Annotated[str, typer.Option(help="Time zone in which days begin.")] = "UTC",
+    control: Annotated[str | None, typer.Option(help="Arm to compare with; default: popular.")] = None,
+    treatment: Annotated[str | None, typer.Option(help="Arm to judge; needed if there are several.")] = None,
+    until: Annotated[str | None, typer.Option(help="Ignore exposures from this ISO 8601 time on.")] = None,
     out: Annotated[Path | None, typer.Option(help="New folder for report.json and report.html.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Analyse an experiment: won, lost, no difference shown, or invalid (exit code 1)."""
+    """Compare two arms of an experiment by what their viewers did, and say which one won.
+
+    The verdict is won, lost, no difference shown, or invalid. Exit code 1: the experiment is
+    invalid, so that its arms cannot be compared.
+    """
     from serve.contract.errors import TabrankError
     from serve.contract.validation import milliseconds, refuse_existing
     from serve.features.surface import load_surface
@@ -50,8 +54,8 @@ def report(
         of_log = of_file.load_surface(at.parent)
     else:
         raise TabrankError(
-            f"--surface: the metrics are those of the surface's outcomes, and {at} names no surface; give the one "
-            "that served, such as --surface spaces or --surface surface.toml"
+            f"--surface: the metrics follow from the surface's outcomes, but {at} names no surface; give the one "
+            "that was served, such as --surface spaces or --surface surface.toml"
         )
     result = run(
         log, declaration, of_log, timezone=timezone, control=control, treatment=treatment, until_ms=until_ms
@@ -66,16 +70,19 @@ def offline(
     log: LogFolder,
     model: Model,
     event: Annotated[
-        str | None, typer.Option(help="Event to count as reward; default the first outcome's.")
+        str | None, typer.Option(help="Event to count as reward; default: the first outcome's.")
     ] = None,
-    positions: Annotated[int | None, typer.Option(min=1, help="Positions to count; default all.")] = None,
+    positions: Annotated[int | None, typer.Option(min=1, help="First positions to count.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Estimate the reward of an artifact from exposures with a randomised order in a served log.
+    """Estimate how an artifact would rank, from rankings in a log whose order was drawn at random.
 
-    The result is better, worse, or no difference shown, against the ranking by the served scores;
-    all three exit with 0. The reward at a position is its examination times the attraction of the
-    candidate.
+    An arm with `explore` in cluster.yaml draws such orders. The verdict is better, worse, or no
+    difference shown, compared with the ranking by the served scores. The exit code is 0 for all
+    three.
+
+    The estimate assumes that the reward at a position is how often the position is looked at, times
+    the attraction of the candidate there.
     """
     from training.experiment.offline import estimate
 

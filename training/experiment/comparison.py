@@ -1,4 +1,4 @@
-"""Comparison of two arms on every metric, over the whole window and cumulatively by day."""
+"""Compare two arms on every metric, over the whole window and cumulatively by day."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from training.experiment.confidence_sequence import DAYS, always_valid, level, n
 from training.experiment.panel import BEFORE, F64, Panel
 from training.experiment.statistics import Effect, aggregates, compare, explains, holm, solve
 
-# Fields of a metric that the report shows.
+# The fields of a metric that the report shows.
 DEFINITION = ("name", "title", "unit", "numerator", "denominator", "bad")
-# Estimate the rate of new viewers from the newest days.
+# The rate of new viewers is estimated from this many of the newest days.
 RECENT_DAYS = 7
-# Each viewer's sum counts at most this quantile over the viewers of both arms, or if higher, the
-# second one over those above 0: where few have any, the first would leave nothing of them.
+# A viewer's sum counts up to the first quantile over the viewers of both arms or, if that is
+# higher, the second quantile over those whose sum is above 0. If few viewers have any, the first
+# quantile is 0 and would leave nothing of them.
 CAP, CAP_OF_SOME = 0.99, 0.95
-# Names of control and treatment.
+# The names of control and treatment.
 Arms = tuple[str, str]
 
 
@@ -36,9 +37,10 @@ def comparisons(
 ) -> list[dict[str, Any]]:
     """Return for each metric its effect, intervals, power and daily curve.
 
-    `arms` are control and treatment, `ratio` the treatment's share over the
-    control's, `smallest_effect` a relative effect. Power refers to the deciding interval: the
-    fixed-horizon one if the experiment has `ended`, the one of any look before; so do p-values.
+    `arms` are control and treatment. `ratio` is the treatment's share divided by the control's, and
+    `smallest_effect` is a relative effect. Power and p-values belong to the interval that decides.
+    If the experiment has `ended`, this is the interval of one look (fixed horizon), and before the
+    end it is the interval that holds at any look.
     """
     totals, limits = capped(people.totals(), people.rows(arms))
     control, treatment = (aggregates(totals, people.arm == arm) for arm in arms)
@@ -83,7 +85,7 @@ def comparisons(
 def daily(people: Panel, arms: Arms, metrics: Sequence[Metric]) -> list[list[dict[str, Any]]]:
     """Return for each metric its cumulative effect by day, for the days on which it is defined.
 
-    The p-values are those of any look.
+    The p-values hold at any look.
     """
     best_at = best_after(people, arms)
     curves: list[list[dict[str, Any]]] = [[] for _ in metrics]
@@ -104,10 +106,10 @@ def daily(people: Panel, arms: Arms, metrics: Sequence[Metric]) -> list[list[dic
 def days_needed(
     people: Panel, arms: Arms, wanted: int | None, is_whole: Sequence[bool], in_each: int = 0
 ) -> int | None:
-    """Return the days until `wanted` viewers have come, and `in_each` arm; None if unknown.
+    """Return the days until `wanted` viewers have come, and `in_each` to each arm.
 
-    The rate is that of new viewers on the last seven of the whole days, or of all days if none is
-    whole. It is unknown if `wanted` is None or no new viewers come.
+    The rate of new viewers is taken from the last seven whole days, or from all days if none is
+    whole. Returns None if `wanted` is None or no new viewers come.
     """
     ours = people.rows(arms)
     if wanted is None:
@@ -122,17 +124,19 @@ def days_needed(
 
 
 def best_after(people: Panel, arms: Arms) -> int:
-    """Return the number of viewers at which the interval of any look is narrowest."""
+    """Return the number of viewers at which the interval for any look is narrowest."""
     return DAYS * max(1, int((people.rows(arms) & people.in_first_24h).sum()))
 
 
 def capped(sums: Mapping[str, F64], flags: Any) -> tuple[dict[str, F64], dict[str, dict[str, float]]]:
-    """Return the viewers' sums [V], none above its limit, and the limits by name.
+    """Return the viewers' sums [V], cut at limits, and the limits by name.
 
-    Winsorised means: with a few viewers of very large sums, the interval of a small arm's mean
-    covers too seldom, because an arm without any of them seems both lower and more certain than it
-    is. A limit is computed from the viewers with these flags [V], those of both arms; `viewers`
-    counts those above it. Active days have none: their number is bounded by that of the days.
+    The means become winsorised means. Without limits, a few viewers with very large sums make the
+    interval of a small arm cover the truth too seldom: an arm that happens to have none of them
+    seems both lower and more certain than it is.
+
+    A limit is computed from the viewers with these `flags` [V], those of both arms. Its `viewers`
+    counts those above it. Active days have no limit, because the number of days bounds them.
     """
     most, limits = dict(sums), {}
     for name in (name for name in sums if name.removesuffix(BEFORE) != ACTIVE_DAYS.above):

@@ -1,23 +1,23 @@
 """Confidence sequence: intervals that hold at every look, however often one looks.
 
-Asymptotic confidence sequence of Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas, "Time-uniform
-central limit theory and asymptotic confidence sequences" (Annals of Statistics 2024, arXiv
-2103.06476), Theorem 2.2. After t viewers the interval is
+This is the asymptotic confidence sequence of Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas,
+"Time-uniform central limit theory and asymptotic confidence sequences" (Annals of Statistics 2024,
+arXiv 2103.06476), Theorem 2.2. After t viewers, the interval is
 
     mean ± sd · √( 2 (tρ² + 1) / (t² ρ²) · log( √(tρ² + 1) / α ) ).
 
-A difference of means (or of ratios, by the delta method) has the standard error sd / √t. The
-interval is therefore the fixed-horizon one with `factor` in place of 1.96.
+A difference of means (or of ratios, by the delta method) has the standard error sd / √t. So the
+interval is the fixed-horizon one with `factor` in place of 1.96.
 
-Choice of ρ²: the interval is narrowest after `best_at` viewers (appendix B.2 of the paper), which
-is seven times the viewers of the first 24 hours of the window. That number depends on no outcome
-and is the same at all later looks; an error by a factor of three costs up to 4 % of the width.
-During the first 24 hours it is seven times the viewers so far. Then ρ changes with each look,
-which the theorem does not cover; the Bonferroni bound below does.
+How ρ² is chosen: the interval is narrowest after `best_at` viewers (appendix B.2 of the paper),
+which is seven times the number of viewers in the first 24 hours of the window. That number depends
+on no outcome, and is the same at all later looks. If it is wrong by a factor of three, the interval
+is up to 4 % wider. During the first 24 hours, it is seven times the viewers so far. Then ρ changes
+with each look, which the theorem does not cover, but the bound below does.
 
 Assumptions: viewers arrive one after another and do not change. Returning viewers make the looks
-more similar, which does no harm. For any dependence, `factor` is at least 3.03, and by
-Bonferroni's inequality at most 5 % of experiments have an error in any of twenty looks.
+more similar, which does no harm. Under any dependence, `factor` is at least 3.03. By Bonferroni's
+inequality, at most 5 % of experiments then have an error in any of twenty looks.
 """
 
 from __future__ import annotations
@@ -30,25 +30,26 @@ from scipy.stats import norm
 
 from training.experiment.statistics import ALPHA, POWER, Effect, Interval, Z
 
-# Days of new viewers, at the rate of the first day, after which the interval is narrowest.
+# The interval is narrowest after this many days, at the first day's rate of new viewers.
 DAYS = 7
 
 
 def factor(num_viewers: float, best_at: float) -> float:
-    """Return the half-width of the interval in standard errors."""
+    """Return the half-width of the interval, in standard errors."""
     time = _time(num_viewers, best_at)
     return math.sqrt(2 * (time + 1) / time * math.log(math.sqrt(time + 1) / ALPHA))
 
 
 def _time(num_viewers: float, best_at: float) -> float:
-    """Return t ρ² after so many viewers."""
+    """Return t ρ² after this number of viewers."""
     return float((-lambertw(-(ALPHA**2) / math.e, -1).real - 1) * num_viewers / best_at)
 
 
 def level(num_viewers: int, best_at: float) -> float:
-    """Return the level of the two-sided test that is as strict as a look after so many viewers.
+    """Return the level of the two-sided test that is as strict as a look after these viewers.
 
-    At least 1e-12 (seven standard errors), because the power solver fails for smaller levels.
+    It is at least 1e-12, which is seven standard errors, because the power solver fails for smaller
+    levels.
     """
     return max(2 * float(norm.sf(factor(num_viewers, best_at))), 1e-12)
 
@@ -56,8 +57,8 @@ def level(num_viewers: int, best_at: float) -> float:
 def needed_at_a_look(needed: float, best_at: float) -> int:
     """Return the viewers with which a look has the power of `needed` viewers at a fixed horizon.
 
-    By the normal approximation ((factor + z) / (1.96 + z))² times as many, with z the quantile
-    of the power.
+    By the normal approximation, this is ((factor + z) / (1.96 + z))² times as many, where z is the
+    quantile of the power.
     """
     z = float(norm.ppf(POWER))
 
@@ -68,11 +69,11 @@ def needed_at_a_look(needed: float, best_at: float) -> int:
 
 
 def always_valid(effect: Effect, num_viewers: int, best_at: float) -> Interval:
-    """Return the interval and p-value of a look after so many viewers of both arms.
+    """Return the interval and the p-value of a look after this number of viewers of both arms.
 
-    The p-value is the smallest α whose interval excludes 0. Without an effect it is below α at any
-    look of at most a share α of experiments. With z standard errors it is √(tρ² + 1) ·
-    exp(−z² tρ² / (2 (tρ² + 1))), the theorem's interval solved for α.
+    The p-value is the smallest α whose interval excludes 0. If there is no effect, at most a share
+    α of experiments ever has a look with a p-value below α. For a difference of z standard errors,
+    it is √(tρ² + 1) · exp(−z² tρ² / (2 (tρ² + 1))), which is the theorem's interval solved for α.
     """
     wide, time = factor(num_viewers, best_at), _time(num_viewers, best_at)
     half, log_se = wide * effect.se, effect.log_se

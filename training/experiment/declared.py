@@ -1,4 +1,4 @@
-"""Declaration of an experiment in `cluster.yaml`, with defaults for what is missing."""
+"""The declaration of an experiment in `cluster.yaml`, with defaults for what is missing."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from serve.storage.bucket import place
 
 @dataclass(frozen=True)
 class Declared(Experiment):
-    """Experiment as a file declares it; without a file it has no arms and the default settings."""
+    """An experiment as a file declares it. Without a file, it has no arms and default settings."""
 
     salt: str = ""
     arms: tuple[Arm, ...] = ()
-    # Path of the file that declares it.
+    # The path of the file that declares it.
     source: str | None = None
-    # Folder of the published models beside that file.
+    # The folder of published models that belongs to that file.
     models: Path | None = None
 
     @property
     def popular(self) -> str:
-        """Return the arm that ranks by popularity, to which the others are compared."""
+        """Return the arm that ranks by popularity, with which the others are compared."""
         named = [arm.name for arm in self.arms if arm.scorer == POPULAR]
         return POPULAR if POPULAR in named or not named else named[0]
 
@@ -37,9 +37,9 @@ class Declared(Experiment):
 def declared(path: Path, name: str) -> tuple[Declared, AppArgs | None]:
     """Read the experiment of this name from a file, or return defaults if the file has none.
 
-    The arguments name the surface of the application that declares it, or else of the only one.
-
-    Uses the service's reader for this block and ignores the rest of the file.
+    Also returns the arguments of the application that declares it or, if none does, of the only
+    application. They name the surface. The service's own reader reads this block; the rest of the
+    file is ignored.
 
     Raises:
         TabrankError: the file does not exist, is not YAML, or has an invalid experiment.
@@ -56,7 +56,8 @@ def declared_arm(path: Path, name: str) -> tuple[Arm, AppArgs]:
     """Read the arm of this name from a file, and the arguments of its application.
 
     Raises:
-        TabrankError: the file has no such arm, or several, or names no surface, or as `declared`.
+        TabrankError: the file has no such arm or several, it names no surface, or for a reason that
+            `declared` gives.
     """
     arms: dict[str, list[tuple[Arm, AppArgs | None]]] = {}
     for where, given, args in _experiments(path, f"arm {name}"):

@@ -1,6 +1,6 @@
-"""Guardrails of an experiment: metrics and degraded answers by arm, with tests.
+"""Guardrails of an experiment: metrics, and degraded answers by arm, with tests.
 
-Letters: N exposures, V viewers.
+In shapes, N is the number of exposures and V of viewers.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from training.experiment.panel import Panel
 from training.experiment.statistics import POWER, Z, aggregates, compare
 from training.experiment.verdict import deciding, sized, span
 
-# Rung of answers that no model ranked, in any arm.
+# The rung of answers that no model ranked, which an arm with a model and one without can have.
 FALLBACK = "fallback"
-# Warn of a difference in degraded answers below this p-value, which is rarely due to chance, and
-# if all of its interval is beyond this share of the answers: only an arm with a model can lack it.
+# A difference in degraded answers causes a warning if its p-value is below this, which is rarely
+# due to chance, and if its whole interval is beyond the share below. Small differences are normal,
+# because only an arm with a model can lack its model.
 FLAG_P = 0.01
 FLAG_SHARE = 0.005
-# What the data say of a guardrail and its margin.
+# What the data say about a guardrail and its margin.
 State = Literal["worse", "holds", "not shown", "no relative size"]
 NO_SIZE: State = "no relative size"
 RELATIVE = ("relative", "relative_low", "relative_high")
@@ -35,7 +36,7 @@ ABSOLUTE = ("difference", "low", "high")
 
 
 def by_arm(here: pd.DataFrame, arms: tuple[str, str]) -> dict[str, Any]:
-    """Return by arm the exposures, shares of rungs and reasons, and latencies in ms."""
+    """Return by arm the exposures, the shares of rungs and reasons, and latencies in ms."""
     found = {}
     for name in arms:
         mine = here[here["arm"] == name]
@@ -56,9 +57,9 @@ def by_arm(here: pd.DataFrame, arms: tuple[str, str]) -> dict[str, Any]:
 
 
 def tests(here: pd.DataFrame, people: Panel, arms: tuple[str, str], *, ended: bool) -> list[dict[str, Any]]:
-    """Return the shares of fallback and of degraded answers, with interval and test.
+    """Return the shares of fallback and of degraded answers, with intervals and tests.
 
-    `here` [N] are the exposures of the panel `people`. A share that does not vary has no test.
+    `here` [N] holds the exposures of the panel `people`. A share that does not vary has no test.
     Viewers are the unit of the variance.
     """
     flags = [people.arm == arm for arm in arms]
@@ -69,7 +70,7 @@ def tests(here: pd.DataFrame, people: Panel, arms: tuple[str, str], *, ended: bo
         "fallback": ("answers by fallback", rung == FALLBACK),
         "degraded": ("answers not by rung full", rung.notna() & (rung != "full")),
     }
-    # The panel numbers viewers in the same order.
+    # The panel numbers the viewers in the same order.
     viewer = pd.factorize(here["viewer"])[0]
     counted = {"exposures": None} | {name: is_one for name, (_, is_one) in shares.items()}
     sums = {name: np.bincount(viewer, is_one).astype(np.float64) for name, is_one in counted.items()}
@@ -84,7 +85,8 @@ def tests(here: pd.DataFrame, people: Panel, arms: tuple[str, str], *, ended: bo
             interval = effect if ended else always_valid(effect, num_viewers, best_at)
             low, high, p = interval.low, interval.high, interval.p
         elif base != share:
-            # All answers of one arm and none of the other: nothing varies. Fisher's exact test.
+            # All answers of one arm have it and none of the other, so that nothing varies. Fisher's
+            # exact test works nevertheless.
             p = float(fisher_exact([[treatment.count(), 0], [0, control.count()]]).pvalue)
             low = high = share - base
         else:
@@ -96,7 +98,7 @@ def tests(here: pd.DataFrame, people: Panel, arms: tuple[str, str], *, ended: bo
 
 
 def warnings(tested: Sequence[Mapping[str, Any]], arms: tuple[str, str]) -> list[str]:
-    """Return a warning if the arms were degraded unevenly, by the result of `tests`."""
+    """Return a warning if the result of `tests` shows that the arms were degraded unevenly."""
     for row in tested:
         if row["p"] < FLAG_P and max(row["low"], -row["high"]) > FLAG_SHARE:
             return [
@@ -116,9 +118,9 @@ def of_metrics(
     *,
     ended: bool,
 ) -> list[dict[str, Any]]:
-    """Return a test of each declared guardrail among the metrics, and of exposures in any case.
+    """Return a test of each declared guardrail, and always one of exposures.
 
-    `rows_of` are the rows of a comparison by name, which lack metrics without events in the log.
+    `rows_of` holds the rows of a comparison by name. Metrics without events in the log are missing.
     """
     margins = {EXPOSURES.name: declaration.smallest_effect, **declaration.guardrails}
     found = []
@@ -134,9 +136,9 @@ def of_metrics(
 
 
 def _of_metric(row: Mapping[str, Any], margin: float, ended: bool) -> dict[str, Any]:
-    """Return a metric's row as a test of a guardrail that it does not get worse by this share.
+    """Return a metric's row as a test of the guardrail that it gets worse by at most `margin`.
 
-    The test is one of non-inferiority: a guardrail holds once the whole interval that decides is
+    This is a test of non-inferiority: a guardrail holds once the whole interval that decides lies
     within the margin.
     """
     worse = "higher" if row["bad"] else "lower"
@@ -146,7 +148,7 @@ def _of_metric(row: Mapping[str, Any], margin: float, ended: bool) -> dict[str, 
         return found | dict.fromkeys((*ABSOLUTE, *RELATIVE, "p")) | {"state": NO_SIZE}
     interval = {**row["effect"], **deciding(row, ended)}
     if interval["relative_low"] is None and row["control"] > 0:
-        # The logarithm of the ratio has no interval where the treatment has none.
+        # If the treatment has no events, the logarithm of the ratio has no interval.
         interval |= {of: interval[name] / row["control"] for of, name in zip(RELATIVE, ABSOLUTE, strict=True)}
     state = _state(interval["relative_low"], interval["relative_high"], worse, margin)
     return found | interval | {"state": state}
@@ -155,9 +157,10 @@ def _of_metric(row: Mapping[str, Any], margin: float, ended: bool) -> dict[str, 
 def _needed(
     row: Mapping[str, Any], margin: float, people: Panel, arms: tuple[str, str], ended: bool
 ) -> int | None:
-    """Return the viewers of both arms who show with 80 % probability that a metric holds.
+    """Return how many viewers of both arms show with 80 % probability that a guardrail holds.
 
-    That is if the treatment does not change it. None without a relative interval.
+    This assumes that the treatment does not change the metric. Returns None if the metric has no
+    relative interval.
     """
     low, high = (row["effect"][name] for name in RELATIVE[1:])
     if low is None:
@@ -172,13 +175,13 @@ def _needed(
 def _state(low: float | None, high: float | None, worse: str, margin: float) -> State:
     if low is None or high is None:
         return NO_SIZE
-    # What it loses at best and at worst.
+    # How much worse it gets at best and at worst.
     best, worst = (-high, -low) if worse == "lower" else (low, high)
     return "worse" if best > margin else "holds" if worst <= margin else "not shown"
 
 
 def harm(tested: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return in words each guardrail whose whole interval is beyond its margin."""
+    """Return in words each guardrail whose whole interval lies beyond its margin."""
     return [
         f"{row['title']} {spread(row)}, {row['worse']} by more than {row['margin']:.1%}"
         for row in tested
@@ -192,7 +195,7 @@ def unproven(tested: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def why_unproven(row: Mapping[str, Any], control: str) -> str:
-    """Return in words what the data leave open about a guardrail, and what helps."""
+    """Return in words what the data leave open about a guardrail, and what would help."""
     if row["state"] == NO_SIZE:
         return (
             f"the guardrail {row['name']} has no relative size, as it is 0 in {control!r} or does not vary: wait "
@@ -203,7 +206,7 @@ def why_unproven(row: Mapping[str, Any], control: str) -> str:
 
 
 def ranker(one: Mapping[str, Any]) -> str:
-    """Return the model that ranked, with the weights and rules that the log holds."""
+    """Return in words the model that ranked, with the weights and rules that the log holds."""
     weights = ", ".join(f"{name} {weight:g}" for name, weight in one["weights"].items())
     parts = {"weights": weights, "rules": "; ".join(one["rules"])}
     said = " and ".join(f"the {name} {part}" for name, part in parts.items() if part)
@@ -211,7 +214,7 @@ def ranker(one: Mapping[str, Any]) -> str:
 
 
 def spread(row: Mapping[str, Any]) -> str:
-    """Format a difference with its 95 % interval: of shares, or of a metric."""
+    """Format a difference of shares or of a metric, with its 95 % interval."""
     if "relative" in row:
         if row["low"] is None:
             return "–"

@@ -1,6 +1,6 @@
-"""Panel of an experiment: sums of each viewer by day.
+"""The panel of an experiment: what each viewer did, summed by day.
 
-Letters: N exposures, E events, V viewers, C viewer-days.
+In shapes, N is the number of exposures, E of events, V of viewers and C of viewer-days.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from training.data.amounts import amounts
 from training.experiment.served_log import NO_ID
 from training.experiment.window import DAY_MS, Window
 
-# Suffix of the names of sums over the pre-period. No outcome has a name with a space.
+# The suffix in the names of sums over the pre-period. It cannot be part of an outcome's name, which
+# has no space.
 BEFORE = " before"
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -26,15 +27,20 @@ I64 = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Panel:
-    """Viewers by the arm of their first exposure in the window, in order of that exposure.
+    """The viewers of an experiment, in the order of their first exposures in the window.
 
-    `arm` [V] are names, `first_day` [V] the day of the first exposure, `in_first_24h` [V]
-    whether it was within 24 hours of the first exposure of all. `viewer` [C] are indices into V,
-    `sums` [C] a number for each viewer-day with an exposure. `before` [V] are sums over the
-    pre-period, 0 for new viewers, and empty if all are new. `num_crossing` counts viewers with
-    exposures in a second arm, and `num_unattributed` events that begin an outcome, without an
-    exposure, less those whose exposure probably was not kept. `num_unknown` counts by outcome the
-    events of unknown amount, which count 0.
+    Attributes:
+        arm: [V], the name of the arm of the viewer's first exposure.
+        first_day: [V], the day of that exposure.
+        in_first_24h: [V], whether it was within 24 hours of the experiment's first exposure.
+        viewer: [C], the index of the viewer of each viewer-day that has an exposure.
+        sums: by name, [C], the sum of each viewer-day.
+        before: by name, [V], the sums over the pre-period; 0 for new viewers, and empty if all
+            viewers are new.
+        num_crossing: how many viewers have exposures in a second arm.
+        num_unattributed: how many events begin an outcome but have no exposure, without those
+            whose exposure was probably not kept.
+        num_unknown: by outcome, how many events have an unknown amount; they count as 0.
     """
 
     arm: NDArray[Any]
@@ -54,7 +60,10 @@ class Panel:
         return np.isin(self.arm, arms)
 
     def by_day(self) -> Iterator[tuple[int, dict[str, F64]]]:
-        """Yield each day with the viewers' cumulative sums [V] at its end, updated in place."""
+        """Yield each day with the viewers' cumulative sums [V] at its end.
+
+        The sums are updated in place.
+        """
         running = {name: np.zeros(len(self.arm)) for name in self.sums}
         for day in range(int(self.day.max(initial=0)) + 1):
             cells = np.flatnonzero(self.day == day)
@@ -63,7 +72,7 @@ class Panel:
             yield day, running
 
     def totals(self) -> dict[str, F64]:
-        """Return the viewers' sums [V] over the window, and those of the pre-period."""
+        """Return the viewers' sums [V] over the window, and those over the pre-period."""
         cells, size = self.sums.items(), len(self.arm)
         sums = {name: np.bincount(self.viewer, each, size).astype(np.float64) for name, each in cells}
         return {**sums, **self.before}
@@ -77,20 +86,20 @@ def panel(
     columns = [events[name] for name in ("kind", "ts_ms", "viewer", "candidate", "value")]
     amount = {name: amounts(outcome, *columns) for name, outcome in outcomes.items()}
     counted = {name: np.nan_to_num(each) for name, each in amount.items()}
-    # Number the viewers in order of their first exposure.
+    # Number the viewers in the order of their first exposures.
     codes, viewers = pd.factorize(ours["viewer"])
     first = ours.drop_duplicates("viewer")
     arm, came_ms = first["arm"].to_numpy(object), first["ts_ms"].to_numpy()
     num_days = len(window.midnights_ms)
     viewer_days = codes * num_days + window.day(ours["ts_ms"])
     keys, cell, num_exposures = np.unique(viewer_days, return_inverse=True, return_counts=True)
-    # An event of a request counts for those of the exposures that its exposure stands for.
+    # An event that names a request counts for all exposures that the request's exposure represents.
     row, times = (
         _of_requests(ours["request_id"], of_each, events["request_id"]) for of_each in (cell, ours["one_in"])
     )
     times = np.maximum(times, 1)
-    # An event without a request counts for its viewer and day, if it is not before the viewer's
-    # first exposure.
+    # An event that names no request counts for its viewer and day, unless it comes before the
+    # viewer's first exposure.
     who = viewers.get_indexer(pd.Index(events["viewer"]))
     found = pd.Index(keys).get_indexer(pd.Index(who * num_days + window.day(events["ts_ms"])))
     in_window = window.holds(events["ts_ms"]).to_numpy()
@@ -118,8 +127,8 @@ def panel(
 
 
 def _of_requests(requests: pd.Series[Any], values: Any, named: pd.Series[Any]) -> I64:
-    """Return [E] the value of the request that an event names, such as its day, -1 without one."""
-    # Keep the requests that events name, because there are fewer events than exposures.
+    """Return [E] a value of the request that an event names, such as its day; -1 without one."""
+    # Keep only the requests that events name, because there are fewer events than exposures.
     wanted = (requests.isin(named) & ~requests.duplicated()).to_numpy()
     cells = pd.Series(np.asarray(values)[wanted], requests[wanted])
     return cells.reindex(named, fill_value=-1).to_numpy()
@@ -137,7 +146,7 @@ def _before(
     if early.empty:
         return {}, 0
     local = pd.to_datetime(early["ts_ms"], unit="ms", utc=True).dt.tz_convert(window.timezone)
-    # Without its zone, because a day may have no midnight there, or two.
+    # Drop the time zone, because in it a day may have no midnight, or two.
     days = local.dt.tz_localize(None).dt.normalize().groupby(early["viewer"])
     is_early = events["ts_ms"].to_numpy() < window.before_ms
     past = pd.DataFrame(amount)[is_early].groupby(events["viewer"][is_early].to_numpy()).sum()

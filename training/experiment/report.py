@@ -1,4 +1,4 @@
-"""Report of an experiment: from a served log to a verdict."""
+"""The report of an experiment: from a served log to a verdict."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from training.experiment.verdict import Verdict, by_denominator, faults, outlook
 from training.experiment.window import ALL_VIEWERS, Window, partial_days, utc, window
 from training.terminal import print_progress
 
-# What stands for a missing value of the columns that tell how an exposure was ranked.
+# What replaces missing values in the columns that say how an exposure was ranked.
 MISSING = {"model": "no model", "weights": "{}", "rules": ""}
-# Rows of an arm that are ranked again to tell what its rules cost: in seconds, not minutes.
+# At most this many rows of an arm are ranked again to find what its rules cost. That takes seconds.
 COST_ROWS = 100_000
 
 
@@ -41,15 +41,15 @@ def report(
     treatment: str | None = None,
     until_ms: int | None = None,
 ) -> dict[str, Any]:
-    """Analyse an experiment before `until_ms` and return the content of report.json.
+    """Analyse an experiment up to `until_ms`, and return the content of report.json.
 
-    A window that ends before the declared end is judged as at any look, because the data may have
-    chosen its end. The control defaults to the arm that ranks by popularity, the treatment to the
-    only other arm.
+    By default, the control is the arm that ranks by popularity, and the treatment is the only other
+    arm. If the window ends before the declared end, it is judged by the interval for any look,
+    because the data may have influenced who looks when.
 
     Raises:
         TabrankError: the log holds no exposure of the experiment, it is unclear which arms to
-            compare, or the declaration names a metric that the surface does not give.
+            compare, or the declaration names a metric that the surface does not have.
     """
     for path, error in declaration.misfits(surface):
         raise TabrankError(f"{declaration.source}: experiment.{'.'.join(path)}: {error}")
@@ -161,7 +161,7 @@ def _compared(
     people: Panel, declaration: Declared, control: str | None, treatment: str | None
 ) -> tuple[str, str]:
     """Return the names of the control and the treatment."""
-    # An arm with all viewers is a winner that was shipped.
+    # An arm that has all viewers is a winner that was shipped, so it takes no part.
     asked = {arm.name for arm in declaration.arms if 0 < arm.share < ALL_VIEWERS}
     arms = sorted(set(people.arm) | asked)
     listed = ", ".join(arms)
@@ -188,7 +188,7 @@ def _compared(
 
 
 def _shares(here: pd.DataFrame, names: Sequence[str], declaration: Declared) -> tuple[dict[str, float], str]:
-    """Return the intended share of each arm, and the source of the shares."""
+    """Return the intended share of each arm, and where the shares come from."""
     logged = here.groupby("arm", observed=True)["share"].last().dropna()
     if set(names) <= set(logged.index):
         return {name: float(logged[name]) for name in names}, "the log"
@@ -199,7 +199,7 @@ def _shares(here: pd.DataFrame, names: Sequence[str], declaration: Declared) -> 
 
 
 def _primary(declaration: Declared, metrics: Sequence[Metric]) -> Metric:
-    """Return the declared primary metric, or by default the first outcome of the log per viewer."""
+    """Return the declared primary metric, or by default the log's first outcome per viewer."""
     known = {metric.name: metric for metric in metrics}
     wanted = declaration.primary_metric or metrics[0].name
     if wanted not in known:
@@ -227,11 +227,11 @@ def _window(span: Window, rows: pd.DataFrame, declaration: Declared) -> dict[str
 
 
 def _treatments(here: pd.DataFrame, names: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-    """Return by arm the model versions that ranked in the window, in order of first exposure.
+    """Return by arm the model versions that ranked in the window, in the order of first exposures.
 
-    A version with other weights of the outcomes or with other rules counts as another one. Each has
-    its number of `exposures`, and the times of the first and the last. Fallbacks are left out. The
-    log does not record which order an arm without a model used.
+    A version with other weights or with other rules counts as another version. Each has its number
+    of `exposures` and the times of the first and the last one. Fallbacks are left out. The log does
+    not record which order an arm without a model used.
     """
     ranked = here[here["rung"] != guardrails.FALLBACK]
     ranked_by = {}
@@ -248,7 +248,7 @@ def _treatments(here: pd.DataFrame, names: Sequence[str]) -> dict[str, list[dict
 
 
 def _cost_of_rules(arm: Arm, here: pd.DataFrame, surface: Surface, models: Path, log: Path) -> dict[str, Any]:
-    """Return what the rules of an arm cost in its exposures, or the `reason` why none is known."""
+    """Return what an arm's rules cost in its exposures, or the `reason` why that is unknown."""
     print_progress(f"ranking the exposures of arm {arm.name} again, with its rules and without")
     ours = here.loc[here["arm"] == arm.name, "request_id"]
     try:
@@ -260,9 +260,9 @@ def _cost_of_rules(arm: Arm, here: pd.DataFrame, surface: Surface, models: Path,
 
 
 def _change_warnings(ranked_by: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """Return a warning with the remedy for each arm that ranked by several of `_treatments`.
+    """Return a warning, with a remedy, for each arm that ranked by several of `_treatments`.
 
-    Such an arm mixes them.
+    The effect of such an arm is a mixture of theirs.
     """
     warnings = []
     for arm, found in ranked_by.items():
@@ -281,12 +281,12 @@ def _change_warnings(ranked_by: dict[str, list[dict[str, Any]]]) -> list[str]:
 
 
 def _sample_warnings(requests: pd.Series[Any]) -> list[str]:
-    """Return a warning if exposures, by their requests, stand for others that were not kept."""
+    """Return a warning if some exposures represent others that were not kept."""
     num_kept = requests.nunique()
     if num_kept == len(requests):
         return []
     return [
-        f"{num_kept:,} exposures were kept of about {len(requests):,}, because Ingest did not keep up: each counts "
-        "for those it stands for, and so do its events; viewers and days of which none was kept are missing in "
-        "both arms, so compare arms, and do not read numbers per viewer as those of all viewers"
+        f"{num_kept:,} exposures were kept of about {len(requests):,}, because Ingest did not keep up: each one, with "
+        "its events, counts for those that it represents; viewers and days without a kept exposure are missing in both "
+        "arms, so compare the arms, but do not read numbers per viewer as those of all viewers"
     ]

@@ -1,7 +1,7 @@
-"""Served log as data frames: exposures of known viewers, and events.
+"""A served log as data frames: exposures of known viewers, and events.
 
-Ids become 64-bit hashes and names become codes, so that an exposure takes about 50 bytes whatever
-the length of its ids. The strings of one table are in memory while it is read. The probability that
+Ids become 64-bit hashes and names become codes. So an exposure takes about 50 bytes, no matter how
+long its ids are. The strings of one table are in memory while it is read. The probability that any
 two of ten million ids collide is 3e-6.
 """
 
@@ -22,11 +22,11 @@ from serve.log.reader import read_table
 from serve.log.table_reader import TableReader
 from serve.storage.conversion import IDS
 
-# Rows whose ids are hashed at once.
+# The ids of this many rows are hashed at once.
 ROWS = 1 << 16
-# Hash of null.
+# The hash of null.
 NO_ID = np.iinfo(np.uint64).max
-# Columns that a table must have, and those that are null if it lacks them.
+# The columns that a table must have. Below are those that are null if it lacks them.
 REQUIRED = {
     "exposures": {"request_id": pa.string(), "ts_ms": pa.int64(), "viewer": pa.string()},
     "events": {"id": pa.string(), "ts_ms": pa.int64(), "viewer": pa.string(), "candidate": pa.string()},
@@ -45,13 +45,16 @@ OPTIONAL = {
 
 @dataclass(frozen=True)
 class Exposures:
-    """Live exposures of known viewers in order of time, without duplicates.
+    """Live exposures of known viewers, in the order of time and without duplicates.
 
-    One that stands for several (`one_in`), because the others were not kept, is there as often.
-    `rows` has the columns of the log, and the flag `ours` of exposures of the experiment. `share`
-    is the arm's share at that time and `latency_ms` the duration of the answer, NaN if the log
-    lacks them. `weights` are those of the outcomes as JSON. Several reasons in `degraded` are
-    joined, and so are `rules`, a line each. The other fields count the exposures left out.
+    An exposure that represents several (`one_in`), because the others were not kept, occurs as
+    often.
+
+    `rows` has the columns of the log, and the flag `ours`, which marks exposures of the experiment.
+    `share` is the arm's share at that time, and `latency_ms` the duration of the answer; both are
+    NaN if the log lacks them. `weights` holds the weights of the outcomes as JSON. Several reasons
+    in `degraded` are joined to one text, and so are `rules`, with one line each. The other
+    attributes count the exposures that were left out.
     """
 
     rows: pd.DataFrame
@@ -79,7 +82,7 @@ def read_exposures(log: Path, experiment: str) -> Exposures:
 
 
 def read_events(log: Path) -> pd.DataFrame:
-    """Read the events of known viewers in order of time, without duplicates.
+    """Read the events of known viewers, in the order of time and without duplicates.
 
     Raises:
         TabrankError: the log does not exist.
@@ -89,14 +92,14 @@ def read_events(log: Path) -> pd.DataFrame:
 
 
 def hashed(ids: pa.Array) -> pa.Array:
-    """Return the hash of each id [N], NO_ID for null."""
+    """Return the hash of each id [N]; it is NO_ID for null."""
     encoded = ids.dictionary_encode()
     distinct = encoded.dictionary.to_numpy(zero_copy_only=False)
     return pa.array(pd.util.hash_array(distinct, categorize=False)).take(encoded.indices).fill_null(NO_ID)
 
 
 def _once(rows: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Return the first row of each id in order of time: segments being merged hold rows twice."""
+    """Return each id's first row by time. Segments that are being merged hold rows twice."""
     return rows.drop_duplicates(column).sort_values("ts_ms", kind="stable", ignore_index=True)
 
 
@@ -106,7 +109,7 @@ def _read(log: Path, name: str) -> pd.DataFrame:
 
 
 def _compacted(log: Path, name: str) -> Iterator[pa.Table]:
-    """Yield the columns of a table, some rows at a time; those that it lacks are null."""
+    """Yield the columns of a table, some rows at a time. Columns that it lacks are null."""
     reader = TableReader(*read_table(log, name, tuple(REQUIRED[name] | OPTIONAL[name])), IDS[name])
     for column, kind in REQUIRED[name].items():
         reader.required(column, kind, nullable=column == "viewer")

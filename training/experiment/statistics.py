@@ -1,9 +1,13 @@
-"""Statistics of two arms, from the means, variances and covariances of each arm over viewers.
+"""Compare two arms by the means, variances and covariances of each arm over its viewers.
 
-Viewers are the unit of randomisation, and therefore the unit of analysis of every metric.
-Computed by tea-tasting: Welch's test; the delta method for ratios (Deng, Knoblich and Lu 2018,
-section 3); CUPED, also for ratios (Deng, Xu, Kohavi and Walker 2013, sections 3.2 and 4.1);
-relative effects by the delta method on the logarithm; power.
+Viewers are the unit of randomisation, and therefore the unit of analysis of every metric. The
+package tea-tasting computes
+
+- Welch's test;
+- the delta method for ratios (Deng, Knoblich and Lu 2018, section 3);
+- CUPED, also for ratios (Deng, Xu, Kohavi and Walker 2013, sections 3.2 and 4.1);
+- relative effects, by the delta method on the logarithm;
+- power.
 """
 
 from __future__ import annotations
@@ -24,16 +28,17 @@ from training.experiment.panel import BEFORE, F64
 
 ALPHA = 0.05
 POWER = 0.8
-# Fewest viewers of the smallest arm for a verdict: docs/experiments.md has the coverage with fewer.
+# A verdict needs at least this many viewers in each arm. docs/experiments.md says how often
+# intervals cover the truth with fewer.
 MIN_VIEWERS = 300
 Z = float(norm.isf(ALPHA / 2))
 
 
 @dataclass(frozen=True)
 class Interval:
-    """95 % interval of a difference, absolute and relative, and its p-value.
+    """The 95 % interval of a difference, absolute and relative, and its p-value.
 
-    The relative bounds are None where the difference has no relative size.
+    The relative bounds are None if the difference has no relative size.
     """
 
     low: float
@@ -45,7 +50,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Effect(Interval):
-    """Means of a metric by arm and their difference, with its interval at one look.
+    """The means of a metric in both arms and their difference, with its interval at one look.
 
     The relative values are None if a mean is not above 0. Standard errors are derived from the
     widths of the intervals.
@@ -70,9 +75,10 @@ class Effect(Interval):
 
 
 def aggregates(sums: Mapping[str, F64], rows: Any = slice(None)) -> Aggregates:
-    """Return the count, means, variances and covariances of an arm's viewers, two or more.
+    """Return the count, means, variances and covariances of an arm's viewers.
 
-    `sums` are those of the viewers of all arms [V], and `rows` the flags [V] of the arm's own.
+    `sums` holds the sums of the viewers of all arms [V], and `rows` flags [V] of the arm's viewers,
+    of whom there must be two or more.
     """
     names = list(sums)
     values = np.stack([sums[name][rows] for name in names])
@@ -89,8 +95,8 @@ def aggregates(sums: Mapping[str, F64], rows: Any = slice(None)) -> Aggregates:
 def compare(metric: Metric, control: Aggregates, treatment: Aggregates, *, adjusted: bool) -> Effect | None:
     """Return the effect of the treatment, adjusted by the pre-period if `adjusted`.
 
-    Returns None if neither arm varies. One arm may be constant, for example without any event:
-    Welch's test needs one arm that varies.
+    Returns None if neither arm varies. One arm may be constant, for example because it has no
+    event, since Welch's test needs only one arm that varies.
     """
     arms = control, treatment
     if metric.below is not None and min(arm.mean(metric.below) for arm in arms) <= 0:
@@ -115,8 +121,8 @@ def compare(metric: Metric, control: Aggregates, treatment: Aggregates, *, adjus
 def holm(p: Mapping[str, float]) -> dict[str, float]:
     """Return p-values with Holm's correction for their number (Holm 1979).
 
-    The probability of any false positive is at most α. It stays so at any look if each p-value is
-    valid at any look, because the proof needs only the union bound.
+    The probability of any false positive is then at most α. If each p-value is valid at any look,
+    this holds at any look too, because the proof only needs the union bound.
     """
     names = sorted(p, key=p.__getitem__)
     raised = (min(1.0, (len(p) - rank) * p[name]) for rank, name in enumerate(names))
@@ -126,8 +132,8 @@ def holm(p: Mapping[str, float]) -> dict[str, float]:
 def sample_ratio(num_control: int, num_treatment: int, ratio: float) -> float:
     """Return the p-value of the split of viewers, given the intended ratio treatment : control.
 
-    As in Fabijan and others 2019, "Diagnosing sample ratio mismatch in online controlled
-    experiments", section 2.
+    The test is that of Fabijan and others 2019, "Diagnosing sample ratio mismatch in online
+    controlled experiments", section 2.
     """
     return float(binomtest(num_treatment, num_control + num_treatment, ratio / (1 + ratio)).pvalue)
 
@@ -142,11 +148,13 @@ def solve(
     alpha: float = ALPHA,
     effect: float | None = None,
 ) -> float | None:
-    """Return the power, relative effect or viewers of both arms of a test, given the others.
+    """Return a test's power, relative effect, or viewers of both arms, given the other two.
 
-    `ratio` is the treatment's share over the control's, `alpha` the level of the deciding interval
-    and `effect` relative; the power is 80 % unless wanted. Uses the normal distribution: the solver
-    tries sizes such as three viewers, which leave Student's t no degrees of freedom.
+    `ratio` is the treatment's share divided by the control's, `alpha` is the level of the interval
+    that decides, and `effect` is relative. Unless the power is wanted, it is 80 %.
+
+    The normal distribution is used, because the solver tries sizes such as three viewers, which
+    leave Student's t no degrees of freedom.
     """
     if not (both.mean(metric.above) > 0 and _varies(metric, both)):
         return None
@@ -157,7 +165,7 @@ def solve(
     except ValueError:
         if wanted != "n_obs":
             raise
-        # The search begins at three viewers, and fails where these are enough.
+        # The solver begins at three viewers, and fails if these are already enough.
         return 3.0
     return float(getattr(solved, wanted))
 

@@ -1,8 +1,8 @@
-"""Window of analysis: the last time of constant shares in which several arms had viewers, by day.
+"""The window of analysis: the last period in which several arms had viewers at constant shares.
 
-Before it is the pre-period, the time in which none of the arms can have changed behaviour. CUPED
-adjusts by the viewers' behaviour in that time. A covariate that the treatment has changed would
-remove part of the effect (Deng, Xu, Kohavi and Walker 2013, section 3.2).
+Before it lies the pre-period, in which none of the arms can have changed behaviour. CUPED adjusts
+effects by the viewers' behaviour in that time. If the treatment had changed that behaviour, the
+adjustment would remove part of the effect (Deng, Xu, Kohavi and Walker 2013, section 3.2).
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from scipy.stats import chi2_contingency
 from serve.contract.errors import TabrankError
 from training.experiment.declared import Declared
 
-# Treat two assignments as dependent below this p-value of the independence test.
+# Two assignments count as dependent below this p-value of a test of independence.
 DEPENDENT_P = 0.001
-# An arm with this share has all viewers; the margin covers rounding.
+# An arm with at least this share has all viewers. The margin covers rounding.
 ALL_VIEWERS = 1.0 - 1e-9
-# Replicas take up new shares within seconds of each other. Ignore old shares for this long after,
-# and later ones while they are so few, or below this share of all exposures since.
+# Replicas take up new shares within seconds of each other. Exposures with old shares are ignored
+# for this long after a change. Later ones are ignored while they are few: the limits are below.
 TAKEN_UP_MS = 60_000
 FEW, STRAGGLERS = 30, 0.01
 DAY_MS = 86_400_000
@@ -32,16 +32,18 @@ DAY_MS = 86_400_000
 
 @dataclass(frozen=True)
 class Window:
-    """Time of analysis, from `start_ms` to before `end_ms`.
+    """The time of analysis, from `start_ms` to before `end_ms`.
 
-    `end_ms` is the declared end, the midnight after the last exposure, or an earlier end for the
-    reason `closed`.
-
-    `midnights_ms` are the starts of its days, the first one before `start_ms`. Its exposures are
-    from `first_ms` to `last_ms`. No arm can have changed what happened before `before_ms`, which
-    serves only for adjustment. `assigned_alike` are earlier experiments with a dependent
-    assignment, which are therefore not before it. `changed` says that the shares were different
-    before the window.
+    Attributes:
+        end_ms: the declared end, the midnight after the last exposure, or an earlier end for the
+            reason `closed`.
+        midnights_ms: the starts of its days; the first one is before `start_ms`.
+        first_ms, last_ms: the times of its first and last exposures.
+        before_ms: the end of the pre-period. No arm can have changed what happened before it, which
+            is used for adjustment only.
+        assigned_alike: earlier experiments whose assignment depends on this one's. They are not
+            part of the pre-period.
+        changed: whether the shares were different before the window.
     """
 
     start_ms: int
@@ -66,7 +68,10 @@ class Window:
         return np.searchsorted(self.midnights_ms, ts_ms, side="right") - 1
 
     def whole_days(self, end_ms: int) -> int:
-        """Return the times 24 hours from the first exposure to an end; 95 % of a day is whole."""
+        """Return how many times 24 hours lie between the first exposure and an end.
+
+        95 % of a day counts as a whole day.
+        """
         return int((end_ms - self.first_ms) / DAY_MS + 0.05)
 
     def holds(self, ts_ms: pd.Series[int]) -> pd.Series[bool]:
@@ -77,12 +82,12 @@ class Window:
 def window(
     exposures: pd.DataFrame, declaration: Declared, timezone: str, until_ms: int | None = None
 ) -> Window:
-    """Return the window of an experiment, which ends before `until_ms` if exposures follow that.
+    """Return the window of an experiment. It ends before `until_ms` if there are later exposures.
 
-    `exposures` are in order of time and include other experiments. Exposures of an arm with all
-    viewers are not in the window. It begins after the last of these that others follow, and after
-    the last exposure with a share that differs from its arm's latest one. It ends when one arm has
-    all viewers again, as after a winner is shipped.
+    `exposures` are in the order of time and include other experiments. The window only contains
+    exposures of a time when no arm had all viewers. It begins after an earlier time when one arm
+    had all viewers, and after the last exposure whose share differs from the latest share of its
+    arm. It ends when one arm gets all viewers again, as happens when a winner is shipped.
 
     Raises:
         TabrankError: the time zone is unknown, or no exposure is in the window.
@@ -105,7 +110,7 @@ def window(
     alone_ms, ours = ours["ts_ms"][is_alone], ours[~is_alone]
     if ours.empty:
         raise TabrankError(
-            f"{declaration.name}: one arm had all viewers at all times; give a second arm a share above 0 in "
+            f"{declaration.name}: one arm had all viewers all the time; give a second arm a share above 0 in "
             "user_config.experiment.arms, and let it serve"
         )
     changed_ms, shipped_ms = _last_stretch(ours, alone_ms)
@@ -131,11 +136,11 @@ def window(
 def _last_stretch(shared: pd.DataFrame, alone_ms: pd.Series[int]) -> tuple[int | None, int | None]:
     """Return when the shares were last changed, and when one arm got all viewers after that.
 
-    `shared` are the exposures at shares below 1, `alone_ms` the times of those at a share of 1.
-    Each is None if it did not happen.
+    `shared` holds the exposures at shares below 1, and `alone_ms` the times of those at a share of
+    1. A result is None if that did not happen.
     """
     latest = shared.groupby("arm", observed=True)["share"].transform("last")
-    # Exposures from each shared one on, and the shared ones of them.
+    # From each shared exposure on, the number of exposures at a share of 1, and of shared ones.
     since = len(alone_ms) - np.searchsorted(alone_ms, shared["ts_ms"])
     num_shared = np.arange(len(shared), 0, -1)
     is_common = num_shared >= np.maximum(STRAGGLERS * (since + num_shared), FEW)
@@ -151,12 +156,12 @@ def _last_stretch(shared: pd.DataFrame, alone_ms: pd.Series[int]) -> tuple[int |
 def _pre_period_end(exposures: pd.DataFrame, start_ms: int) -> tuple[int, tuple[str, ...]]:
     """Return the end of the pre-period, and the earlier experiments that end it early.
 
-    It ends at the start of the window, or at the first viewer assigned to one of several arms if
-    that is earlier. An arm with all viewers does not count. An earlier experiment with another
-    salt has the same effect in both arms and is part of the pre-period. One whose assignment
-    depends on ours (the same salt) is not.
+    It ends at the start of the window, or earlier when the first viewer was assigned to one of
+    several arms. An arm with all viewers does not count. An earlier experiment with another salt
+    affects both arms in the same way, so it is part of the pre-period. An experiment with the same
+    salt is not, because its assignment depends on ours.
     """
-    # A share that the log does not hold counts as assigned.
+    # An exposure whose share the log does not hold counts as assigned.
     assigned = exposures[~(exposures["share"] >= ALL_VIEWERS)]
     ours = assigned[assigned["ours"]]
     end_ms = min([start_ms, *ours["ts_ms"].head(1)])
@@ -165,7 +170,7 @@ def _pre_period_end(exposures: pd.DataFrame, start_ms: int) -> tuple[int, tuple[
     alike = {}
     for name, theirs in early.groupby("experiment", observed=True):
         first = theirs.drop_duplicates("viewer").set_index("viewer")["arm"]
-        # Pearson's χ² test on the viewers of both experiments.
+        # Pearson's χ² test with the viewers of both experiments.
         table = pd.crosstab(first.astype(str).fillna(""), arm_of.reindex(first.index))
         if min(table.shape) > 1 and chi2_contingency(table, correction=False).pvalue < DEPENDENT_P:
             alike[str(name)] = int(theirs["ts_ms"].iloc[0])
@@ -173,7 +178,7 @@ def _pre_period_end(exposures: pd.DataFrame, start_ms: int) -> tuple[int, tuple[
 
 
 def _midnights(start_ms: int, last_ms: int, timezone: str) -> tuple[int, ...]:
-    """Return the midnights of the days between two times, and the one after."""
+    """Return the midnights of the days between two times, and the midnight after the last day."""
     try:
         zone = ZoneInfo(timezone)
     except (ZoneInfoNotFoundError, ValueError, OSError):
@@ -185,8 +190,8 @@ def _midnights(start_ms: int, last_ms: int, timezone: str) -> tuple[int, ...]:
 
 
 def partial_days(window: Window) -> list[str]:
-    """Return the days that the window covers by less than 95 %, which may be the first and last."""
-    # Compare with real midnights, because a day may have 23 hours.
+    """Return the days of which the window covers less than 95 %: perhaps the first and the last."""
+    # Compare with real midnights, because a day may have only 23 hours.
     bounds = np.array(_midnights(window.midnights_ms[0], window.midnights_ms[-1], window.timezone))
     covered_ms = np.diff(np.clip(bounds, window.start_ms, window.last_ms))
     is_partial = covered_ms / np.diff(bounds) < 0.95

@@ -1,4 +1,4 @@
 """Train an artifact from a surface and a log, in this process or on Ray Train, and publish it.
 
-Imports `evaluation`, `examination`, `data`, `network`, `world`, `terminal`, `serve`.
+It imports `evaluation`, `examination`, `data`, `network`, `world`, `terminal` and `serve`.
 """

@@ -49,14 +49,20 @@ def fit(
     storage: Path | None = None,
     progress: Progress = lambda share: None,
 ) -> dict[str, Any]:
-    """Train on `log`, calibrate and measure on its last tenth by time, and write an artifact.
+    """Train on a log, calibrate and measure on its last tenth by time, and write an artifact.
 
-    Returns the manifest. `configure` returns the settings for a number of training rows, as
-    `training.fit.sizing.sized` does. `storage` keeps the state from which a killed fit resumes;
-    None means a temporary folder. `progress` is called with the share of features computed.
+    Args:
+        configure: returns the settings for a number of training rows, as
+            `training.fit.sizing.sized` does.
+        storage: the folder that keeps the state from which a killed fit resumes; None means a
+            temporary folder.
+        progress: is called with the share of the features that are computed.
+
+    Returns:
+        The artifact's manifest.
 
     Raises:
-        TabrankError: for an invalid log, too little data, or an `out` that exists.
+        TabrankError: the log is invalid, there is too little data, or `out` exists.
     """
     refuse_existing(out)
     if storage is not None:
@@ -91,7 +97,7 @@ def fit(
             "log": str(log.resolve()),
             "rows": num_rows,
             "span_ms": (int(prepared.rows.ts_ms[0]), int(prepared.rows.ts_ms[-1])),
-            # The validation rows chose the epoch and the calibration.
+            # The validation rows count as seen, because they chose the epoch and the calibration.
             "seen_until_ms": int(held.ts_ms[-1]),
             "parameters": num_parameters,
             "advice": advice(state, config, num_rows, num_parameters),
@@ -102,7 +108,7 @@ def fit(
 
 
 def with_calibration(model: Model, held: Dataset, examinations: Sequence[Examination]) -> Model:
-    """Return the model with the calibrations that suit these rows, which it was not trained on."""
+    """Return the model with calibrations fitted to the rows `held`, on which it was not trained."""
     calibrations = []
     for k, examination in enumerate(examinations):
         rows = held.of(k)
@@ -113,30 +119,30 @@ def with_calibration(model: Model, held: Dataset, examinations: Sequence[Examina
 
 @dataclass(frozen=True)
 class Fitted:
-    """A trained model, what it learned from, and the rows that measure it."""
+    """A trained model, what it was trained on, and the rows that measure it."""
 
     schema: Schema
     model: Model
     config: FitConfig
-    # Rows that measure the model, and which part of the log they are.
+    # The rows that measure the model, and which part of the log they are.
     held: Dataset
     part: Literal["validation", "test"]
-    # Training rows, whose distributions the artifact keeps (`training.evaluation.drift`).
+    # Training rows, whose distributions the artifact keeps (see `training.evaluation.drift`).
     seen: Matrix
-    # Further entries of the manifest: `log`, the number of training `rows`, `span_ms`, the times of
-    # the first and the last one, `seen_until_ms`, the time of the last row that had any influence,
-    # and others.
+    # Further entries of the manifest. Among them are `log`; the number of training `rows`;
+    # `span_ms`, the times of the first and the last of these; and `seen_until_ms`, the time of the
+    # last row that had any influence.
     manifest: Mapping[str, Any]
-    # When the work began, on the clock of `time.perf_counter`.
+    # When the work began, by the clock `time.perf_counter`.
     begun: float
     examinations: Sequence[Examination]
-    # Further shares [N, O] of the held rows, by name. All are those if looked at with
-    # `examinations`, but those of `current`, which has its own.
+    # Predictions [N, O] of rivals on the held rows, by name. They are shares if looked at, by the
+    # model's examinations; those of `current` are by its own.
     rivals: Mapping[str, Values] = field(default_factory=dict)
     current: Sequence[Examination] | None = None
-    # The model must not be worse than `current` by more (`training.evaluation.paired`).
+    # How much worse than `current` the model may be (see `training.evaluation.paired`).
     margin: float = MARGIN
-    # Rows of which `held` is a sample, if they are more.
+    # If `held` is a sample, the number of rows from which it was taken.
     sampled_from: int = 0
     # Further entries of `evaluation.json`.
     about: Mapping[str, Any] = field(default_factory=dict)
@@ -195,7 +201,7 @@ def save(fitted: Fitted, out: Path) -> dict[str, Any]:
 def _outcomes(
     surface: Surface, calibrations: Sequence[Calibration], examinations: Sequence[Examination]
 ) -> dict[str, Any]:
-    """Return what a manifest says of each outcome, in the order of the network's outputs."""
+    """Return the manifest's entry of each outcome, in the order of the network's outputs."""
     found = {}
     each = zip(surface.predicted.items(), calibrations, examinations, strict=True)
     for (name, outcome), calibration, examination in each:
@@ -208,7 +214,7 @@ def _outcomes(
 
 
 def git_revision() -> str | None:
-    """Return the source tree's revision, `-dirty` if it has changes; None if there is none."""
+    """Return the source's git revision, with `-dirty` if it has changes; None if there is none."""
     try:
         command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

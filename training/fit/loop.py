@@ -1,7 +1,9 @@
 """Training loop in plain torch: minibatches, the best epoch, and a state to resume from.
 
-Runs in one process, or as every rank of a torch.distributed group that the caller has opened.
-Letters: N rows, b rows of a rank's batch, K single category columns, O outcomes.
+It runs in one process, or as each rank of a torch.distributed group that the caller has opened.
+
+In shapes, N is the number of rows, b of rows in one rank's batch, R of rows in general, K of single
+category columns, and O of outcomes.
 """
 
 from __future__ import annotations
@@ -30,31 +32,31 @@ from training.network.network import Inputs, Network, NetworkConfig, flat
 
 
 class Diverged(TabrankError):
-    """Training of one configuration diverged; other configurations may succeed on the same rows."""
+    """Training diverged with one configuration. Others may succeed on the same rows."""
 
 
 @dataclass(frozen=True)
 class FitConfig:
-    """Settings of a training. The learning rate warms up, then falls on a cosine over `epochs`."""
+    """Settings of a training. The learning rate warms up, and then falls along a cosine."""
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
     # Passes over the training rows.
     epochs: int = 6
-    # Rows in one step of all workers together.
+    # Rows in one step, of all workers together.
     batch_size: int = 1024
     learning_rate: float = 0.02
     weight_decay: float = 1e-5
-    # Share of all steps in which the learning rate rises.
+    # The share of all steps during which the learning rate rises.
     warmup: float = 0.05
-    # Learning rate of the last step, as a share of `learning_rate`.
+    # The learning rate of the last step, as a share of `learning_rate`.
     final_rate: float = 0.01
-    # Scale gradients down to at most this norm.
+    # Gradients with a larger norm are scaled down to this one.
     clip_norm: float = 1.0
     seed: int = 0
     num_workers: int = 1
-    # Share of the known categories to replace by unseen, so that the unseen embedding is trained.
+    # This share of the known categories is replaced by "unseen", so that its embedding is trained.
     category_dropout: float = 0.01
-    # Keep the weights of the best epoch rather than those of the last.
+    # Whether to keep the weights of the best epoch rather than those of the last.
     restore_best: bool = True
 
     def __post_init__(self) -> None:
@@ -67,34 +69,34 @@ class Epoch(TypedDict):
     """One line of a run's history."""
 
     epoch: int  # from 1
-    # The sum over the outcomes.
+    # The sum of the outcomes' loglosses.
     train_logloss: float
     valid_logloss: float
-    # Of the primary outcome; None where the validation rows have one label only.
+    # The AUC of the primary outcome; None if the validation rows lack one of the labels.
     valid_auc: float | None
-    # Learning rate of the epoch's last step.
+    # The learning rate of the epoch's last step.
     learning_rate: float
     seconds: float
 
 
 @dataclass
 class State:
-    """State from which a run resumes after any epoch; on disk a safetensors file without pickle."""
+    """State from which a run resumes after any epoch. On disk it is a safetensors file."""
 
     history: list[Epoch] = field(default_factory=list)
     best_epoch: int = 0
     # The TabNet's state dicts after the last and after the best epoch.
     last: dict[str, Tensor] = field(default_factory=dict)
     best: dict[str, Tensor] = field(default_factory=dict)
-    # AdamW's moments of the network's flat tensor, by name.
+    # AdamW's moments of all parameters, which are one flat tensor, by name.
     optimiser: dict[str, Tensor] = field(default_factory=dict)
 
     def kept(self, config: FitConfig) -> dict[str, Tensor]:
-        """Return the state dict of the TabNet that the run keeps."""
+        """Return the TabNet's state dict that the run keeps: of the best or of the last epoch."""
         return self.best if config.restore_best else self.last
 
     def save(self, path: Path) -> None:
-        """Write the state to a file, or replace that file, as a whole."""
+        """Write the state to a file. An existing file is replaced as a whole."""
         parts = ("last", "best", "optimiser")
         tensors = {f"{part}/{name}": t for part in parts for name, t in getattr(self, part).items()}
         about = {"history": self.history, "best_epoch": self.best_epoch}
@@ -121,11 +123,13 @@ def run(
     after_epoch: Callable[[State], None] = lambda state: None,
     device: torch.device = torch.device("cpu"),  # noqa: B008 - immutable
 ) -> State:
-    """Train until `config.epochs` end, from `state` on; return the final state.
+    """Train from `state` on until `config.epochs` are done, and return the final state.
 
-    Each rank of an open torch.distributed group calls it with the same arguments and takes its part
-    of every batch, so that the ranks together take the steps of one process. The first rank calls
-    `after_epoch`, which must save or use the state before it returns: the next epoch changes it.
+    Each rank of an open torch.distributed group calls it with the same arguments. A rank takes its
+    part of every batch, so that all ranks together take the same steps as one process would.
+
+    The first rank calls `after_epoch`. This must save or use the state before it returns, because
+    the next epoch changes it in place.
     """
     state = state or State()
     fit = _Fit(train.to(device), valid.to(device), encoder, config, state)
@@ -137,7 +141,7 @@ def run(
 
 
 class _Fit:
-    """One run on one rank: network, optimiser and the rank's part of the rows."""
+    """One run on one rank: the network, the optimiser, and the rank's part of the rows."""
 
     def __init__(
         self, train: Inputs, valid: Inputs, encoder: Encoder, config: FitConfig, state: State
@@ -153,8 +157,9 @@ class _Fit:
         if state.last:
             self.network.tabnet.load_state_dict(state.last)
         if self.world > 1:
-            # Statistics of batch norms are averaged once an epoch, not at each step. A ghost batch
-            # norm updates its own once a virtual batch: a rank's update stands for all ranks'.
+            # Statistics of batch norms are averaged once per epoch, not at each step. A ghost batch
+            # norm updates them once per virtual batch. A rank sees only its own virtual batches, so
+            # one update by it represents those of all ranks.
             for norm in (m.bn for m in self.network.modules() if isinstance(m, GhostBatchNorm)):
                 norm.momentum = 1 - (1 - norm.momentum) ** self.world
         self.parameter = flat(p for p in self.network.parameters() if p.requires_grad)
@@ -185,10 +190,10 @@ class _Fit:
         self._record(line)
 
     def _batches(self, epoch: int) -> Iterator[tuple[int, tuple[Inputs, Tensor]]]:
-        """Yield (step, (this rank's rows, mask bool [b, K] of the categories to drop)) of an epoch.
+        """Yield (step, (this rank's rows, bool [b, K] which categories to drop)) of an epoch.
 
-        Everything is drawn for all ranks from (seed, epoch) alone, so neither the number of ranks
-        nor an interruption changes it.
+        All random numbers depend on the seed and the epoch alone, so that neither the number of
+        ranks nor an interruption changes them.
         """
         seed = self.config.seed * 1_000_003 + epoch
         chance = torch.Generator().manual_seed(seed)
@@ -209,12 +214,12 @@ class _Fit:
             group["lr"] = rate
         logit, sparsity = self.network.tabnet(x)
         logloss = self._logloss(as_shown(logit, rows.examination), label)
-        # Zero in place: the parameters' gradients are views of the flat gradient.
+        # Set the gradient to zero in place, as the parameters' gradients are views of it.
         self.optimiser.zero_grad(set_to_none=False)
         (logloss + self.config.network.lambda_sparse * sparsity).backward()
         self._average(self.parameter.grad)
         norm = nn.utils.clip_grad_norm_(self.parameter, self.config.clip_norm)
-        # All ranks raise at once, because the gradient is already averaged.
+        # The gradient is already averaged, so all ranks raise this in the same step.
         if not torch.isfinite(norm):
             raise Diverged(f"fit: the gradient became {norm}; lower learning_rate {rate:.3g}")
         self.optimiser.step()
@@ -222,7 +227,7 @@ class _Fit:
 
     @torch.no_grad()
     def _evaluate(self) -> tuple[float, float | None]:
-        """Return (logloss, AUC) of the validation rows, equal on all ranks; each scores a part."""
+        """Return the logloss and AUC of the validation rows. Each rank scores a part of them."""
         self.network.eval()
         num_rows = len(self.valid)
         logit = torch.zeros_like(self.valid.label)
@@ -234,11 +239,11 @@ class _Fit:
         return logloss.item(), auc(label[known, 0].cpu().numpy(), logit[known, 0].cpu().numpy())
 
     def _logloss(self, logit: Tensor, label: Tensor) -> Tensor:
-        """Return the sum of the outcomes' loglosses of logits [R, O].
+        """Return the sum of the outcomes' loglosses for logits [R, O].
 
-        A share as label has a cross-entropy too (Papke and Wooldridge 1996, "Econometric methods
-        for fractional response variables"). A label that is not known counts for nothing. A rare
-        outcome needs no higher weight: see "Losses of several outcomes" in docs/quality.md.
+        For a label that is a share, the logloss is its cross-entropy (Papke and Wooldridge 1996,
+        "Econometric methods for fractional response variables"). Unknown labels do not count. Rare
+        outcomes need no higher weight; see "Losses of several outcomes" in docs/quality.md.
         """
         known = ~torch.isnan(label)
         losses = binary_cross_entropy_with_logits(logit, torch.nan_to_num(label), reduction="none")
@@ -246,7 +251,7 @@ class _Fit:
         return means.sum()
 
     def _record(self, line: Epoch) -> None:
-        """Append an epoch to the state, keep its weights if best."""
+        """Append an epoch to the state, and keep its weights if it is the best so far."""
         state, epoch = self.state, line["epoch"]
         best = min((past["valid_logloss"] for past in state.history), default=math.inf)
         state.history.append(line)
@@ -258,13 +263,13 @@ class _Fit:
         state.optimiser = {name: value.detach().cpu().clone() for name, value in moments.items()}
 
     def _average(self, value: Tensor | None) -> None:
-        """Replace a value by its mean over all ranks, in place."""
+        """Replace a value in place by its mean over all ranks."""
         if self.world > 1 and value is not None:
             dist.all_reduce(value)
             value /= self.world
 
     def _sum(self, value: Tensor) -> Tensor:
-        """Return the sum over all ranks."""
+        """Return the sum of a value over all ranks."""
         if self.world > 1:
             value = value.clone()
             dist.all_reduce(value)
@@ -272,13 +277,13 @@ class _Fit:
 
 
 def as_shown(logit: Tensor, examination: Tensor) -> Tensor:
-    """Map logits [R, O] of P(label | looked at) to those of the label as shown, [R, O].
+    """Map logits [R, O] of P(label | looked at) to logits of the label as shown, [R, O].
 
-    P(label as shown) = θ · P(label | looked at), with the `examination` θ [R, O] of the row's
-    position, above 0 and at most 1: the position-based model of Craswell et al. (2008), "An
-    experimental comparison of click position-bias models". θ is estimated once, before any network
-    is trained (`training.examination`). The network learns the other factor, and only the network
-    is exported: it ranks as if positions had no effect.
+    By the position-based model, P(label as shown) = θ · P(label | looked at), where θ [R, O] is the
+    `examination` of the row's position, above 0 and at most 1 (Craswell et al. 2008, "An
+    experimental comparison of click position-bias models"). θ is estimated once, before any network
+    is trained (`training.examination`). The network learns the other factor. Only the network is
+    exported, so it ranks as if positions had no effect.
     """
     # θσ / (1 - θσ) = θ e^logit / (1 + (1 - θ) e^logit)
     theta = examination.to(logit.dtype)
@@ -286,7 +291,7 @@ def as_shown(logit: Tensor, examination: Tensor) -> Tensor:
 
 
 def learning_rate(step: int, num_steps: int, config: FitConfig) -> float:
-    """Return the rate of a step (from 0) of `num_steps`: a linear warm-up, then half a cosine."""
+    """Return the learning rate of a step, from 0: a linear warm-up, followed by half a cosine."""
     warm = config.warmup * num_steps
     if step < warm:
         return config.learning_rate * (step + 1) / (warm + 1)
@@ -295,12 +300,15 @@ def learning_rate(step: int, num_steps: int, config: FitConfig) -> float:
 
 
 def _batch(num_rows: int, world: int, config: FitConfig) -> int:
-    """Return the rows of one rank in one step: whole virtual batches, so that none has one row."""
+    """Return the number of rows of one rank in one step.
+
+    They are whole virtual batches, so that no virtual batch has a single row.
+    """
     batch = min(config.batch_size, num_rows) // world
     if batch < 2:
         raise TabrankError(
             f"fit: {num_rows} training rows in batches of {config.batch_size} are too few for {world} "
-            "workers: give more rows, or lower num_workers"
+            "workers; give more rows, or lower num_workers"
         )
     virtual = config.network.virtual_batch_size
     return batch if batch < virtual else batch - batch % virtual

@@ -29,34 +29,34 @@ from training.examination.examination import Examination, at_positions
 from training.network.network import Inputs, inputs
 from training.terminal import print_progress
 
-# Validate on the last tenth of the log by time.
+# The last tenth of the log by time is for validation.
 SHARES = {"training": 0.9, "validation": 0.1}
-# Bound the time to score a model after each epoch, and the memory to measure it.
+# Most validation rows. This bounds the time to score a model after each epoch, and the memory.
 MAX_VALIDATION = 500_000
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Training rows, as they are and for `training.fit.trainer.train`, and validation rows."""
+    """The training and validation rows, also in the form for `training.fit.trainer.train`."""
 
     rows: Dataset
     train: Inputs
     valid: Dataset
-    # Validation rows of which `valid` is a sample.
+    # The number of validation rows, of which `valid` may be a sample.
     num_valid: int
     encoder: Encoder
-    # Of each outcome.
+    # The examination of positions for each outcome.
     examinations: Sequence[Examination]
 
 
 def prepare(surface: Surface, log: Path, progress: Progress = lambda share: None) -> Prepared:
-    """Prepare the rows of a log; the last tenth by time is for validation.
+    """Prepare the rows of a log. The last tenth by time is for validation.
 
-    At most MAX_VALIDATION validation rows are kept, in whole slates evenly over time. Encoder and
+    At most MAX_VALIDATION validation rows are kept, in whole slates, evenly over time. Encoder and
     examinations are fitted to the training rows.
 
     Raises:
-        TabrankError: if the log is invalid or too short.
+        TabrankError: the log is invalid or too short.
     """
     table, plan = read_plan(Schema(surface), log)
     data = plan.whole(progress)
@@ -71,13 +71,13 @@ def prepare(surface: Surface, log: Path, progress: Progress = lambda share: None
 
 
 def read_plan(schema: Schema, log: Path, newest_ms: float = np.inf) -> tuple[Log, DatasetPlan]:
-    """Read a log, and return the plan of its rows, with what was random in their order."""
+    """Read a log, and return it with the plan of its rows, which knows what was random in it."""
     table = read_joined(log, schema.surface, print_progress)
     weights, arms = drawn_weights(log, table), served_arms(log, table)
     return table, DatasetPlan(schema, table, weights=weights, arms=arms, newest_ms=newest_ms)
 
 
-# Training rows kept to describe their distribution: enough for shares accurate to 0.002.
+# This many training rows describe their distribution. With them, shares are accurate to 0.002.
 MAX_ROWS = 50_000
 
 
@@ -87,7 +87,7 @@ def take_evenly(matrix: Matrix, most: int = MAX_ROWS) -> Matrix:
 
 
 def encode_rows(encoder: Encoder, data: Dataset, examinations: Sequence[Examination]) -> Inputs:
-    """Return the rows of a dataset as the training loop reads them; large arrays are in files."""
+    """Return the rows of a dataset as the training loop reads them. Large arrays lie in files."""
     shapes = (len(encoder.input_names), len(examinations), len(examinations))
     x, label, examination = (empty((len(data), width), np.float32) for width in shapes)
     for part in in_parts(len(data)):
@@ -99,13 +99,13 @@ def encode_rows(encoder: Encoder, data: Dataset, examinations: Sequence[Examinat
 
 
 def split_by_time(data: Dataset, shares: Mapping[str, float], surface: Surface) -> list[Dataset]:
-    """Split the rows by time into parts of these shares, as views; rows of one time stay together.
+    """Split the rows by time into parts of these shares, as views. Rows of one time stay together.
 
-    An outcome whose window reaches into the next part is not known, because it would come from the
-    time of that part. Rows are left out where that is so of all outcomes.
+    An outcome whose window reaches into the next part counts as unknown, because the events may
+    come from the time of that part. Rows for which all outcomes are unknown are left out.
 
     Raises:
-        TabrankError: naming the part that does not hold both labels.
+        TabrankError: a part does not hold both labels; the message names it.
     """
     cuts = _cuts(data.ts_ms, shares).tolist()
     windows_ms = [outcome.within_ms for outcome in surface.predicted.values()]
@@ -115,7 +115,7 @@ def split_by_time(data: Dataset, shares: Mapping[str, float], surface: Surface) 
         if end < len(data):
             num_early = int(np.searchsorted(part.ts_ms, data.ts_ms[end] - min(windows_ms)))
             part = masked(part.take(slice(num_early)), int(data.ts_ms[end]), windows_ms)
-        # The first part trains every outcome; of the others, the primary one decides.
+        # The first part trains every outcome. In the others, the primary one decides.
         _check_labels(name, surface, _counts(part.outcomes[:, :1] if parts else part.outcomes))
         parts.append(part)
     return parts
@@ -134,12 +134,12 @@ def _cuts(ts_ms: I64, shares: Mapping[str, float]) -> I64:
 
 
 def _counts(outcomes: NDArray[np.float32]) -> I64:
-    """Return at how many rows each outcome happens, and at how many not, [2, O]."""
+    """Return [2, O]: at how many rows each outcome happens, and at how many it does not."""
     return np.stack([(outcomes > 0).sum(axis=0), (outcomes == 0).sum(axis=0)])
 
 
 def _check_labels(name: str, surface: Surface, counts: I64) -> None:
-    """Raise TabrankError unless each outcome counted happens at some rows, and not at others."""
+    """Raise TabrankError unless each counted outcome happens at some rows but not at all."""
     for (outcome, declared), counted in zip(surface.predicted.items(), counts.T, strict=False):
         positives, negatives = counted
         if not (positives and negatives):

@@ -1,4 +1,4 @@
-"""Publish: verify an artifact, copy it to the published ones, and make it current."""
+"""Publish an artifact: verify it, copy it to the published ones, and make it current."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def publish(model: Path, models: Path, *, make_current: bool = True) -> str:
     """Publish an artifact to the folder `models` and return its version.
 
     Raises:
-        ArtifactRefused: if the artifact is incomplete, or its scores differ from its golden rows.
-        TabrankError: if `models` is not a folder, or its current model is of another surface;
-            StateMismatch if the model was trained on another state than this release keeps.
+        ArtifactRefused: the artifact is incomplete, or its scores differ from its golden rows.
+        StateMismatch: the model was trained on another state than this release keeps.
+        TabrankError: `models` is not a folder, or its current model is of another surface.
     """
     load_scorer(model, "onnx")
     check_own_state(model)

@@ -1,4 +1,4 @@
-"""Teaching: labels for a network from the mean of other models (Hinton, Vinyals and Dean 2015)."""
+"""Mix a network's labels with predictions of other models (Hinton, Vinyals and Dean 2015)."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ from training.examination.examination import Examination
 from training.network.network import Inputs
 from training.terminal import print_progress
 
-# Share of the teachers' mean in a distilled label; the rest is the observed label.
+# A mixed label has this share of the teachers' mean. The rest is the observed label.
 TEACHER_SHARE = 0.7
-# Longest training of LightGBM for a `fit`, and the time of a tree for each cell that it reads. On
-# this clock, and not on that of the wall, equal seeds give equal models, and a killed fit resumes.
+# The longest training of LightGBM for a `fit`, and the time that a tree takes per cell that it
+# reads. Durations are computed from the latter and not measured, so that equal seeds give equal
+# models, and a killed fit resumes with the same labels.
 MOST_S, CELL_S = 120.0, 1e-8
 
 
 def mixed(rows: Inputs, logits: Sequence[NDArray[np.float32]], rival: NDArray[np.float64] | None) -> Inputs:
-    """Return `rows`, their labels mixed with the teachers': networks' logits, a rival's, [N, O].
+    """Return `rows` with labels that are mixed with what teachers predict.
 
-    Teachers answer P(label | looked at). A label is as shown, so it is mixed with that times the
-    examination of its position. A label that is not known stays so.
+    The teachers are networks, given by their `logits` `[N, O]`, and a `rival`, given by its
+    probabilities `[N, O]`. They predict P(label | looked at). A label is as shown, so it is mixed
+    with their prediction times the examination of its position. An unknown label stays unknown.
     """
     taught = [expit(np.mean(logits, axis=0))] if logits else []
     taught += [rival] if rival is not None else []
@@ -41,9 +43,9 @@ def mixed(rows: Inputs, logits: Sequence[NDArray[np.float32]], rival: NDArray[np
 
 
 def taught(rows: Inputs, data: Dataset, encoder: Encoder, examinations: Sequence[Examination]) -> Inputs:
-    """Return `rows`, those of `data`, taught by LightGBM, or unchanged if that would take too long.
+    """Return the rows of `data` with labels taught by LightGBM, unless that would take too long.
 
-    LightGBM has the settings that suit small and noisy logs: to tune them is a search.
+    LightGBM has settings that suit small and noisy logs. Only a search tunes them.
     """
     settings = tuned(encoder, data.of(0), examinations[0], 0.0)
     num_rows = max(len(data), min(NUM_SEEDS * len(data), SEED_ROWS))
@@ -51,7 +53,7 @@ def taught(rows: Inputs, data: Dataset, encoder: Encoder, examinations: Sequence
     lasts_s = num_trees * num_rows * len(encoder.input_names) * CELL_S
     if lasts_s > MOST_S:
         print_progress(
-            f"LightGBM does not teach: it would take {spelled(lasts_s)}; `training search` has the time"
+            f"LightGBM does not teach, because it would take {spelled(lasts_s)}; `training search` has the time"
         )
         return rows
     print_progress(f"trees: {num_trees}; they take about {spelled(max(1, round(lasts_s)))}")

@@ -1,4 +1,4 @@
-"""Run the training loop on Ray Train (V2): workers, resumption and progress."""
+"""Run the training loop on Ray Train (V2), with workers, resumption and progress."""
 
 from __future__ import annotations
 
@@ -30,32 +30,32 @@ from training.network.model import one_thread
 from training.network.network import Inputs
 from training.terminal import print_progress
 
-# Ray reads these from the environment; a value that is set already takes precedence.
+# Ray reads these settings from the environment. A value that is already set takes precedence.
 SETTINGS = {
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
-    # The interval at which Ray Train sees that workers have ended; Ray's default is 2 s.
+    # How often Ray Train looks whether workers have ended. Ray's default is 2 s.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-    # Let Ctrl-C end the command; the next call resumes the search.
+    # Ctrl-C ends the command. The next call resumes the search.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
 
-# Increment when the layout of `State` changes, so that no run resumes from another one.
+# Increment this when the layout of `State` changes, so that no run resumes from an older layout.
 STATE_FORMAT = b"2"
 STATE = "state.safetensors"
 
 
 @contextlib.contextmanager
 def ray_session() -> Iterator[None]:
-    """Keep Ray running within the block; use and leave a Ray that runs here or at RAY_ADDRESS.
+    """Keep Ray running within the block.
 
-    A Ray that is started here listens on 127.0.0.1 and ends with this process, even if that is
-    killed.
+    If a Ray runs here already, or at RAY_ADDRESS, it is used and left running. Otherwise one is
+    started, which listens on 127.0.0.1 and ends with this process, even if the process is killed.
     """
     os.environ |= SETTINGS | os.environ
     if ray.is_initialized():
@@ -66,18 +66,19 @@ def ray_session() -> Iterator[None]:
         if os.environ.get("RAY_ADDRESS"):
             ray.init(log_to_driver=False, logging_level="ERROR")
         else:
-            # A socket's path has at most 107 characters, of which Ray uses 80: ignore TMPDIR.
+            # A socket's path has at most 107 characters, of which Ray uses 80, so ignore TMPDIR.
             temporary = tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True)
             _start_ray(stack.enter_context(temporary))
         stack.callback(ray.shutdown)
         if threading.current_thread() is threading.main_thread():
-            # ray.init() has installed its own handler, which exits with 1.
+            # ray.init() has installed a handler of its own, which exits with 1.
             signal.signal(signal.SIGTERM, on_terminate)
         yield
 
 
 def _start_ray(temporary: str) -> None:
-    # With False, Ray uses 127.0.0.1 as the node's address. Ray reads the environment at import.
+    # With False, Ray uses 127.0.0.1 as the node's address. The environment variable for it would
+    # come too late, because Ray reads it at import.
     ray_constants.ENABLE_RAY_CLUSTER = False
     ray.init(
         address="local",
@@ -85,12 +86,12 @@ def _start_ray(temporary: str) -> None:
         include_dashboard=False,
         log_to_driver=False,
         logging_level="ERROR",
-        # No rows pass through the object store: workers read them from files.
+        # The object store may be small, because workers read the rows from files.
         object_store_memory=256 * 2**20,
         _temp_dir=temporary,
     )
     # If this process is killed, the raylet is killed too, and its agents would try for 60 s to
-    # reach a GCS that has ended. They end at once where the raylet's log contains a request to end.
+    # reach a GCS that has ended. They end at once if the raylet's log contains a request to end.
     with (Path(temporary) / "session_latest" / "logs" / "raylet.out").open("a") as log:
         log.write("If killed with its driver, as if: Raylet received SIGTERM\n")
 
@@ -103,16 +104,16 @@ def train(
     *,
     storage: Path,
 ) -> State:
-    """Train on `config.num_workers` Ray workers (0: in this process).
+    """Train on `config.num_workers` Ray workers or, if that is 0, in this process.
 
     A killed run resumes after its last epoch if it is called again with the same rows, encoder,
-    configuration and `storage`, and gives the same result; other files there are left alone. All
-    workers must see the folder `storage`, and the caller deletes it.
+    configuration and `storage`. It then gives the same result. Other files in `storage` are left
+    alone. All workers must see this folder, and the caller deletes it.
 
     Raises:
-        TabrankError: if there are too few rows, the training diverges, there are more workers than
-        CPUs or GPUs.
-        ray.train.TrainingFailedError: if workers die more than twice.
+        TabrankError: there are too few rows, the training diverges, or there are more workers than
+            CPUs or GPUs.
+        ray.train.TrainingFailedError: workers died more than twice.
     """
     folder = storage.resolve() / f"fit-{_fingerprint(train, valid, encoder, config)}"
     state = State.load(folder / STATE) if (folder / STATE).exists() else None
@@ -123,16 +124,16 @@ def train(
             state = _fit(encoder, config, folder)
         if config.restore_best:
             print_progress(f"best epoch {state.best_epoch}")
-    # A driver that was killed at the very end has left its inputs too.
+    # Also remove the inputs of an earlier call that was killed at the very end.
     shutil.rmtree(folder / "inputs", ignore_errors=True)
     return state
 
 
 class _Trainer(TorchTrainer):  # type: ignore[misc]
-    """TorchTrainer that leaves Ctrl-C to the caller.
+    """A TorchTrainer that leaves Ctrl-C to the caller.
 
-    Ray's handler would end the process with 0, as if it had succeeded, and stay installed after the
-    run.
+    Ray's handler would end the process with exit code 0, as if it had succeeded, and would stay
+    installed after the run.
     """
 
     def _register_sigint_handler(self, controller: Any) -> None:
@@ -146,7 +147,7 @@ def _fit(encoder: Encoder, config: FitConfig, folder: Path) -> State:
     with session:
         use_gpu = torch.cuda.is_available()
         if config.num_workers:
-            # Ray would wait for more workers than it has resources for.
+            # Without this check, Ray would wait forever for resources that it does not have.
             kind = "GPU" if use_gpu else "CPU"
             room = int(ray.cluster_resources().get(kind, 0))
             if config.num_workers > room:
@@ -171,7 +172,7 @@ def _fit(encoder: Encoder, config: FitConfig, folder: Path) -> State:
 
 
 def _work(job: dict[str, Any]) -> State | TabrankError:
-    """Run the loop on one worker; return a user's mistake, because Ray Train retries exceptions."""
+    """Run the loop on one worker. A user's mistake is returned, as Ray Train retries exceptions."""
     folder = Path(job["folder"])
     path = folder / STATE
 
@@ -192,7 +193,7 @@ def _work(job: dict[str, Any]) -> State | TabrankError:
 
 
 def _fingerprint(train: Inputs, valid: Inputs, encoder: Encoder, config: FitConfig) -> str:
-    """Return a name from all that the result depends on, so that only the same run resumes."""
+    """Return a digest of all that the result depends on, so that only the same run resumes."""
     digest = hashlib.sha256(STATE_FORMAT + encoder.to_json().encode())
     digest.update(json.dumps(asdict(replace(config, num_workers=0))).encode())
     for part in (train, valid):
@@ -203,7 +204,7 @@ def _fingerprint(train: Inputs, valid: Inputs, encoder: Encoder, config: FitConf
 
 
 def describe_epoch(line: Epoch, config: FitConfig) -> str:
-    """Describe an epoch, with measures on the validation rows where these choose the epoch."""
+    """Describe an epoch, with validation measures if these choose the epoch to keep."""
     text = f"epoch {line['epoch']}/{config.epochs}  train logloss {line['train_logloss']:.4f}"
     if not config.restore_best:
         return text
@@ -213,7 +214,7 @@ def describe_epoch(line: Epoch, config: FitConfig) -> str:
 
 @contextlib.contextmanager
 def _following(path: Path, config: FitConfig, num_told: int) -> Iterator[None]:
-    """Print the epochs after the first `num_told` in a state's file, while the block runs."""
+    """While the block runs, print each new epoch in a state's file after the first `num_told`."""
     over = threading.Event()
 
     def follow() -> None:

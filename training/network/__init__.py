@@ -1,4 +1,4 @@
-"""TabNet: its inputs, training passes, calibration and export.
+"""TabNet, the network that ranks: its inputs, training passes, calibration and export.
 
-Imports `world`, `terminal`, `serve`.
+It imports `world`, `terminal` and `serve`.
 """

@@ -1,4 +1,4 @@
-"""Platt calibration: fit the monotone map from the network's logits to probabilities."""
+"""Platt calibration: fit a monotone map from the network's logits to probabilities."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from serve.contract.errors import TabrankError
 from serve.features.slots import F64
 from serve.model.graph import Calibration
 
-# Lower bound of a. Where logits and labels are unrelated or inversely related, the calibrated
-# scores keep the order of the logits and have almost no spread.
+# The lower bound of a. If logits and labels are unrelated or inversely related, the calibrated
+# scores keep the order of the logits but have almost no spread.
 MIN_SLOPE = 1e-3
 
 
 def fit_platt(
     logit: NDArray[np.floating], label: NDArray[np.generic], examination: F64 | float = 1.0
 ) -> Calibration:
-    """Fit a and b of θ · sigmoid(a · logit + b) to labels from 0 to 1 [R] by least logloss.
+    """Fit a and b of θ · sigmoid(a · logit + b) to labels [R] from 0 to 1, with the least logloss.
 
-    θ is the `examination` [R] of each row, so the sigmoid is P(label | looked at). The targets are
-    those of Platt (1999), (N₊ + 1) / (N₊ + 2) and 1 / (N₋ + 2): where θ is 1, they keep a and
-    b finite for separable and one-sided rows.
+    θ is the `examination` [R] of each row, so that the sigmoid is P(label | looked at). The targets
+    are those of Platt (1999), (N₊ + 1) / (N₊ + 2) and 1 / (N₋ + 2). Where θ is 1, they keep a and b
+    finite even if the labels are separable or all equal.
 
     Raises:
-        TabrankError: if there are no rows, or a logit is not finite.
+        TabrankError: there are no rows, or a logit is not finite.
     """
     x, y = np.asarray(logit, np.float64), np.asarray(label, np.float64)
     if not len(x) or not np.isfinite(x).all():
         raise TabrankError(
-            f"calibration: {len(x)} logits must be at least 1 and all finite; the training diverged: "
-            "lower the learning rate"
+            f"calibration: of {len(x)} logits, there must be at least one and all must be finite; the training "
+            "diverged, so lower the learning rate"
         )
     num_positive = float(y.sum())
     of_positive, of_negative = (num_positive + 1) / (num_positive + 2), 1 / (len(x) - num_positive + 2)

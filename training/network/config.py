@@ -1,4 +1,4 @@
-"""Shape and regularisation of TabNet."""
+"""Settings of TabNet: its shape and its regularisation."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from serve.contract.errors import TabrankError
 from serve.contract.validation import number, one_of, whole
 from serve.model.masks import MaskType
 
-# Largest whole number of a configuration.
+# The largest whole number in a configuration.
 MOST = 2**31
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Shape and regularisation of the network; `width` is both n_d and n_a of the paper."""
+    """Shape and regularisation of the network. `width` is both n_d and n_a of the paper."""
 
     width: int = 32
     n_steps: int = 2

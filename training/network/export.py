@@ -1,4 +1,4 @@
-"""Export of a trained network: the inference graph as ONNX, and the artifact's other files."""
+"""Export a trained network: the inference graph as ONNX, and the artifact's other files."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from serve.model.torch_ops import TorchOps
 from training.network.network import Network
 
 OPSET = 18
-# IR version 9 can be read by every ONNX Runtime that the serving install allows.
+# Every version of ONNX Runtime that may be installed for serving can read IR version 9.
 IR_VERSION = 9
 
-# Rows from which golden rows are chosen.
+# Golden rows are chosen from this many rows.
 _NUM_TRIED = 1024
-# Largest difference of a golden row between the trained network and its graph: a fifth of the
-# loader's tolerance.
+# The largest difference of a golden row between the trained network and its graph. It is a fifth of
+# the loader's tolerance.
 _TOLERANCE = 2e-6
 
 
 def build(network: Network, calibrations: Sequence[Calibration]) -> dict[str, bytes]:
-    """Return the files that the network contributes to an artifact, by name.
+    """Return the files that the network contributes to an artifact, by their names.
 
     `serve.model.artifact.save` writes them.
     """
@@ -53,11 +53,12 @@ def golden(
 ) -> bytes:
     """Return `golden.safetensors`: evenly spaced rows with the trained network's scores.
 
-    The first row is all missing. Deep networks amplify rounding, on single rows beyond the
-    tolerance of a loader. Such rows do not test the loader and are left out.
+    A loader scores these rows again, to check that it computes the same as the training did. In the
+    first row, all values are missing. Deep networks amplify rounding errors, on single rows beyond
+    a loader's tolerance. Such rows cannot test a loader, so they are left out.
 
     Raises:
-        TabrankError: if the inference graph differs from the trained network on most rows.
+        TabrankError: the inference graph differs from the trained network on most rows.
     """
     numeric, category = (_evenly(part, _NUM_TRIED) for part in (matrix.numeric, matrix.category))
     numeric[:1], category[:1] = np.nan, 0
@@ -70,7 +71,7 @@ def golden(
     if not np.median(off) <= _TOLERANCE:
         raise TabrankError(
             f"export: the inference graph differs from the trained network by {np.median(off):.1e} "
-            f"(median), more than {_TOLERANCE}; the model cannot be served: report this defect of the export"
+            f"(median), more than {_TOLERANCE}, so the model cannot be served; report this defect of the export"
         )
     stable = np.flatnonzero(off <= _TOLERANCE)
     rows: dict[str, NDArray[Any]] = {"numeric": numeric, "category": category, "score": score}
@@ -78,10 +79,10 @@ def golden(
 
 
 def export(folded: Folded, exact: bool) -> bytes:
-    """Return the graph as a serialised ONNX model over any number of rows.
+    """Return the graph as a serialised ONNX model for any number of rows.
 
-    Inputs are numeric f32 [R, F], hot f32 [R, V], index i64 [R, K1], without those that have no
-    columns; outputs are shares f32 [R, O] and residual f32 [R].
+    The inputs are numeric f32 [R, F], hot f32 [R, V] and index i64 [R, K1]. An input without
+    columns is left out. The outputs are shares f32 [R, O] and residual f32 [R].
     """
     ops = _OnnxOps()
     num_single = sum(len(group.columns) for group in folded.embedded)
@@ -119,13 +120,13 @@ def _weights(network: Network) -> dict[str, NDArray[Any]]:
 
 
 def _evenly(array: NDArray[Any], num_rows: int) -> NDArray[Any]:
-    """Return at most `num_rows` rows, evenly spaced from first to last, as a new array."""
+    """Return at most `num_rows` rows, evenly spaced from the first to the last, as a new array."""
     at = np.linspace(0, len(array) - 1, min(num_rows, len(array))).astype(np.int64)
     return np.ascontiguousarray(array[at])
 
 
 class _OnnxOps:
-    """Operations of `serve.model.graph.forward` as ONNX nodes; a value is its node's name."""
+    """The operations of `serve.model.graph.forward` as ONNX nodes. A value is a node's name."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []

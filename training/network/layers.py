@@ -1,11 +1,13 @@
-"""TabNet's layers; `training.network.tabnet` combines them.
+"""The layers of TabNet, which `training.network.tabnet` combines.
 
-Arik and Pfister 2019, "TabNet: Attentive Interpretable Tabular Learning" (arXiv:1908.07442),
-section 3. Every tensor is laid out [columns, rows]: the statistics of a virtual batch and the
-halves of a gated layer are contiguous, and sums over columns run along rows of memory.
+They follow Arik and Pfister 2019, "TabNet: Attentive Interpretable Tabular Learning"
+(arXiv:1908.07442), section 3. Every tensor is laid out as [columns, rows]. So the statistics of a
+virtual batch and the halves of a gated layer are contiguous, and sums over columns run along rows
+of memory.
 
-Letters: R rows, B virtual batches of V rows each, I inputs and C outputs of a linear map, G columns
-that the masks choose among, H hidden units, twice the width.
+In shapes, R is the number of rows, B of virtual batches of V rows each, I of inputs and C of
+outputs of a linear map, G of the columns among which masks choose, and H of hidden units, which is
+twice the width.
 """
 
 from __future__ import annotations
@@ -25,15 +27,15 @@ from serve.model.masks import mask as exact_mask
 from serve.model.torch_ops import TorchOps
 from training.network.config import NetworkConfig
 
-# TabNet scales each residual sum by √0.5 to keep the variance. Rounded to float32, as in
-# pytorch_tabnet, whose weights give the same scores here.
+# TabNet scales each residual sum by √0.5 to keep the variance. It is rounded to float32 as in
+# pytorch_tabnet, so that weights from there give the same scores here.
 _HALVING = torch.tensor(0.5).sqrt().item()
-# Largest deviation of a mask's sum from 1 that needs no further passes.
+# A mask whose sum deviates from 1 by more than this is computed again, by a sort.
 _MAX_RESIDUAL = 1e-6
 
 
 class GhostBatchNorm(nn.Module):
-    """Batch norm of each virtual batch by itself (Hoffer, Hubara and Soudry 2017)."""
+    """Batch norm that normalises each virtual batch by itself (Hoffer, Hubara and Soudry 2017)."""
 
     def __init__(self, num_columns: int, config: NetworkConfig) -> None:
         super().__init__()
@@ -41,9 +43,9 @@ class GhostBatchNorm(nn.Module):
         self.bn: Any = nn.BatchNorm1d(num_columns, momentum=config.momentum)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise [C, R], in virtual batches as `Tensor.chunk` splits the rows.
+        """Normalise [C, R] in virtual batches, into which `Tensor.chunk` splits the rows.
 
-        In training mode the running statistics are updated once for each virtual batch, in order.
+        In training mode, the running statistics are updated once for each virtual batch, in order.
         """
         if not self.training:
             normed: Tensor = self.bn(x[None])[0]
@@ -57,16 +59,16 @@ class GhostBatchNorm(nn.Module):
         return torch.cat([self._each(whole, size), self._each(rest, num_rest)], dim=1)
 
     def _each(self, x: Tensor, size: int) -> Tensor:
-        """Normalise virtual batches of `size` rows, each as further columns [C · B, V]."""
+        """Normalise virtual batches of `size` rows, by treating each as more columns [C · B, V]."""
         norm, num_columns, num_batches = self.bn, len(x), x.shape[1] // size
         count = num_columns * num_batches
         weight, bias = (p.repeat_interleave(num_batches) for p in (norm.weight, norm.bias))
-        # A group norm of single columns is a batch norm, and takes half of its time on a CPU.
+        # A group norm of single columns equals a batch norm, and takes half the time on a CPU.
         columns = x.contiguous().view(1, count, size)
         normed, mean, inverse = torch.native_group_norm(
             columns, weight, bias, 1, count, size, count, norm.eps
         )
-        # B updates r ← (1 - m) r + m s[b] give (1 - m)^B r + Σ m (1 - m)^(B-1-b) s[b].
+        # B updates r ← (1 - m) r + m s[b] give (1 - m)^B r + Σ m (1 - m)^(B-1-b) s[b] at once.
         kept = 1.0 - norm.momentum
         shares = x.new_tensor([norm.momentum * kept**age for age in reversed(range(num_batches))])
         with torch.no_grad():
@@ -78,10 +80,10 @@ class GhostBatchNorm(nn.Module):
 
 
 class NormedLinear(nn.Module):
-    """Linear map and its ghost batch norm, [I, R] → [C, R]."""
+    """A linear map followed by a ghost batch norm, [I, R] → [C, R]."""
 
     def __init__(self, fc: nn.Linear, gain: float, config: NetworkConfig) -> None:
-        """Draw the weights of `fc` with the variance `gain` / √I."""
+        """Use the linear map `fc`, with new weights of the variance `gain` / √I."""
         super().__init__()
         self.fc = fc
         draw_weights(fc, gain)
@@ -94,12 +96,12 @@ class NormedLinear(nn.Module):
 
 
 def draw_weights(fc: nn.Linear, gain: float) -> None:
-    """Draw weights [C, I] with the variance `gain` / √I."""
+    """Draw the weights [C, I] of `fc` with the variance `gain` / √I."""
     nn.init.normal_(fc.weight, std=math.sqrt(gain / math.sqrt(fc.in_features)))
 
 
 class GatedLayer(NormedLinear):
-    """Linear map, norm and gated linear unit, [I, R] → [H, R]."""
+    """A linear map, a norm and a gated linear unit, [I, R] → [H, R]."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the gated values [H, R]."""
@@ -107,15 +109,16 @@ class GatedLayer(NormedLinear):
 
 
 class Transformer(nn.Module):
-    """Feature transformer: gated layers, [I, R] → [H, R]; a residual from the second layer on.
+    """Feature transformer: gated layers, [I, R] → [H, R], with residuals from the second layer on.
 
-    All transformers share the linear maps of the first layers, but not their norms.
+    All transformers share the linear maps of the first layers, but have their own norms.
     """
 
     def __init__(self, shared: Sequence[nn.Linear], num_inputs: int, config: NetworkConfig) -> None:
         super().__init__()
         depths = range(len(shared), len(shared) + config.n_independent)
-        # pytorch_tabnet draws the weights of one layer after the other: take the maps one by one.
+        # pytorch_tabnet draws the weights of one layer after the other. Take the maps one by one,
+        # so that the same seed gives the same weights.
         maps = itertools.chain(shared, gated_linears(depths, num_inputs, config))
         self.layers = [GatedLayer(fc, 2.0, config) for fc in maps]
         sharing, own = nn.ModuleList(self.layers[: len(shared)]), nn.ModuleList(self.layers[len(shared) :])
@@ -132,14 +135,14 @@ class Transformer(nn.Module):
 
 
 def gated_linears(depths: range, num_inputs: int, config: NetworkConfig) -> Iterator[nn.Linear]:
-    """Yield the linear maps of gated layers at these depths: values, then gates."""
+    """Yield the linear maps of gated layers at these depths. Each computes values, then gates."""
     hidden = 2 * config.width
     for depth in depths:
         yield nn.Linear(hidden if depth else num_inputs, 2 * hidden, bias=False)
 
 
 class Attention(NormedLinear):
-    """Attentive transformer: a linear map, norm, prior and mask, [I, R] → [G, R]."""
+    """Attentive transformer: a linear map, a norm, the prior and a mask, [I, R] → [G, R]."""
 
     def __init__(self, num_columns: int, config: NetworkConfig) -> None:
         super().__init__(nn.Linear(config.width, num_columns, bias=False), 1.0, config)
@@ -152,7 +155,8 @@ class Attention(NormedLinear):
             logits = logits * prior
         chosen: Tensor = Mask.apply(logits, self.mask_type)  # type: ignore[no-untyped-call]
         if not self.training:
-            # A few rows need a sort. Training does without: no served score must equal its own.
+            # A few rows need a sort to be exact. Training does without it, because no served score
+            # has to equal a score during training.
             short = torch.nonzero(~((chosen.sum(0) - 1.0).abs() <= _MAX_RESIDUAL))[:, 0]
             if len(short):
                 chosen[:, short] = _sorted(self.mask_type, logits[:, short])
@@ -171,16 +175,16 @@ class Mask(torch.autograd.Function):
         k = 2 if mask_type == "entmax" else 1
         z = logits / k
         threshold, step = z.mean(0), torch.tensor(-(len(z) ** (-1 / k)))
-        # Near the threshold each pass doubles the correct digits, so float64 needs one more than
-        # float32.
+        # Near the threshold, each pass doubles the number of correct digits, so float64 needs one
+        # pass more than float32.
         for _ in range(num_passes(mask_type, len(z)) + (z.dtype == torch.float64)):
             threshold = threshold + step
             excess = (z - threshold).relu_()
             slope = excess.sign() if k == 1 else excess
             total = (slope * excess).sum(0)
             step = (total - total ** (1 - 1 / k)) / slope.sum(0)
-        # Take the last step from the excess: a threshold far from 0 would round it. A step that
-        # rounding turned back must not reach other columns.
+        # Subtract the last step from the excess and not from the threshold, which would round it if
+        # it is far from 0. If rounding turns the step around, it must not reach other columns.
         excess = (excess - excess.sign() * step).relu_()
         slope = excess.sign() if k == 1 else excess
         ctx.save_for_backward(slope)
@@ -189,14 +193,14 @@ class Mask(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        """Return the gradient of the logits; `slope` is the derivative of M at a fixed τ."""
+        """Return the gradient of the logits. `slope` is the derivative of M if τ stays fixed."""
         (slope,) = ctx.saved_tensors
         by_logits = gradient * slope
         return by_logits.addcmul_(by_logits.sum(0) / slope.sum(0), slope, value=-1.0), None
 
 
 def _sorted(mask_type: MaskType, logits: Tensor) -> Tensor:
-    """Return the mask by a sort, in float32: [G, R] → [G, R]."""
+    """Compute the mask by a sort, in float32, [G, R] → [G, R]."""
     scaled = logits.float() * (0.5 if mask_type == "entmax" else 1.0)
     chosen: Tensor = exact_mask(TorchOps(logits.device), mask_type, scaled, len(logits), exact=True)[0]
     return chosen.to(logits.dtype)

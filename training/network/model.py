@@ -1,4 +1,4 @@
-"""Trained model in memory: network, encoder and calibration, from features to predictions."""
+"""A trained model in memory: encoder, network and calibration, from features to predictions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from serve.model.encoder import Encoder
 from serve.model.graph import Calibration
 from training.network.network import EVALUATION_BATCH, Network, NetworkConfig
 
-# Identity map: the probability is the sigmoid of the network's logit.
+# The identity: the probability is the sigmoid of the network's logit.
 UNCALIBRATED = Calibration(1.0, 0.0)
 
 
@@ -24,8 +24,8 @@ UNCALIBRATED = Calibration(1.0, 0.0)
 def one_thread() -> Iterator[None]:
     """Run torch on one thread within the block.
 
-    Networks this small gain nothing from a second thread, and on busy cores the threads wait for
-    each other: a network of width 64 was eight times slower on two threads.
+    Networks as small as these gain nothing from a second thread. On busy cores, the threads wait
+    for each other: a network of width 64 was eight times slower with two threads.
     """
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -37,16 +37,16 @@ def one_thread() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Model:
-    """Trained network with its encoder and calibration, as it is exported."""
+    """A trained network with its encoder and calibrations, as it is exported."""
 
     encoder: Encoder
     network: Network
-    # Of each outcome.
+    # The calibration of each outcome.
     calibrations: Sequence[Calibration]
 
     @classmethod
     def of(cls, encoder: Encoder, config: NetworkConfig, weights: Mapping[str, Tensor]) -> Model:
-        """Build the model from the TabNet's state dict `weights`, without a calibration."""
+        """Build a model from the TabNet's state dict `weights`, without a calibration."""
         num_outcomes = len(weights["tabnet.final_mapping.weight"])
         network = Network(encoder, config, num_outcomes)
         network.tabnet.load_state_dict(weights)
@@ -63,9 +63,9 @@ class Model:
         return found
 
     def shares(self, matrix: Matrix) -> NDArray[np.float64]:
-        """Return the expected amount of each outcome as a share of its cap, [R, O], if looked at.
+        """Return [R, O] the expected amount of each outcome if looked at, as a share of its cap.
 
-        Of an event it is the probability.
+        For an event, this is its probability.
         """
         a, b = np.array([(one.a, one.b) for one in self.calibrations]).T
         logit = a * self.logits(matrix) + b

@@ -1,7 +1,7 @@
-"""Trainable network: TabNet on the inputs of an encoder, and rows of these inputs.
+"""The network that is trained: TabNet on the inputs of an encoder, and rows of these inputs.
 
-Letters: R rows, O outcomes, F numeric columns, I missing indicators, V multi-hot columns, K1 single
-category columns, D0 = F + I + V.
+In shapes, R and N are numbers of rows, O of outcomes, F of numeric columns, I of missing
+indicators, V of multi-hot columns and K1 of single category columns. D0 = F + I + V.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ from serve.model.encoder import CLIP, Encoder
 from training.network.config import NetworkConfig as NetworkConfig
 from training.network.tabnet import TabNet
 
-# Numbers, hot columns and indices of rows, as `Encoder.encode` returns them.
+# The numbers, hot columns and category indices of rows, as `Encoder.encode` returns them.
 Encoded = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]
-# Rows in one forward pass without gradients. The limit bounds memory and does not change results.
+# A forward pass without gradients takes at most this many rows, which bounds the memory and does
+# not change the results.
 EVALUATION_BATCH = 16_384
-# Rows that a pass shuffles at once, and rows beside each other that it reads together, if there are
-# more. They are a random part of all rows, and their memory is small: 250 bytes a row make 250 MB.
+# If there are more rows than SHUFFLED_ROWS, a pass shuffles this many at once, and reads them in
+# random pieces of PIECE_ROWS adjacent rows. With 250 bytes per row, that takes 250 MB.
 SHUFFLED_ROWS, PIECE_ROWS = 1 << 20, 1 << 10
 
 
 class Network(nn.Module):
-    """TabNet with an output for each outcome on the columns of `encoder.input_names`.
+    """TabNet on the columns of `encoder.input_names`, with an output for each outcome.
 
-    Its inputs come from `encoder.encode`; an embedded category is one column. Export the state dict
-    `network.tabnet.state_dict()`.
+    Its inputs come from `encoder.encode`, and an embedded category is one column. What is exported
+    is the state dict `network.tabnet.state_dict()`.
     """
 
     mean: Tensor
@@ -64,8 +65,8 @@ class Network(nn.Module):
     def inputs(self, numeric: Tensor, hot: Tensor, index: Tensor) -> Tensor:
         """Transform encoded rows (f32 [R, F], f32 [R, V], i64 [R, K1]) to x f32 [R, D0 + K1].
 
-        Numbers are transformed, standardised and clipped; missing ones are 0. The transform is not
-        learned, so it runs once for each row.
+        Numbers are transformed, standardised and clipped; missing numbers become 0. Nothing in this
+        is learned, so it runs only once for each row.
         """
         x = torch.empty(len(numeric), len(self.encoder.input_names))
         parts = (torch.split(rows, EVALUATION_BATCH) for rows in (x, numeric, hot, index))
@@ -82,23 +83,24 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def logit(self, x: Tensor) -> Tensor:
-        """Return the logit [R, O] of x [R, D0 + K1], in eval mode and without gradients."""
+        """Return the logits [R, O] of x [R, D0 + K1], in eval mode and without gradients."""
         assert not self.training
         return torch.cat([self.tabnet(part)[0] for part in torch.split(x, EVALUATION_BATCH)])
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Rows as the training loop reads them; `TabNet.forward` takes x f32 [N, D].
+    """Rows as the training loop reads them. `TabNet.forward` takes x f32 [N, D].
 
-    Their memory may be that of files, so a pass never reads rows all over them.
+    Their memory may be mapped from files, so a pass reads pieces of adjacent rows rather than
+    single rows all over a file.
     """
 
     x: Tensor
-    # f32 [N, O], the shares of `Dataset.outcomes`, NaN where unknown; mixed with the predictions of
-    # other models where these teach.
+    # f32 [N, O], the shares of `Dataset.outcomes`, NaN where unknown. If other models teach, they
+    # are mixed with their predictions.
     label: Tensor
-    # f32 [N, O], examination of the position at which the row was shown; 1 where bias is ignored.
+    # f32 [N, O], the examination of the row's position; 1 if position bias is ignored.
     examination: Tensor
 
     def __len__(self) -> int:
@@ -109,10 +111,10 @@ class Inputs:
         return Inputs(self.x.to(device), self.label.to(device), self.examination.to(device))
 
     def save(self, folder: Path, name: str) -> None:
-        """Write the rows to files that `map` reads; create the folder if it is missing.
+        """Write the rows to files that `map` reads. The folder is created if it is missing.
 
         Raises:
-            TabrankError: they cannot be written.
+            TabrankError: the files cannot be written.
         """
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -126,16 +128,16 @@ class Inputs:
 
     @classmethod
     def map(cls, folder: Path, name: str) -> Inputs:
-        """Map the files of `save` into memory; processes share the pages."""
-        # Mode "c" makes the pages writable, which torch requires.
+        """Map the files of `save` into memory, whose pages processes share."""
+        # torch requires writable pages, which mode "c" gives without changing the file.
         paths = {f.name: folder / f"{name}-{f.name}.npy" for f in fields(cls)}
         return cls(**{what: torch.from_numpy(np.load(path, mmap_mode="c")) for what, path in paths.items()})
 
     def batches(self, size: int, mine: slice, seed: int) -> Iterator[Inputs]:
         """Yield one pass over the rows, in an order drawn from `seed`, in batches of `size`.
 
-        `size` counts the rows of all ranks; each batch is the part `mine` of one rank, as tensors
-        that the caller may change. Rows after the last whole batch are left out.
+        `size` counts the rows of all ranks together. Each yielded batch is one rank's part of them,
+        `mine`, as tensors that the caller may change. Rows after the last whole batch are left out.
         """
         order = _shuffled(len(self), torch.Generator().manual_seed(seed))
         for start in range(0, len(self) - size + 1, size):
@@ -144,7 +146,7 @@ class Inputs:
 
 
 def _shuffled(num_rows: int, chance: torch.Generator) -> Tensor:
-    """Return the numbers of all rows in random order, [N]: random pieces, then their rows."""
+    """Return the numbers [N] of all rows in random order: random pieces, then rows within these."""
     order = torch.arange(num_rows)
     if num_rows > SHUFFLED_ROWS:
         pieces = torch.randperm(-(-num_rows // PIECE_ROWS), generator=chance)
@@ -156,17 +158,18 @@ def _shuffled(num_rows: int, chance: torch.Generator) -> Tensor:
 def inputs(
     encoder: Encoder, encoded: Encoded, label: NDArray[np.float32], examination: NDArray[np.float64]
 ) -> Inputs:
-    """Transform all rows once, so that an epoch only selects rows from the result."""
+    """Transform all rows once, so that an epoch only has to select rows from the result."""
     x = Network(encoder, NetworkConfig()).inputs(*map(torch.from_numpy, encoded))
     return Inputs(x, torch.from_numpy(label), torch.from_numpy(examination).float())
 
 
 def flat(parameters: Iterable[nn.Parameter]) -> nn.Parameter:
-    """Return one parameter [all elements] in place of the given ones, in order.
+    """Return one parameter that holds all elements of the given ones, in order.
 
-    An optimiser step is then one call. Each given parameter becomes a view of its part, and its
-    gradient a view of the gradient's part. A backward pass therefore adds to the whole gradient,
-    and a step on the whole changes every part. Never set a gradient to None.
+    An optimiser step is then a single call. Each given parameter becomes a view of its part, and
+    its gradient a view of the same part of the gradient. So a backward pass adds to the whole
+    gradient, and a step on the whole changes every part. Never set a gradient to None, which would
+    cut it off from the whole.
     """
     parts = list(parameters)
     whole = nn.Parameter(nn.utils.parameters_to_vector(parts).detach())

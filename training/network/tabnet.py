@@ -1,10 +1,12 @@
 """TabNet with an output for each outcome.
 
-Arik and Pfister 2019, "TabNet: Attentive Interpretable Tabular Learning" (arXiv:1908.07442). The
-modules have the names that the modules of the package pytorch_tabnet have, so state dicts fit both.
+It follows Arik and Pfister 2019, "TabNet: Attentive Interpretable Tabular Learning"
+(arXiv:1908.07442). The modules have the same names as in the package pytorch_tabnet, so that state
+dicts fit both.
 
-Letters: R rows, D0 dense columns, K1 embedded categories, D network inputs after the embedding, G =
-D0 + K1 columns that the masks choose among, N the width of a decision, O outcomes.
+In shapes, R is the number of rows, D0 of dense columns, K1 of embedded categories, D of inputs
+after the embedding, G = D0 + K1 of columns among which the masks choose, and O of outcomes. N is
+the width of a decision.
 """
 
 from __future__ import annotations
@@ -17,11 +19,11 @@ from torch import Tensor, nn
 from training.network.config import NetworkConfig
 from training.network.layers import Attention, Transformer, draw_weights, gated_linears
 
-# Momentum of the batch norm over the network's inputs. With 0.01, as in pytorch_tabnet, its
-# statistics lag by hundreds of steps: after six epochs of 16,000 rows the validation logloss was
-# 0.41, and 0.27 with 0.1.
+# The momentum of the batch norm over the network's inputs. With 0.01, as in pytorch_tabnet, its
+# statistics lag by hundreds of steps. After six epochs of 16,000 rows, the validation logloss was
+# 0.41 with that, and 0.27 with 0.1.
 INPUT_MOMENTUM = 0.1
-# Added to a mask before the logarithm, which is infinite at 0.
+# This is added to a mask before the logarithm, which is infinite at 0.
 LEAST = 1e-15
 
 
@@ -36,7 +38,7 @@ class TabNet(nn.Module):
         self.tabnet = DecisionSteps(num_dense, [size for _, size in tables], config, num_outcomes)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Map x [R, D0 + K1] to (logit [R, O], sparsity), see `DecisionSteps.forward`.
+        """Map x [R, D0 + K1] to the logits [R, O] and the sparsity (see `DecisionSteps.forward`).
 
         The loss to minimise is logloss + lambda_sparse · sparsity.
         """
@@ -45,7 +47,7 @@ class TabNet(nn.Module):
 
 
 class Embedder(nn.Module):
-    """Embedding tables of the last columns of x."""
+    """The embedding tables for the last columns of x, which are categories."""
 
     def __init__(self, num_dense: int, tables: Sequence[tuple[int, int]]) -> None:
         super().__init__()
@@ -71,22 +73,23 @@ class DecisionSteps(nn.Module):
         """Create the network for D0 = `num_dense` and embeddings of these sizes."""
         super().__init__()
         self.config = config
-        # Never used: a part of the state dicts alone.
+        # This is never used, but pytorch_tabnet has it in its state dicts.
         self.initial_bn = nn.BatchNorm1d(num_dense + sum(sizes)).requires_grad_(False)
         self.encoder = _Encoder(num_dense + sum(sizes), num_dense + len(sizes), config)
         self.final_mapping = nn.Linear(config.width, num_outcomes, bias=False)
         draw_weights(self.final_mapping, gain=1.0)
-        # The inputs of an embedded category share the mask of one column.
+        # All inputs of an embedded category share the mask of one column.
         widths = torch.tensor([1] * num_dense + list(sizes))
-        # [D], the column of each input, and [D, 1], the share of its mask that the input receives.
+        # [D] is the column of each input. [D, 1] is the share of the column's mask that it
+        # receives.
         self.register_buffer("_spread", torch.arange(len(widths)).repeat_interleave(widths), False)
         self.register_buffer("_share", (1.0 / widths).repeat_interleave(widths)[:, None], False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Map embedded inputs [D, R] to (logit [R, O], sparsity).
+        """Map embedded inputs [D, R] to the logits [R, O] and the sparsity.
 
-        The sparsity is the mean entropy of the masks over steps and rows: 0 where each step uses
-        one column.
+        The sparsity is the mean entropy of the masks over steps and rows. It is 0 if each step uses
+        a single column.
         """
         total, negative_entropy = x.new_zeros(()), x.new_zeros(())
         for mask, decision in self.steps(x):
@@ -112,14 +115,15 @@ class DecisionSteps(nn.Module):
 
 
 class _Encoder(nn.Module):
-    """Input norm, first transformer, and an attention and a transformer for each step."""
+    """The input norm, the first transformer, and an attention and a transformer for each step."""
 
     def __init__(self, num_inputs: int, num_columns: int, config: NetworkConfig) -> None:
         super().__init__()
         self.initial_bn = nn.BatchNorm1d(num_inputs, momentum=INPUT_MOMENTUM)
         shared = list(gated_linears(range(config.n_shared), num_inputs, config))
         self.initial_splitter = Transformer(shared, num_inputs, config)
-        # pytorch_tabnet draws the weights of a step in this order, and lists its parts so.
+        # pytorch_tabnet draws the weights of a step in this order, and has its parts in these
+        # lists.
         self.feat_transformers, self.att_transformers = nn.ModuleList(), nn.ModuleList()
         for _ in range(config.n_steps):
             self.feat_transformers.append(Transformer(shared, num_inputs, config))

@@ -1,5 +1,5 @@
-"""Architecture search on Ray Tune: the best TabNet within a time budget and a serving cost.
+"""Architecture search on Ray Tune: find the best TabNet within a time budget and a serving cost.
 
-Imports `drafting`, `fit`, `evaluation`, `examination`, `data`, `network`, `world`, `terminal` and
-`serve`.
+It imports `drafting`, `fit`, `evaluation`, `examination`, `data`, `network`, `world`, `terminal`
+and `serve`.
 """

@@ -1,4 +1,4 @@
-"""Time budget of a search: time spent, and forecast of the final training."""
+"""The time budget of a search: what is spent, and a forecast of what the final training needs."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from training.evaluation.importance import MOST_ROWS
 from training.search.leaderboard import BoardEntry, Leaderboard
 from training.search.space import Space
 
-# The newest 10 % of the winner's rows also serve as its validation rows, to monitor the training.
+# The newest 10 % of the winner's rows also serve as validation rows, which monitor its training.
 MONITORED_SHARE = 0.1
-# Scoring a validation row takes a quarter of the time of training on a row.
+# Scoring a validation row takes a quarter of the time that training on a row takes.
 VALIDATION_ROW_COST = 0.25
-# Reserve 10 % more than the forecast, because the final training never runs as smoothly as a trial.
+# The forecast is raised by 10 %, because the final training never runs as smoothly as a trial.
 MARGIN = 1.1
-# Start of a training worker (process, torch, Ray's bookkeeping) on an idle machine.
+# How long a training worker takes to start (process, torch, Ray's bookkeeping) on an idle machine.
 WORKER_START_S = 7.0
-# Fixed part of the evaluation: compute the report's figures and write them.
+# The fixed part of the evaluation, in which the report's figures are computed and written.
 EVALUATION_S = 5.0
-# Evaluation time for each row of the feature importance, which dominates the part that grows.
+# Evaluation time per row of the feature importance, which dominates the part that grows with rows.
 IMPORTANCE_US = 250.0
 FILE = "search.json"
 
 
 class Clock(contextlib.AbstractContextManager["Clock"]):
-    """Time that all calls of one search have spent, kept in the search's folder with its settings.
+    """The time that all calls of one search have spent. It is stored in the search's folder.
 
-    The context manager holds an exclusive lock on the folder.
+    As a context manager, it holds an exclusive lock on the folder.
     """
 
     def __init__(self, out: Path, budget_s: float) -> None:
@@ -46,7 +46,7 @@ class Clock(contextlib.AbstractContextManager["Clock"]):
         self._state: dict[str, Any] = {"spent_s": 0.0}
         refuse_file(out)
         with contextlib.ExitStack() as held:
-            # The lock lies beside the folder, because the folder is replaced.
+            # The lock lies beside the folder, because the folder itself is replaced.
             busy = f"{out}: a search runs there already; wait or name another folder"
             lock = out.with_name(f".{out.name}.lock")
             held.enter_context(exclusive(lock, busy))
@@ -71,7 +71,8 @@ class Clock(contextlib.AbstractContextManager["Clock"]):
     def claim(self, identity: str, *, restart: bool) -> None:
         """Claim the folder for the search with this identity.
 
-        With `restart`, first remove the files of another search, or of a search that has ended.
+        With `restart`, the files of another search, or of a search that has ended, are removed
+        first.
 
         Raises:
             TabrankError: the folder belongs to another search, and `restart` is false.
@@ -80,7 +81,7 @@ class Clock(contextlib.AbstractContextManager["Clock"]):
         if restart and (other or self._state.get("over")):
             aside = self.out.with_name(f".{self.out.name}.old")
             shutil.rmtree(aside, ignore_errors=True)
-            # Rename first, so that a kill never leaves half of a search.
+            # Rename the folder before deleting it, so that a kill never leaves half of a search.
             self.out.rename(aside)
             shutil.rmtree(aside)
             self._state = {"spent_s": 0.0}
@@ -94,20 +95,20 @@ class Clock(contextlib.AbstractContextManager["Clock"]):
         self.save(over=False)
 
     def setdefault(self, name: str, value: Any) -> Any:
-        """Store a value under a name at the first call of this search; return the stored value."""
+        """Store a value if this search has none of this name, and return the stored value."""
         kept = self._state.setdefault(name, value)
         self.save(over=False)
         return kept
 
     def increment(self, name: str) -> int:
-        """Increment the value that `setdefault` stores, 0 at first, over all calls; return it."""
+        """Increment the stored value of this name, which is 0 at first, and return it."""
         number: int = self._state.get(name, 0) + 1
         self._state[name] = number
         self.save(over=False)
         return number
 
     def spent(self) -> float:
-        """Return the seconds that all calls have spent, this one included."""
+        """Return the seconds that all calls have spent, including this one."""
         return float(self._state["spent_s"]) + self.running()
 
     def running(self) -> float:
@@ -115,21 +116,21 @@ class Clock(contextlib.AbstractContextManager["Clock"]):
         return time.monotonic() - self._started_s
 
     def left(self) -> float:
-        """Return the seconds left of the budget, negative if it is exceeded."""
+        """Return the seconds left of the budget. They are negative if it is exceeded."""
         return self.budget_s - self.spent()
 
     def save(self, *, over: bool) -> None:
-        """Write the state, from which a killed search resumes, and whether the search is over."""
+        """Write the state from which a killed search resumes, and whether the search is over."""
         state = {**self._state, "spent_s": self.spent(), "over": over}
         write_whole(self.out / FILE, json.dumps(state).encode())
 
 
 @dataclass(frozen=True)
 class FinalTraining:
-    """Size of the winner's final training.
+    """The size of the winner's final training.
 
-    The winner trains for `epochs` epochs on the newest `num_rows` rows, after `num_teachers`
-    networks of its kind.
+    First `num_teachers` networks like the winner are trained, which teach it. Then the winner
+    trains for `epochs` epochs. All of them use the newest `num_rows` rows.
     """
 
     num_teachers: int
@@ -148,20 +149,20 @@ class FinalTraining:
 
 
 def work(epochs: int, num_train: int, num_valid: int) -> float:
-    """Return the row passes of a training; a validation row counts `VALIDATION_ROW_COST`."""
+    """Return the row passes of a training, in which a validation row counts VALIDATION_ROW_COST."""
     return epochs * (num_train + VALIDATION_ROW_COST * num_valid)
 
 
 def row_s(entry: BoardEntry) -> float:
-    """Return the seconds of training for each row pass, or 0 without a measurement."""
+    """Return the seconds of training per row pass, or 0 if they were not measured."""
     return entry.seconds / entry.rows if entry.rows else 0.0
 
 
 @dataclass
 class Forecast:
-    """Forecast of the end of a search: teachers, final training, rivals and evaluation.
+    """Forecast of how long the end of a search takes: teachers, training, rivals and evaluation.
 
-    The winner trains on `num_rows` rows and is evaluated on `num_test` rows; Ray trains
+    The winner trains on `num_rows` rows and is evaluated on `num_test` rows. Ray trains
     `num_at_once` networks in parallel.
     """
 
@@ -173,11 +174,11 @@ class Forecast:
     start_s: float = WORKER_START_S
 
     def started(self, seconds: float) -> None:
-        """Record the start time of the first worker: on a busy machine all start slowly."""
+        """Record how long the first worker took to start. On a busy machine, all start slowly."""
         self.start_s = max(WORKER_START_S, seconds)
 
     def whole(self, winner: BoardEntry) -> FinalTraining:
-        """Return the full final training; the space of `num_rows` rows bounds its epochs."""
+        """Return the full final training. The search space of `num_rows` rows bounds its epochs."""
         most = Space(self.num_rows).distributions["epochs"].high  # type: ignore[attr-defined]
         return FinalTraining(self.num_teachers, min(winner.point["epochs"], most), self.num_rows)
 
@@ -189,9 +190,9 @@ class Forecast:
         return MARGIN * trained + EVALUATION_S + IMPORTANCE_US / 1e6 * min(self.num_test, MOST_ROWS)
 
     def within(self, winner: BoardEntry, seconds: float) -> FinalTraining:
-        """Return the largest final training within so many seconds, or the smallest one."""
+        """Return the largest final training that fits into these seconds, or else the smallest."""
         whole = self.whole(winner)
-        # With less training than in its trial, the network would not be the one that won.
+        # With less training than in its trial, it would not be the network that won.
         least = min(winner.rows, _row_passes(whole))
         trainings = [training for training in _smaller(whole) if _row_passes(training) >= least]
         fitting = (training for training in trainings if self.seconds(winner, training) <= seconds)
@@ -203,7 +204,7 @@ def _row_passes(training: FinalTraining) -> float:
 
 
 def _smaller(whole: FinalTraining) -> Iterator[FinalTraining]:
-    """Yield smaller and smaller trainings: fewer teachers, then fewer epochs, then fewer rows."""
+    """Yield ever smaller trainings: first with fewer teachers, then epochs, and then rows."""
     for num_teachers in range(whole.num_teachers, -1, -1):
         yield replace(whole, num_teachers=num_teachers)
     for epochs in range(whole.epochs - 1, 0, -1):

@@ -1,4 +1,4 @@
-"""Commands `python -m training search` and `python -m training refresh`."""
+"""The commands `python -m training search` and `python -m training refresh`."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from training.terminal import PARTS, PUBLISHED, LogFolder, Models, Seed, Surface
 Budget = Annotated[str, typer.Option(help="Total time of the search, such as 5m, 30m or 2h.")]
 MostUs = Annotated[
     float | None,
-    typer.Option("--max-us-per-candidate", help="Largest scoring time in µs, on one core of this machine."),
+    typer.Option("--max-us-per-candidate", help="Most µs to score a candidate, on a core of this machine."),
 ]
-Teachers = Annotated[int, typer.Option(min=0, help="Networks that teach the winner, beside LightGBM; or 0.")]
-Margin = Annotated[float, typer.Option(help="Share by which the winner may be worse than the current model.")]
+Teachers = Annotated[int, typer.Option(min=0, help="Networks that teach the winner, beside LightGBM.")]
+Margin = Annotated[float, typer.Option(help="Share by which it may be worse than the current model.")]
 
 
 def search(
@@ -39,9 +39,10 @@ def search(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Find the best network within a serving cost; exit code 1 if the winner does not pass.
+    """Search for the best network within a time budget and a serving cost.
 
-    The winner is written to OUT/artifact, its report to OUT/artifact/report.html.
+    The winner is written to OUT/artifact, and its report to OUT/artifact/report.html. Exit code 1:
+    the winner does not pass. The last lines say why.
     """
     given = {"max_us": max_us, "num_teachers": teachers, "models": models, "margin": margin}
     _search(surface, log, out, budget, as_json, **given, seed=seed)
@@ -50,7 +51,7 @@ def search(
 def refresh(
     surface: SurfaceName,
     log: LogFolder,
-    days: Annotated[float | None, typer.Option(help="Train on the newest days only.")] = None,
+    days: Annotated[float | None, typer.Option(help="Only use the newest days of the log.")] = None,
     budget: Budget = "30m",
     max_us: MostUs = None,
     teachers: Teachers = 4,
@@ -59,18 +60,19 @@ def refresh(
     out: Annotated[Path, typer.Option(help="Search folder; replaces a finished one.")] = Path("var/refresh"),
     as_json: Json = False,
 ) -> None:
-    """Search from the current model on and publish the winner; exit code 1 if it does not pass.
+    """Search for a successor of the current model, and publish the winner if it passes.
 
-    A winner passes if it beats popular and the baseline by two standard errors and, on rows that
-    neither has seen, is not worse than the current model by more than the margin, with a standard
-    error to spare.
+    The search starts from the current model's settings. The winner passes if it beats the popular
+    order and the surface's rule by two standard errors. On rows that neither has seen, it must also
+    not be worse than the current model by more than --margin, with one standard error to spare.
+    Exit code 1: the winner does not pass.
     """
     given = {"max_us": max_us, "num_teachers": teachers, "models": models, "margin": margin}
     _search(surface, log, out, budget, as_json, **given, days=days, restart=True)
 
 
 def not_published(out: Path, models: Path) -> str:
-    """Return what ranks in place of a winner that did not pass."""
+    """Return in words what the service ranks by, as the winner did not pass."""
     publish = ["python", "-m", "training", "publish", "--model", str(out), "--models", str(models)]
     popular = f"the service ranks by popularity, unless you run {shlex.join(publish)}"
     return f"not published: {'the current model stays' if current(models) else popular}"

@@ -1,4 +1,4 @@
-"""Serving cost of a network: µs a candidate of its exported graph, measured on this machine."""
+"""The serving cost of a network: µs per candidate of its exported graph, on this machine."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ SHAPE = ("width", "n_steps", "mask_type", "n_independent", "n_shared")
 
 
 def us_per_candidate(encoder: Encoder, config: NetworkConfig, matrix: Matrix, num_outcomes: int) -> float:
-    """Measure the µs a candidate of a network of this shape, on one thread, with these rows.
+    """Measure the µs per candidate of a network of this shape, on one thread, with these rows.
 
-    The time covers look-ups, network and calibration. The weights are random, because the cost of
-    the graph does not depend on them.
+    The time includes look-ups, the network and the calibration. The weights are random, because the
+    cost does not depend on them.
     """
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -43,14 +43,14 @@ def us_per_candidate(encoder: Encoder, config: NetworkConfig, matrix: Matrix, nu
 
 
 class Costs:
-    """Serving cost by the shape of a network, in µs a candidate.
+    """Serving costs by the shape of a network, in µs per candidate.
 
-    Each shape is measured once in a search. The cost decides which network may win, so it must
-    not vary with the machine's load.
+    Each shape is measured only once in a search. The cost decides which network may win, so it must
+    not change with the load of the machine.
     """
 
     def __init__(self, measure: Callable[[NetworkConfig], float], past: Iterable[BoardEntry]) -> None:
-        """Take over the costs that earlier calls measured, from the entries in `past`."""
+        """Start with the costs that earlier calls measured, which are in the entries `past`."""
         self._measure = measure
         self._known: dict[tuple[Any, ...], float] = {}
         for entry in past:
@@ -59,7 +59,7 @@ class Costs:
                 self._known.setdefault(shape, entry.us_per_candidate)
 
     def __call__(self, network: NetworkConfig) -> float:
-        """Return the µs a candidate of networks of this shape."""
+        """Return the µs per candidate of networks of this shape."""
         shape = tuple(getattr(network, name) for name in SHAPE)
         if shape not in self._known:
             self._known[shape] = self._measure(network)

@@ -1,7 +1,8 @@
-"""Distillation: labels for one network from the mean of several (Hinton, Vinyals and Dean 2015).
+"""Distillation: train one network on the mean of several (Hinton, Vinyals and Dean 2015).
 
-Networks that differ only in their seed make different errors. The mean of a few is better than
-each of them. One network trained on that mean keeps most of the gain at the cost of one.
+Networks that differ only in their seeds make different errors, so the mean of a few is better than
+each of them. One network that is trained on that mean keeps most of the gain, at the serving cost
+of one.
 """
 
 from __future__ import annotations
@@ -37,13 +38,14 @@ def distilled(
     num_teachers: int,
     rival: NDArray[np.float64] | None,
 ) -> tuple[Inputs, list[NDArray[np.float32]]]:
-    """Return `rows`, their labels mixed with the mean of `num_teachers` networks trained on them.
+    """Return `rows` with labels mixed with the mean of `num_teachers` networks trained on them.
 
-    The mean counts half if there is a `rival`, P(label | looked at) `[N]` of another model.
-    `folder` holds the teachers' rows as `train`, the newest of them as `valid`, and the test rows
-    as `test`, all of `Inputs.save`. Also returns the logits `[T]` of each network that teaches on
-    the test rows. The predictions of each are stored beside the rows, so that a killed search can
-    resume. Ray must be running.
+    If there is a `rival`, which is P(label | looked at) `[N]` by another model, it counts as much
+    as all networks together. `folder` holds the teachers' rows as `train`, the newest of these as
+    `valid`, and the test rows as `test`, all written by `Inputs.save`. Ray must be running.
+
+    Also returns the logits `[T]` of each teaching network on the test rows. Each network's
+    predictions are stored beside the rows, so that a killed search can resume.
     """
     resources = needs()
     teach = ray.remote(num_cpus=resources["cpu"], num_gpus=resources.get("gpu", 0))(_teach)
@@ -61,11 +63,11 @@ def distilled(
 
 
 def brought(test: Dataset, theta: F64, student: F64, taught: Mapping[str, F64]) -> dict[str, Any]:
-    """Measure a network, the mean of its teachers, and that mean without each kind of them.
+    """Measure a network, the mean of its teachers, and that mean without each kind of teacher.
 
-    `student` and `taught` are P(label | looked at) `[T]` on the test rows, those of the teachers by
-    kind; `theta` `[T]` is the examination of the rows' positions. Each has its measures and, as
-    `minus_teachers`, its logloss minus that of all teachers with the standard error.
+    `student` and `taught`, which is by kind of teacher, are P(label | looked at) `[T]` on the test
+    rows. `theta` `[T]` is the examination of the rows' positions. Each entry holds measures and, as
+    `minus_teachers`, its logloss minus that of all teachers, with its standard error.
     """
     groups = {"student": [student], "teachers": [*taught.values()]}
     for kind in taught if len(taught) > 1 else ():
@@ -78,9 +80,9 @@ def brought(test: Dataset, theta: F64, student: F64, taught: Mapping[str, F64]) 
 
 
 def _teach(folder: Path, encoder: Encoder, config: FitConfig) -> NDArray[np.float32] | None:
-    """Train a network, unless that is done; return its logits [N + T], of training, then test rows.
+    """Train a network, unless that is done, and return its logits [N + T].
 
-    Returns None if the training diverges.
+    They are on the training rows, followed by the test rows. Returns None if the training diverges.
     """
     path = folder / f"teacher-{config.seed}.npy"
     if path.exists():

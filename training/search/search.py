@@ -1,6 +1,6 @@
 """Search: find the best network for a log within a time budget and a serving cost.
 
-The incumbent is the current model at the start of a search; the winner may replace it.
+The *incumbent* is the model that is current when a search starts. The winner may replace it.
 """
 
 from __future__ import annotations
@@ -34,17 +34,23 @@ from training.terminal import PARTS, ProgressLines, print_progress
 
 
 def search(surface: Surface, log: Path, out: Path, settings: SearchSettings) -> dict[str, Any]:
-    """Search for `settings.budget_s` seconds; write the winner with its report to `out`/artifact.
+    """Search for `settings.budget_s` seconds, and write the winner with its report to `out`.
 
-    A killed search resumes when it is called again with the same `out`; it loses the trials that
-    were running.
+    A killed search resumes when it is called again with the same `out`. Only the trials that were
+    running are lost.
 
-    With `settings.models`, the search starts from their current model's configuration. A winner
-    that passes is published there and promoted. It passes if it beats popular, and the baseline if
-    there is one, by two standard errors, is not worse than the current model by more than
-    `settings.margin` on rows that neither has seen (`training.evaluation.paired.bounds`), and no
-    feature looks like target leakage. The answer's `reasons` say why it does not pass. If another
-    model was made current during the search, the winner is published and not promoted.
+    With `settings.models`, the search starts from the configuration of the current model there. A
+    winner that passes is published there and promoted, which means that it becomes current. If
+    another model was made current during the search, the winner is published but not promoted.
+
+    A winner passes if
+
+    - it beats the popular order, and the `[baseline]` if there is one, by two standard errors;
+    - it is not worse than the current model by more than `settings.margin`, on rows that neither
+      has seen (`training.evaluation.paired.bounds`);
+    - no feature looks like target leakage.
+
+    The result's `reasons` say why it does not pass.
 
     Raises:
         TabrankError: the log is bad or has too few rows, `out` belongs to another search, or no
@@ -96,7 +102,7 @@ def search(surface: Surface, log: Path, out: Path, settings: SearchSettings) -> 
 def _find(
     task: Task, board: Leaderboard, clock: Clock, last: Artifact | None
 ) -> tuple[BoardEntry, Mapping[str, Any]]:
-    """Run rivals, trials and the final training; return the winner and its manifest.
+    """Run rivals, trials and the final training, and return the winner and its manifest.
 
     `last` is the incumbent.
     """
@@ -126,7 +132,7 @@ def _find(
 
 
 def followed(models: Path, version: str, schema: Schema) -> tuple[Artifact | None, list[str]]:
-    """Load the model of a version, or return None and why no winner can be compared with it."""
+    """Load a version's model, or return None and the reason why nothing can be compared with it."""
     try:
         last = load_for(models / version, Features(schema), may_lack_outcomes=True)
         if not last.outcomes.keys() & schema.surface.predicted.keys():
@@ -141,9 +147,9 @@ def followed(models: Path, version: str, schema: Schema) -> tuple[Artifact | Non
 
 
 def configuration(manifest: Mapping[str, Any]) -> list[FitConfig]:
-    """Return the configuration that a model was trained with; [] if this release refuses it.
+    """Return the configuration with which a model was trained, or [] if this release refuses it.
 
-    Trials take the place of its seed and workers by those of the search.
+    Trials replace its seed and its number of workers by those of the search.
     """
     try:
         return [FitConfig(**manifest["fit"], network=NetworkConfig(**manifest["network"]))]
@@ -155,7 +161,7 @@ def configuration(manifest: Mapping[str, Any]) -> list[FitConfig]:
 
 
 def reasons(manifest: Mapping[str, Any]) -> list[str]:
-    """Return the reasons why a winner does not pass; an empty list if it passes."""
+    """Return the reasons why a winner does not pass. There are none if it passes."""
     found = not_beaten(manifest["paired"])
     pair, incumbent = manifest["paired"].get("model-current"), manifest.get("incumbent")
     if pair and not holds(pair):
@@ -170,10 +176,10 @@ def reasons(manifest: Mapping[str, Any]) -> list[str]:
 
 
 def take_place(artifact: Path, models: Path, follows: str | None) -> bool:
-    """Publish a winner; return whether it is now the current model.
+    """Publish a winner, and return whether it is now the current model.
 
-    The winner becomes current only if `follows` still is. A version that a person made current
-    while the search ran stays current.
+    The winner becomes current only if the version `follows` still is. If a person made another
+    version current while the search ran, that one stays current.
     """
     now = current(models)
     takes = now in (follows, load(artifact).version)

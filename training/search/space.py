@@ -1,4 +1,4 @@
-"""Search space of network and optimiser settings, scaled to the number of training rows."""
+"""The search space of network and optimiser settings, which depends on the number of rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from training.network.network import NetworkConfig
 WIDTHS = (8, 16, 24, 32, 48, 64)
 BATCHES = (128, 256, 512, 1024, 2048, 4096)
 VIRTUAL_BATCHES = (64, 128, 256, 512)
-# Bounds of the row passes of a training in all epochs. The bounds of the epochs take precedence.
+# Bounds of the row passes of a training over all its epochs. The bounds of the number of epochs
+# take precedence.
 ROW_PASSES = (300_000, 3_000_000)
 
 # The cheapest network of the space.
@@ -22,9 +23,9 @@ SMALLEST = NetworkConfig(width=8, n_steps=1, n_independent=1, n_shared=1)
 
 
 class Space:
-    """Distributions of the settings for `num_rows` training rows.
+    """The distributions of the settings for `num_rows` training rows.
 
-    With fewer rows, networks are narrower, batches smaller and epochs more.
+    With fewer rows, networks are narrower, batches are smaller, and there are more epochs.
     """
 
     def __init__(self, num_rows: int) -> None:

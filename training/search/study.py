@@ -1,4 +1,4 @@
-"""Study: Optuna as a searcher of Ray Tune, with a limit on the serving cost."""
+"""Study: Optuna as the searcher of Ray Tune, with a limit on the serving cost."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from training.search.cost import SHAPE
 from training.search.leaderboard import BoardEntry, Leaderboard
 from training.search.space import SMALLEST, Space
 
-# Draw this many points at random before the sampler learns from the results.
+# This many points are drawn at random before the sampler learns from results.
 NUM_RANDOM = 8
-# Reject at most this many suggestions that cost too much or take too long.
+# At most this many suggestions in a row are rejected because they cost too much or take too long.
 MAX_SUGGESTIONS = 20
 
 
 class Study(Searcher):  # type: ignore[misc]
     """Searcher that minimises validation logloss and serving cost, and writes the leaderboard.
 
-    It measures the cost of a network before its training, in the driver process, where only
-    trials run beside it. A network that costs more than `max_us` is never trained; Optuna
-    receives for it the `worst` logloss, that of constant predictions.
+    It measures the cost of a network before its training, in the driver process, beside which only
+    trials run. A network that costs more than `max_us` is never trained. Optuna is told
+    that it has the `worst` logloss, which is that of constant predictions.
     """
 
     def __init__(
@@ -44,8 +44,9 @@ class Study(Searcher):  # type: ignore[misc]
     ) -> None:
         """Create the study.
 
-        `first` are tried before all others. `cost` returns µs a candidate, `in_time` whether a
-        training that starts now would end in time. `on_entry` receives each new entry.
+        The configurations `first` are tried before all others. `cost` returns µs per candidate, and
+        `in_time` whether a training that starts now would end in time. `on_entry` is called with
+        each new entry.
         """
         super().__init__(metric="valid_logloss", mode="min")
         self._space, self._base, self._leaderboard = space, base, leaderboard
@@ -68,19 +69,20 @@ class Study(Searcher):  # type: ignore[misc]
         for _ in range(MAX_SUGGESTIONS):
             if point := self._ask(trial_id):
                 return point
-        # Little of the space is affordable: take the cheapest network with new optimiser settings.
+        # Little of the space is affordable, so take the cheapest network with new optimiser
+        # settings.
         self._study.enqueue_trial({name: getattr(SMALLEST, name) for name in SHAPE})
         return self._ask(trial_id) or str(Searcher.FINISHED)
 
     def _ask(self, trial_id: str) -> dict[str, Any] | None:
-        """Return Optuna's next point, which then runs, or None if it does not fit cost and time."""
+        """Return Optuna's next point, which is then run, or None if it does not fit."""
         trial = self._study.ask(self._space.distributions)
         config = self._space.config(trial.params, self._base)
         us = self._cost(config.network)
         if self._max_us is not None and us > self._max_us:
             self._study.tell(trial, (self._worst, us))
         elif not self._in_time(config):
-            # Lack of time says nothing about the quality of the point.
+            # A lack of time says nothing about the quality of the point.
             self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
         else:
             self._running[trial_id] = (trial, us)
@@ -107,14 +109,14 @@ class Study(Searcher):  # type: ignore[misc]
         self._on_entry(entry)
 
     def __getstate__(self) -> dict[str, Any]:
-        # A search resumes from the leaderboard, and nothing is unpickled.
+        # Store nothing, because a search resumes from the leaderboard and never unpickles a study.
         return {}
 
     def save(self, checkpoint_path: str) -> None:
         """Save nothing, see `__getstate__`."""
 
     def _remember(self, entry: BoardEntry) -> None:
-        """Report a trial of an earlier call to Optuna."""
+        """Tell Optuna about a trial of an earlier call."""
         failed = entry.valid_logloss is None
         self._study.add_trial(
             optuna.trial.create_trial(

@@ -1,4 +1,4 @@
-"""Input of a search: its settings, the log's rows split by time, and what all models share."""
+"""The input of a search: its settings, the log's rows split by time, and what all models share."""
 
 from __future__ import annotations
 
@@ -23,31 +23,35 @@ from training.examination.examination import Examination
 from training.fit.loop import FitConfig
 from training.fit.prepare import read_plan, split_by_time
 
-# Split of the rows by time. Validation rows compare models; test rows evaluate only the winner.
+# How the rows are split by time. Validation rows compare models; test rows evaluate the winner
+# only.
 SHARES = {"training": 0.8, "validation": 0.1, "test": 0.1}
-# Increment when the files of a search's folder change, so that no search resumes from others.
+# Increment this when the files of a search's folder change, so that no search resumes from old
+# ones.
 FOLDER_FORMAT = 2
-# Bound the time to score a model after each epoch.
+# At most this many validation rows are used, which bounds the time to score a model after each
+# epoch.
 MAX_VALID_ROWS = 200_000
 
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """Bounds of a search; `budget_s` and `max_trials` bound all its calls together."""
+    """Settings of a search. `budget_s` and `max_trials` bound all its calls together."""
 
     budget_s: float
-    # Largest serving cost of the winner, in µs a candidate.
+    # The largest serving cost of the winner, in µs per candidate.
     max_us: float | None = None
-    # The mean of so many networks like the winner, with other seeds, teaches the one written.
+    # How many networks like the winner, with other seeds, teach the one that is written.
     num_teachers: int = 0
     seed: int = 0
-    # Drop rows older than that before the log's end; their events still build the state.
+    # Only rows of this many days before the log's end are used. Older events still build the state.
     days: float | None = None
-    # Published artifacts: start from the current one, and publish a winner that passes.
+    # The folder of published artifacts. The search starts from the current one, and a winner that
+    # passes is published there.
     models: Path | None = None
-    # Share of the current model's measures by which the winner may be worse.
+    # The winner may be worse by this share of the current model's measures.
     margin: float = MARGIN
-    # Start again if the folder holds a search that has ended, or one of other rows.
+    # Whether to start again if the folder holds a search that has ended, or one over other rows.
     restart: bool = False
     max_trials: int | None = None
 
@@ -62,7 +66,7 @@ class SearchSettings:
 
 @dataclass(frozen=True)
 class Task:
-    """Rows of a log and settings of a search; `base` holds the settings that no trial changes."""
+    """The rows of a log and the settings of a search. No trial changes the settings in `base`."""
 
     schema: Schema
     data: Dataset
@@ -93,9 +97,9 @@ class Task:
 
     @cached_property
     def valid(self) -> Dataset:
-        """Return the validation rows that compare the models: all, or a sample of them.
+        """Return the validation rows that compare the models: all of them, or a sample.
 
-        Rows that requests pinned are not among them, as in an evaluation.
+        As in an evaluation, rows that requests pinned are not among them.
         """
         return sample(self.parts["validation"].unpinned(), MAX_VALID_ROWS)
 
@@ -111,21 +115,21 @@ class Task:
         return self.encoder_of(self.parts["training"])
 
     def encoder_of(self, rows: Dataset) -> Encoder:
-        """Fit an encoder on these rows only."""
+        """Fit an encoder to these rows only."""
         return fit_encoder(self.schema.surface, rows.columns, rows.matrix, self.strings)
 
     @cached_property
     def examinations(self) -> list[Examination]:
-        """Return the examination of each outcome, from the training rows, for all models."""
+        """Return the examination of each outcome from the training rows, which all models use."""
         return examine_each(self.parts["training"], self.encoder, self.schema.surface)
 
     @cached_property
     def identity(self) -> str:
-        """Return a digest of surface, rows, seed and `FOLDER_FORMAT`, which all trials share."""
+        """Return a digest of what all trials share: surface, rows, seed and `FOLDER_FORMAT`."""
         data = self.data
         shared = f"{FOLDER_FORMAT} {self.schema.surface.fingerprint} {self.base.seed}"
         digest = hashlib.sha256(shared.encode())
-        # Another examination gives the trials another criterion.
+        # With another examination, trials would be compared by another criterion.
         digest.update(repr([examination.theta for examination in self.examinations]).encode())
         for array in (data.outcomes, data.ts_ms, data.position, data.matrix.numeric, data.matrix.category):
             digest.update(np.ascontiguousarray(array).data)

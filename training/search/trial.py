@@ -1,4 +1,4 @@
-"""Trial: train and evaluate one network of a search, as Ray Tune runs it in its own process."""
+"""Trial: train and evaluate one network of a search. Ray Tune runs it in a process of its own."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from training.search.space import Space
 def run_trial(
     point: Mapping[str, Any], folder: Path, encoder: Encoder, base: FitConfig, judged: Judged
 ) -> None:
-    """Train the network of a point and report its validation logloss after each epoch.
+    """Train the network of a point, and report its validation logloss after each epoch.
 
-    The rows `train` and `valid` of `Inputs.save` in `folder` are mapped into memory, so that all
-    trials share them; `judged` are those of `valid`. `base` holds the settings that no trial
-    changes.
+    The rows `train` and `valid`, which `Inputs.save` wrote to `folder`, are mapped into memory, so
+    that all trials share them. `judged` belongs to the rows `valid`. No trial changes the settings
+    in `base`.
     """
     torch.set_num_threads(1)
     config = Space.config(point, base)
@@ -60,14 +60,14 @@ def num_at_once() -> int:
 
 
 def needs() -> dict[str, float]:
-    """Return the Ray resources of one training: a CPU, and its share of the GPUs, if any."""
+    """Return the Ray resources of one training: a CPU, and a share of the GPUs if there are any."""
     resources = ray.cluster_resources()
     gpus = resources.get("GPU", 0.0)
     return {"cpu": 1.0} | ({"gpu": gpus / resources["CPU"]} if gpus else {})
 
 
 def report(state: State, config: FitConfig, train: Inputs, valid: Inputs) -> dict[str, Any]:
-    """Return validation logloss, AUC and their cost after an epoch."""
+    """Return the validation logloss and AUC after an epoch, and their cost so far."""
     line, done = state.history[-1], len(state.history)
     return {
         "percent": 100 * done // config.epochs,
@@ -82,7 +82,7 @@ def report(state: State, config: FitConfig, train: Inputs, valid: Inputs) -> dic
 def verdict(
     state: State, encoder: Encoder, config: FitConfig, valid: Inputs, judged: Judged
 ) -> dict[str, Any]:
-    """Return NDCG and losses on the labels as shown, and history of a whole run."""
+    """Return NDCG and losses on the labels as shown, and the history, of a finished run."""
     network = Model.of(encoder, config.network, state.last).network
     share, theta = expit(network.logit(valid.x).double().numpy()), valid.examination.double().numpy()
     return {

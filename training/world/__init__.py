@@ -1,4 +1,4 @@
-"""Simulated world with a known data-generating process, and logs of it.
+"""A simulated world of audio rooms, whose truth is known, and logs of it.
 
-Imports `terminal` and `serve`.
+The rooms are called Spaces. It imports `terminal` and `serve`.
 """

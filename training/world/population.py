@@ -1,6 +1,7 @@
-"""Population of the simulated world: viewers, hosts and Spaces, drawn once from a seed.
+"""The population of the simulated world: viewers, hosts and Spaces, drawn once from a seed.
 
-Shapes: V viewers, H hosts, S Spaces, T topics. All times are epoch milliseconds, UTC.
+In shapes, V is the number of viewers, H of hosts, S of Spaces, T of topics and R of rows. All times
+are epoch milliseconds in UTC.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ DEVICE_SHARES = (0.38, 0.5, 0.12)
 
 
 class Place(NamedTuple):
-    """Language in a country, with its share of the people and its clock."""
+    """A language in a country, with its share of the people and its clock."""
 
     language: str
     country: str
@@ -67,19 +68,19 @@ _PLACE_OFFSET_H = np.array([place.utc_offset_h for place in PLACES])
 
 NUM_HOSTS = 3_000
 NUM_FOLLOWS = 32
-# Share of the hosts whose Spaces are bait, and how much: uniform between these.
+# The share of hosts whose Spaces are bait, and the range from which the strength of it is drawn.
 BAITING, BAIT = 0.06, (0.5, 1.5)
-# People whom a viewer meets, those among them who speak any language, and the most who become
-# friends.
+# How many people a viewer meets, how many of them may speak any language, and how many become
+# friends at most.
 NUM_MET, NUM_ABROAD, NUM_FRIENDS = 96, 10, 32
-# Hosts whom a Space may invite, and the most who are on stage beside its own host.
+# How many hosts a Space may invite, and how many are on stage beside its own host at most.
 NUM_INVITED, NUM_GUESTS = 12, 4
-# Waves by which the quality of a Space rises and falls: their number, shortest period, its
-# ratio to the longest, and amplitude.
+# The quality of a Space rises and falls in waves. These are their number, their shortest period,
+# its ratio to the longest, and their amplitude.
 NUM_WAVES = 2
 WAVE_MS, WAVE_RANGE = 25.0 * MINUTE_MS, 6.0
 WAVE_AMPLITUDE = 0.45
-# Spaces that would start in an hour if no host were live already.
+# How many Spaces per hour would start if no host were live already.
 STARTS_PER_HOUR = 265
 MIN_LIFE_MS = 10 * MINUTE_MS
 MAX_LIFE_MS = 5 * HOUR_MS
@@ -88,17 +89,17 @@ CLOSING_MS = 10_000
 
 
 def local_hour(ts_ms: int | I64, utc_offset_h: float | F64) -> F64:
-    """Return the hour of the day, 0 <= hour < 24, on the clock of a place."""
+    """Return the hour of the day at a place, 0 <= hour < 24."""
     return np.asarray((np.asarray(ts_ms) / HOUR_MS + utc_offset_h) % 24.0, dtype=np.float64)
 
 
 def rhythm(hour: F64) -> F64:
-    """Return the activity of an hour, 1 on average: low before dawn, high in the evening."""
+    """Return the activity in an hour: 1 on average, low before dawn, high in the evening."""
     return np.asarray(1.0 + 0.75 * np.cos((hour - 20.5) / 24.0 * 2.0 * np.pi), dtype=np.float64)
 
 
 def times(rng: Generator, utc_offset_h: F64, start_ms: int, end_ms: int) -> I64:
-    """Draw one time in [start_ms, end_ms) for each clock, by the daily rhythm of that clock."""
+    """Draw one time in [start_ms, end_ms) for each clock, following the clock's daily rhythm."""
     edges = np.linspace(start_ms, end_ms, max(2, (end_ms - start_ms) // (5 * MINUTE_MS)) + 1)
     centres = (edges[1:] + edges[:-1]) / 2
     u = rng.random(len(utc_offset_h))
@@ -111,7 +112,7 @@ def times(rng: Generator, utc_offset_h: F64, start_ms: int, end_ms: int) -> I64:
 
 
 def topics_by_language(rng: Generator) -> F64:
-    """Draw the popularity of topics in each language: [num languages, T], rows sum to 1."""
+    """Draw the popularity of topics in each language, [languages, T]; each row sums to 1."""
     everywhere = rng.dirichlet(np.full(len(TOPICS), 2.0))
     here = rng.dirichlet(np.full(len(TOPICS), 0.8), size=len(LANGUAGES))
     return np.asarray(0.4 * everywhere + 0.55 * here + 0.05 / len(TOPICS), dtype=np.float64)
@@ -119,7 +120,7 @@ def topics_by_language(rng: Generator) -> F64:
 
 @dataclass
 class Placed:
-    """People at a place, by its index into PLACES."""
+    """People, each at a place, which is an index into PLACES."""
 
     place: I64
 
@@ -130,7 +131,7 @@ class Placed:
 
     @property
     def utc_offset_h(self) -> F64:
-        """Hours by which their clock is ahead of UTC."""
+        """The hours by which their clocks are ahead of UTC."""
         return _PLACE_OFFSET_H[self.place]
 
 
@@ -138,15 +139,15 @@ class Placed:
 class Hosts(Placed):
     """Hosts, who open Spaces; H rows."""
 
-    # Weight by which hosts gain followers; heavy-tailed, sums to 1.
+    # The weight by which hosts gain followers; it is heavy-tailed and sums to 1.
     fame: F64
-    # Share of all Spaces; sums to 1.
+    # Each host's share of all Spaces; it sums to 1.
     activity: F64
     quality: F64
-    # [H, T], shares of the topics they talk about: one to three home topics and a little of the
-    # rest.
+    # [H, T], the shares of the topics they talk about: one to three home topics, and a little of
+    # all others.
     topics: F64
-    # How far their Spaces promise more than they hold: 0 for most hosts. Not in the log.
+    # By how much their Spaces promise more than they hold. It is 0 for most hosts. Not in the log.
     bait: F64
 
     @classmethod
@@ -165,16 +166,17 @@ class Hosts(Placed):
 
 @dataclass
 class Viewers(Placed):
-    """Viewers, who visit the tab; V rows. `tastes` is not in the log and moves with each join."""
+    """Viewers, who visit the tab; V rows."""
 
     device: I64
-    # [V, T], about 0 for a topic of no interest and 2 for a favourite.
+    # [V, T], about 0 for a topic of no interest and 2 for a favourite. Tastes move with each join,
+    # and are not in the log.
     tastes: F64
-    # General inclination to click; not in the log.
+    # The general inclination to click; not in the log.
     eagerness: F64
-    # General inclination to hide what does not please; not in the log.
+    # The general inclination to hide what does not please; not in the log.
     touchiness: F64
-    # Share of all visits; sums to 1.
+    # Each viewer's share of all visits; it sums to 1.
     activity: F64
     # [V, NUM_FOLLOWS], hosts, padded with -1.
     follows: I64
@@ -183,7 +185,7 @@ class Viewers(Placed):
 
     @classmethod
     def draw(cls, rng: Generator, num: int, hosts: Hosts, popularity: F64) -> Viewers:
-        """Draw `num` viewers, who follow hosts, and know viewers, of their language and taste."""
+        """Draw `num` viewers. They follow hosts, and know viewers, of their language and taste."""
         place = rng.choice(len(PLACES), size=num, p=_PLACE_SHARES)
         device = rng.choice(len(DEVICES), size=num, p=DEVICE_SHARES)
         favourite = _favourites(rng, popularity[_PLACE_LANGUAGE[place]], rng.integers(2, 6, size=num))
@@ -202,7 +204,7 @@ class Viewers(Placed):
         return len(self.place)
 
     def visits(self, rng: Generator, num: int, start_ms: int, end_ms: int) -> tuple[I64, I64]:
-        """Draw `num` visits; return their times in order, and their viewers."""
+        """Draw `num` visits, and return their times in order and their viewers."""
         viewer = rng.choice(len(self), size=num, p=self.activity)
         ts_ms = times(rng, self.utc_offset_h[viewer], start_ms, end_ms)
         order = np.argsort(ts_ms, kind="stable")
@@ -213,7 +215,7 @@ class Viewers(Placed):
         log_fame = np.log(hosts.fame)
         for viewer, num in enumerate(num_follows):
             foreign = hosts.language != self.language[viewer]
-            # Gumbel top-k: hosts without replacement, by exp(log_fame + taste - 4 if foreign).
+            # Gumbel top-k draws hosts without replacement, by exp(log_fame + taste - 4 if foreign).
             key = log_fame + hosts.topics @ self.tastes[viewer] - 4.0 * foreign
             key += rng.gumbel(size=NUM_HOSTS)
             follows[viewer, :num] = np.sort(np.argpartition(-key, num)[:num])
@@ -242,27 +244,27 @@ class Spaces:
     topic: I64
     language: I64
     quality: F64
-    # Share of its life at which a Space is at its best, 0 to 1.
+    # When a Space is at its best, as a share of its life from 0 to 1.
     peak: F64
     speakers: I64
-    # Time when more speakers join the stage; after the end if none do.
+    # The time at which more speakers join the stage; it is after the end if none do.
     grown_ms: I64
     grown_speakers: I64
-    # [S, NUM_GUESTS], hosts on stage beside the Space's own, padded with -1.
+    # [S, NUM_GUESTS], the hosts on stage beside the Space's own host, padded with -1.
     guests: I64
-    # [S, NUM_WAVES], their periods, and the phase at the start in radians.
+    # [S, NUM_WAVES], the periods of the waves, and their phases at the start in radians.
     wave_ms: F64
     wave_phase: F64
 
     @classmethod
     def draw(cls, rng: Generator, hosts: Hosts, start_ms: int, end_ms: int) -> Spaces:
-        """Draw all Spaces that are live at some time in [start_ms, end_ms); one a host."""
+        """Draw all Spaces that are live in [start_ms, end_ms); a host has one at a time."""
         spaces = cls._starting(rng, hosts, start_ms - MAX_LIFE_MS, end_ms)
         rows = _one_at_a_time(spaces)
         return spaces._at(rows[spaces.ends_ms[rows] > start_ms])
 
     def extended(self, rng: Generator, hosts: Hosts, start_ms: int, end_ms: int) -> Spaces:
-        """Return these Spaces, which began before start_ms, then new ones of [start_ms, end_ms)."""
+        """Return these Spaces, which began before start_ms, followed by new ones until end_ms."""
         more = self._starting(rng, hosts, start_ms, end_ms)
         columns = vars(more).items()
         both = Spaces(**{name: np.concatenate([getattr(self, name), column]) for name, column in columns})
@@ -271,7 +273,7 @@ class Spaces:
 
     @classmethod
     def _starting(cls, rng: Generator, hosts: Hosts, start_ms: int, end_ms: int) -> Spaces:
-        """Draw the Spaces of [start_ms, end_ms) as if no host were live already; unordered."""
+        """Draw Spaces that start in [start_ms, end_ms), unordered, as if no host were live yet."""
         num = round(STARTS_PER_HOUR * (end_ms - start_ms) / HOUR_MS)
         host = rng.choice(NUM_HOSTS, size=num, p=hosts.activity)
         started_ms = times(rng, hosts.utc_offset_h[host], start_ms, end_ms)
@@ -306,19 +308,19 @@ class Spaces:
         return len(self.started_ms)
 
     def quality_at(self, space: I64, ts_ms: int | I64) -> F64:
-        """Return the quality [R] of Spaces at a time: that of the Space, and its waves."""
+        """Return the quality [R] of Spaces at a time: each Space's own quality plus its waves."""
         lived_ms = np.asarray(ts_ms - self.started_ms[space])[:, None]
         wave = np.sin(2.0 * np.pi * lived_ms / self.wave_ms[space] + self.wave_phase[space])
         return np.asarray(self.quality[space] + WAVE_AMPLITUDE * wave.sum(axis=1), dtype=np.float64)
 
     def live(self, ts_ms: int) -> I64:
-        """Return the Spaces that are listed at a time: begun before it, and not closing."""
+        """Return the Spaces that are listed at a time: they have begun and are not closing."""
         low, high = np.searchsorted(self.started_ms, [ts_ms - MAX_LIFE_MS, ts_ms])
         return np.asarray(low + np.flatnonzero(self.ends_ms[low:high] >= ts_ms + CLOSING_MS), dtype=np.int64)
 
 
 def _draw_guests(rng: Generator, hosts: Hosts, host: I64, topic: I64, speakers: I64) -> I64:
-    """Draw the guests of Spaces: some of the speakers are hosts who talk about its topic."""
+    """Draw the guests of Spaces. Some of the speakers are hosts who talk about its topic."""
     met = _meet(rng, hosts.language[host], hosts.language, hosts.fame**0.5, NUM_INVITED)
     num_guests = rng.binomial(np.minimum(speakers - 1, NUM_GUESTS), 0.5)
     guests = _closest(rng, met, np.log(hosts.topics[met, topic[:, None]]), num_guests)
@@ -326,7 +328,7 @@ def _draw_guests(rng: Generator, hosts: Hosts, host: I64, topic: I64, speakers: 
 
 
 def _meet(rng: Generator, mine: I64, theirs: I64, weight: F64, num: int) -> I64:
-    """Draw, for each of N languages, `num` people who speak it, by their weight: [N, num]."""
+    """Draw for each of N languages `num` people who speak it, by their weight, [N, num]."""
     met = np.empty((len(mine), num), dtype=np.int64)
     for language in np.unique(mine):
         here, there = np.flatnonzero(mine == language), np.flatnonzero(theirs == language)
@@ -335,7 +337,7 @@ def _meet(rng: Generator, mine: I64, theirs: I64, weight: F64, num: int) -> I64:
 
 
 def _closest(rng: Generator, met: I64, closeness: F64, num: F64 | I64) -> I64:
-    """Draw up to num[n] different people of met[n], by exp(closeness); -1 pads the rows."""
+    """Draw up to num[n] different people of met[n] by exp(closeness), padded with -1."""
     order = np.argsort(-closeness - rng.gumbel(size=met.shape), axis=1)
     chosen = np.take_along_axis(met, order, axis=1)[:, : int(num.max())]
     chosen = np.sort(np.where(np.arange(chosen.shape[1]) < num.astype(np.int64)[:, None], chosen, -1), axis=1)
@@ -344,14 +346,14 @@ def _closest(rng: Generator, met: I64, closeness: F64, num: F64 | I64) -> I64:
 
 
 def _favourites(rng: Generator, weights: F64, num: I64) -> F64:
-    """Draw, for each row of weights [N, T], a 0/1 row with num[n] topics without replacement."""
+    """Draw for each row of weights [N, T] num[n] different topics, as a row of 0 and 1."""
     key = np.log(weights) + rng.gumbel(size=weights.shape)
     rank = np.argsort(np.argsort(-key, axis=1), axis=1)
     return (rank < num[:, None]).astype(np.float64)
 
 
 def _one_at_a_time(spaces: Spaces) -> I64:
-    """Return the Spaces in order of start, without those that start during one of the same host."""
+    """Return the Spaces in order of start, without those whose host is in another one already."""
     kept = []
     free_ms: dict[int, int] = {}
     hosts, starts, ends = spaces.host.tolist(), spaces.started_ms.tolist(), spaces.ends_ms.tolist()

@@ -1,4 +1,4 @@
-"""Provenance of a simulated log: the values that replay its world and let it continue."""
+"""Provenance of a simulated log: the values from which its world can be replayed and continued."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ WORLD = "world.json"
 
 @dataclass(frozen=True)
 class Provenance:
-    """Seed, number of viewers and exposures, time span and kind of the world of a simulated log."""
+    """The seed, the numbers of viewers and exposures, the time span and the kind of a world."""
 
     __pydantic_config__ = STRICT
 
-    # That of the world: the same seed gives another world in another version.
+    # The version of the world. In another version, the same seed gives another world.
     version: Literal[3]
     seed: int
     viewers: int
@@ -42,7 +42,7 @@ class Provenance:
         """Read the provenance of a log that `training simulate` wrote.
 
         Raises:
-            TabrankError: if the log has none, or one of another version.
+            TabrankError: the log has none, or its provenance is of another version.
         """
         try:
             return read(cls, json_value((log / WORLD).read_bytes(), WORLD), WORLD)
@@ -53,7 +53,7 @@ class Provenance:
             ) from None
         except TabrankError as error:
             raise TabrankError(
-                f"--log: {log} is of another version: {error}; run `python -m training simulate` again"
+                f"--log: {log} was written by another version: {error}; run `python -m training simulate` again"
             ) from None
 
     def write(self, log: Path) -> None:
@@ -66,15 +66,15 @@ class Provenance:
         return World(seed=self.seed, viewers=self.viewers, **span, curve=self.examination, unkind=self.unkind)
 
     def visits(self, world: World) -> tuple[I64, I64]:
-        """Return the visits' times, in order, and their viewers."""
+        """Return the times of the visits, in order, and their viewers."""
         return world.viewers.visits(self._streams()[0], self.exposures, self.start_ms, self.end_ms)
 
     def simulate_visits(
         self, world: World, progress: Callable[[float], None] = lambda share: None
     ) -> tuple[VisitLog, Audience]:
-        """Simulate the visits with the popular arm; return their record and the final audience.
+        """Simulate the visits with the popular order, and return their record and the audience.
 
-        The world may last longer than the visits: what happens later does not affect them.
+        The world may last longer than the visits, because what happens later does not affect them.
         """
         ts_ms, viewer = self.visits(world)
         rng = self._streams()[1]
@@ -93,5 +93,5 @@ class Provenance:
         return record, audience
 
     def _streams(self) -> list[Generator]:
-        """Return separate streams for visits and responses: arms can share the same visits."""
+        """Return separate random streams for visits and responses, so arms can share the visits."""
         return [default_rng(child) for child in SeedSequence([self.seed, 1]).spawn(2)]

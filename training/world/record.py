@@ -1,4 +1,4 @@
-"""Record simulated visits, and convert them to the tables of the canonical log and of the truth."""
+"""Record simulated visits, and convert them to the tables of a log and of the truth."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ class VisitLog:
     responses: list[Response] = field(default_factory=list)
 
     def add(self, shown: I64, response: Response) -> None:
-        """Add one exposure (Spaces in the shown order) and its response."""
+        """Add one exposure, given by its Spaces in the shown order, and the response to it."""
         self.shown.append(shown)
         self.responses.append(response)
 
     def flat(self, name: str) -> Any:
-        """Return one field of the responses, all rows of all exposures end to end."""
+        """Return one field of the responses for all rows of all exposures, end to end."""
         return np.concatenate([getattr(response, name) for response in self.responses])
 
     @property
     def offsets(self) -> pa.Array:
-        """Index of each exposure's first row: [exposures + 1], int32."""
+        """The index of each exposure's first row, int32 [exposures + 1]."""
         return pa.array(np.cumsum([0, *map(len, self.shown)]), pa.int32())
 
     def truth(self, world: World) -> dict[str, pa.Array]:
@@ -84,9 +84,9 @@ def _viewer_columns(world: World, viewer_ids: pa.Array) -> dict[str, pa.Array]:
 
 
 def _candidate_columns(world: World, space_ids: pa.Array) -> dict[str, pa.Array]:
-    """Return candidate rows: one at a Space's start, one when more speakers join, one at its end.
+    """Return candidate rows: at a Space's start, when more speakers join, and at its end.
 
-    No row holds an end in the future.
+    No row knows an end that lies in its future.
     """
     spaces, hosts = world.spaces, _ids("h", len(world.hosts.place))
     every = np.arange(len(spaces))
@@ -112,7 +112,7 @@ def _candidate_columns(world: World, space_ids: pa.Array) -> dict[str, pa.Array]
 
 
 def _event_columns(exposures: Mapping[str, pa.Array], record: VisitLog, end_ms: int) -> dict[str, pa.Array]:
-    # Of each kind: which rows have the event, and when.
+    # For each kind of event: which rows have it, and when.
     kinds = (("clicked", "click_ms"), ("joined", "join_ms"), ("joined", "leave_ms"), ("hidden", "click_ms"))
     rows = [np.flatnonzero(record.flat(happened)) for happened, _ in kinds]
     kind = np.repeat(np.arange(len(KINDS)), [len(found) for found in rows])
@@ -139,7 +139,7 @@ def _ids(prefix: str, num: int) -> pa.Array:
 
 
 def _lists(ids: pa.Array, index: I64) -> pa.Array:
-    """Return the ids of each row of an index into them, without its negative ones."""
+    """Return for each row of an index the list of its ids; negative entries are left out."""
     offsets = pa.array(np.append(0, np.cumsum((index >= 0).sum(axis=1))), pa.int32())
     return pa.ListArray.from_arrays(offsets, ids.take(pa.array(index[index >= 0])))
 

@@ -1,11 +1,11 @@
-"""`training simulate`: write a log of `spaces` as ranked by the popular arm, with the truth.
+"""`training simulate`: write a log of `spaces`, ranked by popularity, together with the truth.
 
-Beside the canonical log's four tables the folder holds:
+Beside the log's four tables, the folder holds:
 
-* `truth.parquet`: for each exposure, aligned with its candidates, p_click, p_join and p_hide (as if
-  examined), the examination probability of the position, and the minutes of a stay that are
-  expected given a join, of which 60 count;
-* `request.json` and `event.json`: bodies for `POST /v1/rank` and `/v1/events` of Spaces that are
+* `truth.parquet`: for each exposure, aligned with its candidates, the true p_click, p_join and
+  p_hide if the candidate is looked at; the probability that the position is looked at; and the
+  expected minutes of a stay after a join, of which at most 60 count;
+* `request.json` and `event.json`: bodies for `POST /v1/rank` and `/v1/events`, with Spaces that are
   live when the log ends;
 * `world.json`: the provenance, from which `make experiment` continues this world.
 """
@@ -34,7 +34,8 @@ from training.world.world import SLATE, ExaminationCurve, Unkind
 START_MS = 1_767_571_200_000
 VISITS_PER_VIEWER = 12
 REQUESTED = 5
-# Bounds of rows, viewers and seeds, and of days: from two seconds to a century.
+# The most rows and viewers, and the largest seed. Below are the bounds of days, from two seconds to
+# a century.
 MOST = 10**12
 DAYS = (0.00002, 36_500)
 
@@ -51,15 +52,19 @@ def simulate(
     unkind: Collection[Unkind] = (),
     progress: Callable[[float], None] = lambda share: None,
 ) -> dict[str, Any]:
-    """Simulate `days` of the world with at least `rows` exposed candidates; write the log `out`.
+    """Simulate `days` of the world with at least `rows` shown candidates, and write the log `out`.
 
-    The same arguments give the same tables. The log ends at `end_ms`, by default `days` after a
-    fixed Monday; with the current time a service can be filled with a world that is live now.
-    `viewers` defaults to one for each VISITS_PER_VIEWER exposures. `progress` is called with the
-    share done, 0 to 1. If an error occurs, nothing is left at `out`.
+    The same arguments give the same tables. If an error occurs, nothing is left at `out`.
+
+    Args:
+        viewers: the number of viewers. By default, there is one for every VISITS_PER_VIEWER
+            exposures.
+        end_ms: when the log ends, by default `days` after a fixed Monday. With the current time,
+            the log fills a service with a world that is live now.
+        progress: is called with the share that is done, 0 to 1.
 
     Raises:
-        TabrankError: if `out` exists, or an argument cannot be simulated.
+        TabrankError: `out` exists, or an argument cannot be simulated.
     """
     whole(rows, "--rows", 1, MOST)
     whole(1 if viewers is None else viewers, "--viewers", 1, MOST)
@@ -83,7 +88,8 @@ def simulate(
         )
     write_log(out, tables)
     provenance.write(out)
-    # The last viewer asks for some of the Spaces that are live at the end, and joins the last one.
+    # In the example bodies, the last viewer asks for some Spaces that are live at the end, and
+    # joins the last one.
     live = world.spaces.live(end_ms)
     who, shown = f"v{viewer[-1]:07d}", [f"s{space:07d}" for space in live[-REQUESTED:]]
     request = {"viewer": who, "candidates": shown, "limit": REQUESTED}

@@ -1,6 +1,6 @@
-"""World simulator: the data-generating process of what viewers do, and responses drawn from it.
+"""World simulator: how likely viewers are to do what, and responses drawn from that.
 
-R rows, each a (viewer, Space) pair; S Spaces.
+In shapes, R is the number of rows, each a pair of a viewer and a Space, and S of Spaces.
 """
 
 from __future__ import annotations
@@ -28,51 +28,53 @@ from training.world.population import (
     topics_by_language,
 )
 
-# How examination falls with position: as 1 / (1 + position / 12), in steps, or not at all; or in a
-# cascade, where it also depends on what was shown above.
+# How examination falls with the position: as 1 / (1 + position / 12), in steps, or not at all. In a
+# cascade, it also depends on what was shown above.
 ExaminationCurve = Literal["decay", "steps", "none", "cascade"]
-# What a log may have that the methods do not assume: an order that knew tastes and qualities, which
-# no feature tells, or joins that come after the label's window.
+# What a log may contain against the assumptions of the methods. "hidden" is an order that knew
+# tastes and qualities of which no feature tells. "late" are joins after the label's window.
 Unkind = Literal["hidden", "late"]
 
-# Candidates in an exposure, if that many are live.
+# The number of candidates in an exposure, if that many are live.
 SLATE = 55
-# Candidates in it that come from the most popular of all languages.
+# This many of them are the most popular ones of all languages.
 NUM_POPULAR = 12
-# Position, from 0, that half of the viewers examine where examination decays.
+# The position, from 0, that half of the viewers examine if examination decays.
 HALF_EXAMINED = 12.0
-# First positions, from 0, of the steps of examination, and the probability at each step.
+# The first position, from 0, of each step of examination, and below the probability at each step.
 STEPS = (0, 6, 14)
 STEP_EXAMINATION = (0.95, 0.35, 0.12)
-# In a cascade, the probability to look at the next candidate, and to stop looking after a join.
+# In a cascade, the probabilities that a viewer looks at the next candidate, and that a viewer stops
+# looking after a join.
 GOES_ON, STOPS = 0.96, 0.9
-# Standard deviation of the error of the order that knows log P(join).
+# An order that knows log P(join) knows it with an error of this standard deviation.
 HIDDEN_ERROR = 0.7
-# Longest time from a click to its join where joins come late; half of them come in a quarter of it.
+# If joins come late, the longest time from a click to its join. Half of them come in a quarter of
+# it.
 LATE_MS = 120 * MINUTE_MS
-# How memory fades, as activation in ACT-R (Anderson and Schooler 1991, "Reflections of the
-# environment in memory"): a showing of t minutes ago adds t ** -FADING. One showing of
-# HALF_KNOWN_MIN ago, if surely examined, is recalled with probability 0.5; RECALL_NOISE is that of
-# the activation.
+# How memory fades, like activation in ACT-R (Anderson and Schooler 1991, "Reflections of the
+# environment in memory"). A Space that was shown t minutes ago adds t ** -FADING. If it was shown
+# once, HALF_KNOWN_MIN ago, and certainly examined, it is recalled with probability 0.5.
+# RECALL_NOISE is the noise of the activation.
 FADING, HALF_KNOWN_MIN, RECALL_NOISE = 0.5, 120.0, 0.4
-# Median listening time in minutes, standard deviation of its logarithm, and the minutes that count
-# at most in the truth: the cap of the outcome `stay` of `spaces`.
+# The median listening time in minutes, the standard deviation of its logarithm, and the most
+# minutes that count in the truth, which is the cap of the outcome `stay` of `spaces`.
 STAY_MIN, STAY_SD, STAY_CAP_MIN = 20.0, 0.9, 60.0
-# Share of the distance to MAX_TASTE by which a join moves the taste for its topic.
+# A join moves the taste for its topic towards MAX_TASTE by this share of the distance.
 DRIFT, MAX_TASTE = 0.04, 2.5
-# After every world's end.
+# A time after the end of every world.
 NEVER_MS = 1 << 62
-# Probability that a friend inside invites, and that a guest whom the viewer follows is a reason to
-# come.
+# The probability that a friend inside invites, and that a guest whom the viewer follows is a reason
+# to come.
 INVITES, ATTRACTS = 0.4, 0.6
-# Whether a friend inside invites: not, and so.
+# The two cases: no friend invites, or one does.
 INVITED = np.array([[0.0], [1.0]])
 
 
 class Around(NamedTuple):
-    """What surrounds rows [R]: listeners in the Space, and the viewer's friends among them.
+    """For rows [R], the listeners in the Space, and the viewer's friends among them.
 
-    `recalled` is the probability that the viewer recalls passing the Space over.
+    `recalled` is the probability that the viewer remembers having passed the Space over.
     """
 
     listeners: I64
@@ -82,28 +84,28 @@ class Around(NamedTuple):
 
 @dataclass(frozen=True)
 class Response:
-    """Response of one viewer to one slate; R rows as shown.
+    """The response of one viewer to one slate, in R rows in the order shown.
 
-    A time is valid where its flag is set.
+    A time is only valid where its flag is set.
     """
 
     p_click: F64
     p_join: F64
     p_hide: F64
     examination: F64
-    # Mean logarithm of the minutes of a stay, as if no Space ended.
+    # The mean logarithm of the minutes of a stay, if no Space ever ended.
     log_minutes: F64
     clicked: Bools
     joined: Bools
     hidden: Bools
-    # The time of a hide, too.
+    # The time of a click, or of a hide.
     click_ms: I64
     join_ms: I64
     leave_ms: I64
 
 
 class World:
-    """Population and process; the same seed, viewers and span give the same world."""
+    """A population and what it does. The same seed, viewers and time span give the same world."""
 
     def __init__(
         self,
@@ -135,19 +137,19 @@ class World:
         return local_hour(ts_ms, self.viewers.utc_offset_h[viewer])
 
     def follows(self, viewer: int, space: I64) -> tuple[Bools, I64]:
-        """Return whether the viewer follows the Space's host, and how many of its guests, [R]."""
+        """Return [R] whether the viewer follows the Space's host, and how many of its guests."""
         followed = np.zeros(NUM_HOSTS + 1, dtype=np.bool_)
         followed[self.viewers.follows[viewer]] = True
-        # What pads the lists is -1.
+        # The lists are padded with -1, which is nobody.
         followed[-1] = False
         return followed[self.spaces.host[space]], followed[self.spaces.guests[space]].sum(axis=1)
 
     def retrieve(self, rng: Generator, viewer: int, ts_ms: int, audience: Audience) -> I64:
-        """Return up to SLATE live Spaces for a visit, unordered.
+        """Return up to SLATE live Spaces for a visit, in no particular order.
 
-        Widely popular Spaces, and those with a followed host or guest or a friend inside, come
-        first, then those of the viewer's language, then any. Those that the viewer is in, or hid,
-        are left out.
+        Widely popular Spaces, and those with a followed host, a followed guest or a friend inside,
+        are taken first. Then come those of the viewer's language, and then any others. Spaces that
+        the viewer is in or has hidden are left out.
         """
         live = self.spaces.live(ts_ms)
         live = live[~_among(live, audience.of(viewer, ts_ms))]
@@ -161,9 +163,9 @@ class World:
         return live[np.argpartition(-key, SLATE)[:SLATE]]
 
     def probabilities(self, viewer: int, space: I64, ts_ms: int, around: Around) -> tuple[F64, F64, F64]:
-        """Return the true P(click), P(join) and P(hide) of each row if examined, at any position.
+        """Return the true P(click), P(join) and P(hide) of each row [R] if it is looked at.
 
-        `space` and `around` are [R]. Only what is not clicked is hidden.
+        They do not depend on the position. Only what is not clicked can be hidden.
         """
         spaces, viewers = self.spaces, self.viewers
         topic = spaces.topic[space]
@@ -182,12 +184,12 @@ class World:
             + 1.9 * same_language
             + 1.6 * follows
             + 0.65 * quality
-            # Social proof.
+            # Social proof: people join where others are.
             + 0.15 * np.log1p(around.listeners)
-            # About 1.2 less at the very start or end of a Space than at its best moment.
+            # At the very start or end of a Space, this is about 1.2 less than at its best moment.
             - 1.2 * (2.0 * (phase - spaces.peak[space])) ** 2
             - 0.15 * np.log1p(age_ms / (30 * MINUTE_MS))
-            # The topic's preferred time of day.
+            # A topic has a preferred time of day.
             + 0.4 * np.cos(angle)
             + 0.4 * viewers.eagerness[viewer]
             + 1.3 * attracted
@@ -195,9 +197,9 @@ class World:
             + 0.6 * bait
         )
         join = -0.95 + 0.3 * taste + 0.65 * quality + 0.8 * same_language + 0.3 * bait
-        # Of what was looked at and not clicked.
+        # The logit of a hide, for what was looked at but not clicked.
         hide = -7.5 - 0.5 * taste - 0.5 * same_language + 0.7 * viewers.touchiness[viewer] + 5.0 * bait
-        # [2, R]: not invited by a friend, and invited.
+        # [2, R], the two cases of INVITED.
         p_click = expit(click + 1.5 * INVITED)
         p_join = p_click * expit(join + 0.6 * INVITED)
         not_invited = (1.0 - INVITES) ** around.friends
@@ -206,10 +208,10 @@ class World:
         return p_click, p_join, (1.0 - p_click) * expit(hide)
 
     def order(self, rng: Generator, viewer: int, space: I64, ts_ms: int, audience: Audience) -> I64:
-        """Return the Spaces [R] as the popular arm shows them.
+        """Return the Spaces [R] in the popular order, as the log's ranker shows them.
 
-        The largest audience is first, and among equals the newest. In a world with a hidden signal,
-        the order is that of P(join), not precisely known.
+        The largest audience comes first, and among equals the newest Space. In a world with a
+        hidden signal, the order is by P(join), which the ranker knows with an error.
         """
         if "hidden" in self.unkind:
             _, p_join, _ = self.probabilities(viewer, space, ts_ms, audience.around(viewer, space, ts_ms))
@@ -217,7 +219,7 @@ class World:
         return space[np.lexsort((-space, -audience.listeners[space]))]
 
     def log_minutes(self, viewer: int, space: I64) -> F64:
-        """Return the mean logarithm [R] of the minutes of a stay, as if no Space ended."""
+        """Return the mean logarithm [R] of the minutes of a stay, if no Space ever ended."""
         spaces = self.spaces
         return np.asarray(
             np.log(STAY_MIN)
@@ -230,8 +232,8 @@ class World:
     def minutes(self, log_minutes: F64, left_ms: I64) -> F64:
         """Return the expected minutes [R] of a stay, given a join `left_ms` before the Space's end.
 
-        STAY_CAP_MIN of them count, and none after the end: it is the mean of the smaller one of a
-        lognormal and a limit.
+        At most STAY_CAP_MIN of them count, and none after the end. So this is the mean of the
+        minimum of a lognormal variable and a limit.
         """
         most = np.minimum(left_ms / MINUTE_MS, STAY_CAP_MIN)
         z = (np.log(most) - log_minutes) / STAY_SD
@@ -239,10 +241,10 @@ class World:
         return np.asarray(whole + most * ndtr(-z), dtype=np.float64)
 
     def examination(self, p_join: F64) -> F64:
-        """Return the probability that a viewer examines each of these positions.
+        """Return the probability [R] that a viewer looks at each position.
 
-        `p_join` [R] is P(join) of what they show, if examined, on which a cascade depends (Craswell
-        et al. 2008, "An experimental comparison of click position-bias models").
+        `p_join` [R] is P(join) of what the positions show, if it is looked at. A cascade depends on
+        it (Craswell et al. 2008, "An experimental comparison of click position-bias models").
         """
         position = np.arange(len(p_join))
         if self.curve == "cascade":
@@ -256,15 +258,15 @@ class World:
     def respond(self, rng: Generator, viewer: int, shown: I64, ts_ms: int, audience: Audience) -> Response:
         """Draw a viewer's response to Spaces shown in this order.
 
-        Clicks and hides come within a minute, a join within 90 s of its click, or within two hours
-        where joins come late; a viewer who joined leaves by the Space's end.
+        Clicks and hides come within a minute. A join comes within 90 s of its click, or within two
+        hours if joins come late. A viewer who joined leaves at the Space's end at the latest.
         """
         around = audience.around(viewer, shown, ts_ms)
         p_click, p_join, p_hide = self.probabilities(viewer, shown, ts_ms, around)
         examination = self.examination(p_join)
         draw = rng.random((4, len(shown)))
-        # One number decides all three: below p_join is a join, below p_click a click, and at the
-        # other end a hide, which excludes both.
+        # One random number decides all three. Below p_join it means a join, below p_click a click,
+        # and at the other end a hide, which excludes both.
         looked = draw[0] < examination
         if self.curve == "cascade":
             looked = np.logical_and.accumulate(draw[0] < _goes_on(draw[1] < p_join))
@@ -284,37 +286,38 @@ class World:
         return Response(*truth, clicked, joined, hidden, click_ms, join_ms, leave_ms)
 
     def update_tastes(self, viewer: int, joined: I64) -> None:
-        """Move the viewer's tastes a little towards the topics of the Spaces joined."""
+        """Move the viewer's tastes a little towards the topics of the joined Spaces."""
         tastes = self.viewers.tastes[viewer]
         for topic in self.spaces.topic[joined].tolist():
             tastes[topic] += DRIFT * max(0.0, MAX_TASTE - tastes[topic])
 
 
 def _among(space: I64, chosen: I64) -> Bools:
-    """Return which Spaces are among the chosen, a few."""
+    """Return for each Space whether it is among the `chosen`, of which there are few."""
     return np.asarray((space[:, None] == chosen).any(axis=1), dtype=np.bool_)
 
 
 def _goes_on(joins: F64 | Bools) -> F64:
-    """Return P(looking at a position after the one above), given the joins [R]."""
+    """Return the probability to look at the next position, given the joins [R] above it."""
     return np.append(1.0, GOES_ON * (1.0 - STOPS * joins))[: len(joins)]
 
 
 class Audience:
-    """Listeners of each Space over time, and what viewers passed over.
+    """The listeners of each Space over time, and what viewers have passed over.
 
-    Through both, earlier rankings affect later ones. Joins and leaves are queued and applied in
-    time order. `friends` are those of the viewers.
+    Through both, earlier rankings affect later ones. Joins and leaves are queued, and applied in
+    the order of time. `friends` are the viewers' friends.
     """
 
     def __init__(self, num_spaces: int, friends: I64) -> None:
-        # [S], as of the last `advance`.
+        # [S], at the time of the last `advance`.
         self.listeners: I64 = np.zeros(num_spaces, dtype=np.int64)
         self._friends = friends
         self._ahead: list[tuple[int, int, int]] = []
-        # Of each viewer, the time of joining and of leaving, by Space.
+        # For each viewer and Space, the times of joining and of leaving.
         self._stays: defaultdict[int, dict[int, tuple[int, int]]] = defaultdict(dict)
-        # Of each viewer, the visits: time, Spaces shown and not clicked, their examination.
+        # For each viewer, the visits: their time, the Spaces that were shown but not clicked, and
+        # the examination of these.
         self._passed: defaultdict[int, list[tuple[int, I64, F64]]] = defaultdict(list)
 
     def add(self, viewer: int, shown: I64, ts_ms: int, response: Response) -> None:
@@ -325,7 +328,7 @@ class Audience:
             heapq.heappush(self._ahead, (join_ms, space, 1))
             heapq.heappush(self._ahead, (leave_ms, space, -1))
             self._stays[viewer][space] = join_ms, leave_ms
-        # What a viewer hid is not shown again: as a stay in it that nobody sees.
+        # A hidden Space is not shown again. It is stored as a stay that nobody sees.
         self._stays[viewer] |= dict.fromkeys(shown[response.hidden].tolist(), (NEVER_MS, NEVER_MS))
         passed = ~response.clicked
         recent = [visit for visit in self._passed[viewer] if visit[0] >= ts_ms - MAX_LIFE_MS]
@@ -344,7 +347,7 @@ class Audience:
         return np.array(list(stays), dtype=np.int64)
 
     def inside(self, viewer: int, ts_ms: int) -> I64:
-        """Return the Spaces in which friends of the viewer are, one for each friend inside."""
+        """Return the Spaces in which friends of the viewer are, once for each friend."""
         found = [
             space
             for friend in self._friends[viewer].tolist()
@@ -354,7 +357,7 @@ class Audience:
         return np.array(found, dtype=np.int64)
 
     def around(self, viewer: int, space: I64, ts_ms: int) -> Around:
-        """Return what surrounds these Spaces [R] for a viewer at the time of the last `advance`."""
+        """Return the surroundings of Spaces [R] for a viewer at the time of the last `advance`."""
         trace = np.zeros(len(self.listeners))
         for shown_ms, passed, examination in self._passed[viewer]:
             trace[passed] += examination * (max(1, ts_ms - shown_ms) / MINUTE_MS) ** -FADING

@@ -95,7 +95,7 @@ def test_a_service_of_another_surface_or_model_is_refused(home, tmp_path, servic
         by_surface = command("replay", *log, "--url", url, "--surface", tmp_path / "other.toml", code=2)
         by_model = command("replay", *log, "--url", url, "--model", tmp_path / "model", code=2)
     assert "(by fingerprint)" in by_surface
-    assert "20270102T030405Z-0a1b; publish it" in by_model
+    assert "20270102T030405Z-0a1b; publish this model" in by_model
 
 
 def test_a_service_that_does_not_answer_is_reported(home):

@@ -37,7 +37,7 @@ def test_both_backends_are_timed_and_agree(artifact, device):
     [
         (
             "cuda",
-            "--device cuda: torch finds no CUDA device; install a GPU's driver and a CUDA build of torch",
+            "--device cuda: torch finds no CUDA device; install the GPU's driver and a CUDA build of torch",
         ),
         ("gpu", "--device gpu: must be cpu or cuda"),
     ],

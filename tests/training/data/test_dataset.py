@@ -281,7 +281,7 @@ def test_a_log_without_a_closed_window_is_refused(tmp_path):
     # Further outcomes, whose windows are shorter, measure nothing alone.
     for toml in (TOML.replace('"10s" }', '"1d" }'), several):
         surface = read_surface(toml)
-        with pytest.raises(TabrankError, match=r"outcome 'join' of no row is known: .* window of 1 d"):
+        with pytest.raises(TabrankError, match=r"outcome 'join' is not known for any row: .* window of 1 d"):
             build(Schema(surface), read_log(tmp_path / "log", surface))
 
 
@@ -292,7 +292,7 @@ def test_a_split_keeps_one_time_together_and_refuses_an_empty_side(tmp_path, log
     assert counts["before_candidates"] == 4
     with pytest.raises(TabrankError, match="exists already"):
         split(log_folder, 0.5, tmp_path / "a", tmp_path / "c")
-    with pytest.raises(TabrankError, match="no exposure before"):
+    with pytest.raises(TabrankError, match="no exposure in the earlier part"):
         split(log_folder, 0.1, tmp_path / "d", tmp_path / "e")
     with pytest.raises(TabrankError, match="between 0 and 1"):
         split(log_folder, 1.5, tmp_path / "d", tmp_path / "e")

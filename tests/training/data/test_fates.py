@@ -303,7 +303,7 @@ def liked(rows, num):
             lambda rows: rows.assign(liked=1),
             "fit and search refuse it as an outcome; training needs rows of both",
         ),
-        (lambda rows: liked(rows, 2), "check what it means before it is an outcome"),
+        (lambda rows: liked(rows, 2), "check what it means before you use it"),
         (
             lambda rows: liked(rows, 72),
             "72 of 5,000 shown candidates (1.44%) have the event 'liked': with fewer",

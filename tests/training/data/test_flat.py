@@ -162,20 +162,24 @@ def test_times_since_1970_are_taken_in_any_unit(tmp_path, unit):
         (
             FlatColumns("item", "when", ("did",)),
             ROWS,
-            "--candidate: 'item' is not one of its columns, , when",
+            "--candidate: 'item' is not a column of the file, which has , when",
         ),
         (
             FlatColumns("what", "weekday", ("did",)),
             ROWS,
-            "--time: 'weekday' holds string, such as Thu; a time is a datetime",
+            "--time: 'weekday' holds string, such as Thu; a time must be a datetime",
         ),
-        (FlatColumns("what", "rank", ("did",)), ROWS, "--time: 'rank' holds int64, such as 2; a time is"),
+        (
+            FlatColumns("what", "rank", ("did",)),
+            ROWS,
+            "--time: 'rank' holds int64, such as 2; a time must be",
+        ),
         (FlatColumns("what", "when", ("rank",)), ROWS, "--event: 'rank' holds 2; write 1, true"),
         (FlatColumns("what", "when", ("did",), slate="who"), ROWS, "--slate: 'who', row 6: is empty"),
         (
             FlatColumns("what", "when", ("did",), "who", "weekday"),
             ROWS,
-            "'weekday' has a value with rows of two",
+            "'weekday' has one value in rows of two",
         ),
         (COLUMNS, ROWS.replace(",1,1,", ",1,0,").replace(",3,1,", ",3,0,"), "no row has an event"),
         (COLUMNS, ROWS.split("\n")[0] + "\n", "has no rows"),
@@ -200,14 +204,22 @@ def test_a_file_that_does_not_fit_is_refused_and_nothing_written(tmp_path, colum
     ("name", "values", "message"),
     [
         ("who", ["a", "", "b"], "--viewer: 'who', row 1: is an empty string; use null"),
-        ("what", [0.1, 0.2, 0.3], "--candidate: 'what' holds double, such as 0.1; an id is"),
-        ("when", [START_MS, START_MS, -1], "--time: 'when', row 2: is not of 1985 to 2128 in the unit"),
-        ("when", pa.array([0, START_MS, START_MS], pa.timestamp("ms")), "row 0: is not of 1985 to 2128"),
-        ("when", [0, START_MS, START_MS], "--time: 'when', row 0: is not of 1985 to 2128 in the unit"),
+        ("what", [0.1, 0.2, 0.3], "--candidate: 'what' holds double, such as 0.1; an id must be"),
+        ("when", [START_MS, START_MS, -1], "--time: 'when', row 2: is not between 1985 and 2128 in the unit"),
+        (
+            "when",
+            pa.array([0, START_MS, START_MS], pa.timestamp("ms")),
+            "row 0: is not between 1985 and 2128",
+        ),
+        ("when", [0, START_MS, START_MS], "--time: 'when', row 0: is not between 1985 and 2128 in the unit"),
         ("when", pa.array([START_MS, float("nan"), START_MS]), "row 1: is empty; every row needs a value"),
         ("did", [["buy"], None, []], "--event: 'did' holds ['buy']; write 1, true or the kind"),
         ("did", ["buy", "", None], "--event: 'did' holds ''; write 1, true or the kind"),
-        ("size", pa.array([1.5, float("inf"), 2.5]), "rows.parquet: 'size', row 1: is infinite; leave it"),
+        (
+            "size",
+            pa.array([1.5, float("inf"), 2.5]),
+            "rows.parquet: 'size', row 1: is infinite; leave the cell",
+        ),
     ],
 )
 def test_a_column_of_parquet_that_does_not_fit_is_refused_with_its_row(tmp_path, name, values, message):
@@ -258,7 +270,7 @@ def test_codes_are_categories_in_the_words_of_the_file(tmp_path):
     frame.to_parquet(tmp_path / "rows.parquet")
     import_flat(tmp_path / "rows.parquet", tmp_path / "own", replace(COLUMNS, categories=("kind",)))
     assert set(pq.read_table(tmp_path / "own/candidates.parquet")["kind"].to_pylist()) == {"1", "2", None}
-    with pytest.raises(TabrankError, match="--category: 'kinds' is not one of its columns"):
+    with pytest.raises(TabrankError, match="--category: 'kinds' is not a column of the file"):
         import_flat(tmp_path / "rows.csv", tmp_path / "no", replace(COLUMNS, categories=("kinds",)))
 
 
@@ -266,7 +278,7 @@ def test_a_few_candidates_that_come_again_and_again_are_told_to_be_no_feature(tm
     rows = "".join(f"{START_MS + i * 1000},{i % 9},{i % 2},{i % 3 == 0:d}\n" for i in range(4_000))
     text, columns = f"when,who,what,did\n{rows}", FlatColumns("what", "when", ("did",), "who")
     found, _ = imported(tmp_path, columns, text)
-    assert any("each of 2 candidates is shown 2,000 times" in warning for warning in found["warnings"])
+    assert any("the 2 candidates are shown 2,000 times each" in warning for warning in found["warnings"])
     copied = "".join(f"{line},m{line.split(',')[2]}\n" for line in rows.splitlines())
     found, _ = imported(tmp_path / "again", columns, f"when,who,what,did,mode\n{copied}")
     assert not any("shown 2,000 times" in warning for warning in found["warnings"])
@@ -317,7 +329,7 @@ def test_what_came_after_is_no_context_of_slates_of_one_row(tmp_path):
 
 @pytest.mark.parametrize("given", [{}, {"viewer": "who", "slate": "weekday"}])
 def test_a_window_that_would_be_ignored_is_refused(given):
-    with pytest.raises(TabrankError, match="--window: applies to the rows of a viewer; name --viewer"):
+    with pytest.raises(TabrankError, match="--window: groups the rows of a viewer; give --viewer"):
         FlatColumns("what", "when", ("did",), **given, window_ms=30_000)
 
 

@@ -91,7 +91,7 @@ def test_a_missing_file_and_a_missing_column_are_named(tmp_path, source):
     ):
         import_ranklens(source, tmp_path / "log")
     (source / "impressions.csv.gz").unlink()
-    with pytest.raises(TabrankError, match=r"impressions.csv.gz: missing; --source names its folder"):
+    with pytest.raises(TabrankError, match=r"impressions.csv.gz: no such file; give the folder .* --source"):
         import_ranklens(source, tmp_path / "log")
     assert not (tmp_path / "log").exists()
 

@@ -81,7 +81,7 @@ def test_the_draft_predicts_the_primary_outcome_alone_and_asks_about_the_others(
     surface = read_surface(text)
     assert surface.weights == {"join": 1}
     assert list(surface.predicted) == ["join"]
-    assert "Which kinds of event are bad" in text
+    assert "Check which outcomes are bad" in text
     assert "Marked with bad = true: hide." in text
     assert list(read_surface(weighed(text)).predicted) == list(surface.outcomes)
 

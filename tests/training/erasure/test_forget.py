@@ -241,9 +241,9 @@ def test_a_file_holds_one_id_a_line_as_it_is_written(tmp_path, content, found):
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (b"\n\r\n", "ids.txt: must hold ids, one a line"),
+        (b"\n\r\n", "ids.txt: holds no id; write one"),
         (b"\xff\n", "ids.txt: not readable as UTF-8 text"),
-        (b"ann\n\n" + b"x" * 257, "ids.txt, line 3: must hold up to 256 characters"),
+        (b"ann\n\n" + b"x" * 257, "ids.txt, line 3: an id has at most 256 characters"),
         (b"ann\n" * 1_100_000, "ids.txt: has over 4 MiB; split it"),
         # The limit is within a character.
         (b"a" + "\u00e9".encode() * (2 << 20), "ids.txt: has over 4 MiB; split it"),

@@ -71,7 +71,7 @@ def test_rows_that_requests_pinned_are_left_out_and_said(data, surface):
 
 def test_rows_that_are_all_pinned_are_refused_in_a_sentence(data, surface):
     pinned = dataclasses.replace(data, pinned=np.ones(len(data), bool))
-    with pytest.raises(TabrankError, match=f"requests pinned all {len(data):,} rows, .* give a log with"):
+    with pytest.raises(TabrankError, match=f"requests pinned the .* all {len(data):,} rows, .* use a log"):
         judge(pinned, {"model": truth(data)}, surface)
 
 

@@ -237,7 +237,7 @@ def test_the_card_and_the_report_say_what_moves_a_ranking(evaluation):
     assert said in model_card(MANIFEST, changed)
     assert html.escape(said) in report_page(MANIFEST, changed)
     unmeasured = {**evaluation, "importance": []}
-    assert "No importance of features was measured." in model_card(MANIFEST, unmeasured)
+    assert "The importance of features was not measured." in model_card(MANIFEST, unmeasured)
     assert evaluation["labels"]["follows_host"] == "host is among viewer's follows"
 
 

@@ -75,7 +75,7 @@ def test_rows_that_requests_pinned_are_left_out_and_said(world, found):
     assert "750 rows that requests pinned are left out" in text(known)
     assert "750 rows that requests pinned are left out" in page(known)
     assert "pinned" not in text(found)
-    with pytest.raises(TabrankError, match="requests pinned all"):
+    with pytest.raises(TabrankError, match="requests pinned the places of all"):
         swept(world, rows=replace(world.rows, pinned=pinned | True))
 
 
@@ -159,7 +159,7 @@ def test_an_amount_has_its_unit_and_an_outcome_without_support_its_reason(world)
         ("hide=nan..0", "such as hide=-50..0"),
         ("hide=-50...5", "such as hide=-50..0"),
         ("hied=-50..0", "did you mean 'hide'"),
-        ("join=0..1", "beside join, its primary one"),
+        ("join=0..1", "beside the primary one, join"),
         ("stay=0..1", "it predicts join, hide, and the surface has join, hide"),
     ],
 )
@@ -223,7 +223,7 @@ def test_the_command_prints_json_and_writes_the_report(command, tmp_path):
     assert [point["weight"] for point in result["points"]] == [-50, -25, 0]
     assert json.loads((out / "report.json").read_text()) == result
     assert (out / "report.html").read_text() == page(result)
-    assert "20 rows are from the model's training time" in done.stderr
+    assert "20 rows are from the time on which the model was trained" in done.stderr
     again = CliRunner().invoke(app, [*command, "--sweep", "hide=-50..0", "--out", str(out)])
     assert again.exit_code == 2
     assert "exists already" in again.stderr

@@ -253,7 +253,7 @@ def test_an_untrained_artifact_is_called_worse(home):
 
 
 def test_a_log_without_propensities_is_refused(home, log_folder):
-    assert "no exposure has propensities" in offline(home, log_folder, code=2)
+    assert "no exposure of live traffic has propensities" in offline(home, log_folder, code=2)
 
 
 def test_a_reward_at_no_position_is_refused(home):

@@ -363,7 +363,7 @@ def test_a_time_of_one_arm_alone_parts_two_windows_and_a_late_replica_does_not(t
         late = sorted([*alone(10, 200), shown("v1", hours, "popular")], key=lambda row: row["ts_ms"])
         span = report(write_rows(tmp_path / f"{hours}", arms(0, 80) + late), LAUNCH)["window"]
         assert (span["start"], span["end"]) == (utc(START_MS), utc(START_MS + 10 * HOUR_MS))
-    with pytest.raises(TabrankError, match="launch: one arm had all viewers at all times; give a second arm"):
+    with pytest.raises(TabrankError, match="launch: one arm had all viewers all the time; give a second arm"):
         report(write_rows(tmp_path / "alone", alone(0)), LAUNCH)
 
 
@@ -1088,7 +1088,9 @@ def test_without_a_cluster_file_the_report_uses_the_log_and_the_surface_that_is_
     assert "cluster.yaml does not exist: using the log alone" in done.stderr
     done = run("report", "--log", won, "--experiment", "launch")
     assert done.exit_code == 2
-    assert "cluster.yaml names no surface; give the one that served, such as --surface spaces" in done.stderr
+    assert (
+        "cluster.yaml names no surface; give the one that was served, such as --surface spaces" in done.stderr
+    )
 
 
 def test_the_surface_is_that_of_the_application_beside_the_file(won, tmp_path, surface_file):

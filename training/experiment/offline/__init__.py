@@ -1,4 +1,4 @@
-"""Offline evaluation: estimate the value of an artifact from rankings with a randomised order.
+"""Offline evaluation: estimate the value of an artifact from rankings whose order was drawn.
 
-Imports `audit` and the layers below it, and nothing else of `experiment`.
+It imports `audit` and the layers below it, and nothing else of `experiment`.
 """

@@ -1,8 +1,8 @@
-"""Offline estimate of an artifact's reward before any traffic, from a served log with exploration.
+"""Estimate an artifact's reward before it gets any traffic, from a served log with exploration.
 
-The reference is `served`, the ranking by the logged scores, which is served without exploration.
-Where an arm has rules, viewers see that order as the rules change it: neither ranking here applies
-them. What requests pinned keeps its place in both.
+The artifact is compared with `served`, the ranking by the logged scores, which viewers get without
+exploration. If an arm has slate rules, viewers get that ranking as the rules change it; here,
+neither ranking applies rules. Candidates that requests pinned keep their places in both.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from training.experiment.offline.explored import explored
 from training.experiment.offline.interference import effect_of_above
 
 VERDICT_BY = "dr"
-# Report an effect of the candidates above from this number of standard errors on.
+# An effect of the candidates above is reported from this number of standard errors on.
 DOUBTFUL = 3.0
 SHOWN_PLACES = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1_000)
 SEED = 0
@@ -40,15 +40,15 @@ def offline(
     positions: int | None = None,
     progress: Progress = lambda share: None,
 ) -> dict[str, Any]:
-    """Estimate the expected number of candidates with `event`, per exposure, in a model's ranking.
+    """Estimate how many candidates per exposure get an `event` in a model's ranking.
 
-    `event` defaults to that of the primary outcome, `positions` (the first ones that count) to all.
-    The result holds that of `compare`, what is told `about` the exposures (`Explored`), `event` and
-    `version`. No ranking here has the rules of the arms, and pins keep their places in each.
+    By default, `event` is that of the primary outcome. Only the first `positions` count, or all.
+    The result holds that of `compare`, what `Explored` says `about` the exposures, `event` and
+    `version`. No ranking here applies the arms' rules, and pins keep their places in each.
 
     Raises:
-        TabrankError: the artifact or the log is invalid, the log has no propensities, or it has
-            too few events.
+        TabrankError: the artifact or the log is invalid, the log has no propensities, or it has too
+            few events.
     """
     artifact = load_artifact(model)
     surface = read_surface((model / "surface.toml").read_text(), str(model / "surface.toml"))
@@ -65,19 +65,21 @@ def offline(
 def compare(
     drawn: Drawn, score: F64, positions: int | None = None, *, is_probability: bool = True
 ) -> dict[str, Any]:
-    """Compare the ranking by `score` `[N, C]`, in the order shown, with that by the logged scores.
+    """Compare the ranking by `score` `[N, C]` with the ranking by the logged scores.
 
-    The result holds
+    Candidates are in the order shown. The result holds
 
-    * `exposures`, `viewers`, `events` (of drawn exposures, in the first `positions`), `positions`.
-    * `model`, `served`: `snips` and `dr`, each {value, interval}; `effective_events`; `clipped`,
-      the share of the weight.
+    * `positions`, and `exposures`, `viewers` and `events` of the drawn exposures, where events
+      count in the first `positions` only.
+    * `model`, `served`: the estimates `snips` and `dr`, each {value, interval}; `effective_events`;
+      and `clipped`, the share of the weight that was clipped.
     * `drawn`: {value, interval}, the actual reward of the drawn orders.
-    * `difference`: {`served` | `drawn`: {`snips` | `dr`: {value, interval, relative}}}, the
-      model's value less the reference.
-    * `examination`: {position: θ}; `above`: {value, interval, `matters`}, the effect of the
-      candidates above as `training.experiment.offline.interference` defines it, or null if the
-      log holds no information on it.
+    * `difference`: {`served` | `drawn`: {`snips` | `dr`: {value, interval, relative}}}, the model's
+      value minus that of the reference.
+    * `examination`: {position: θ}.
+    * `above`: {value, interval, `matters`}, the effect of the candidates above, as
+      `training.experiment.offline.interference` defines it, or null if the log holds no information
+      on it.
     * `verdict`: better, worse, or no difference shown, by the doubly robust difference to `served`.
 
     Raises:
@@ -93,7 +95,7 @@ def compare(
     for name, one in sums.items():
         if one.effective < MIN_EFFECTIVE:
             raise TabrankError(
-                f"the ranking by {name} has {one.effective:.0f} effective events and needs at least "
+                f"the ranking by {name} has {one.effective:.0f} effective events, but needs at least "
                 f"{MIN_EFFECTIVE:.0f}; collect more, or raise the arm's `explore`"
             )
     value = {(name, how): of(one) for name, one in sums.items() for how, of in ESTIMATORS.items()}
@@ -134,7 +136,7 @@ def _summary(estimate: Estimate, drawn: Drawn) -> dict[str, Any]:
     low, high = estimate.interval(drawn.cluster)
     if not np.isfinite(low + high):
         raise TabrankError(
-            "every exposure with a drawn order is of the same viewer, and an interval needs several: collect more"
+            "all exposures with a drawn order are of one viewer, but an interval needs several; collect more"
         )
     return {"value": estimate.value, "interval": [low, high]}
 
@@ -145,7 +147,7 @@ def _difference(ours: Estimate, theirs: Estimate, drawn: Drawn) -> dict[str, Any
 
 
 def text(result: Mapping[str, Any]) -> str:
-    """Format the result for people, the verdict first."""
+    """Format the result as text, with the verdict first."""
     against = result["difference"]["served"][VERDICT_BY]
     relative = "" if against["relative"] is None else f" ({against['relative']:+.1%})"
     scope = "all positions" if result["positions"] is None else f"the first {result['positions']} positions"

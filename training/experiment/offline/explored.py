@@ -1,6 +1,7 @@
-"""Exposures in randomised order, read from a served log: rewards and an artifact's scores.
+"""Read exposures in randomised order from a served log, with rewards and an artifact's scores.
 
-Letters: N exposures, C candidates of the longest one, P shown candidates of all exposures.
+In shapes, N is the number of exposures, C of the longest exposure's candidates, and P of the shown
+candidates of all exposures.
 """
 
 from __future__ import annotations
@@ -33,21 +34,21 @@ CUT, OPEN, FORGOTTEN, OUTSIDE = "cut", "open", "before_snapshot", "outside"
 
 @dataclass(frozen=True)
 class Explored:
-    """N drawn exposures with the artifact's `score` `[N, C]` in the order shown, NaN for padding.
+    """N drawn exposures with the artifact's `score` `[N, C]` in the order shown; NaN is padding.
 
-    The score is the utility with the surface's weights: one outcome's is its probability. `about`
-    is plain data for JSON:
+    The score is the utility by the surface's weights. If there is one outcome of weight 1, that is
+    its probability. `about` is plain data for JSON:
 
-    * `within_ms`, the window of the event: that of the first outcome which it begins, else the
-      longest.
-    * `served_versions`, the exposures by the version whose scores were drawn from, and
-      `seen_in_training`, those from the artifact's training period.
-    * `rules` of the arms, in words, of which a drawn order has none; and `pinned_candidates`, whose
-      places requests chose.
-    * `left_out`, the drawn exposures that cannot be used: `cut` (the request's limit hid
-      candidates), `open` (the event may still come), `before_snapshot` (the features cannot be
-      recomputed), `outside` (a known viewer outside experiments: a tester, or before the start or
-      after the end).
+    * `within_ms`: the window of the event. It is that of the first outcome that the event begins,
+      or else the longest window.
+    * `served_versions`: the number of exposures by the version whose scores the order was drawn
+    from. * `seen_in_training`: how many exposures are from the artifact's training period. *
+    `rules`: the rules of the arms in words, which drawn orders do not apply. * `pinned_candidates`:
+    how many candidates have a place that the request chose. * `left_out`: how many drawn exposures
+    cannot be used. `cut`: the request's limit hid candidates.
+      `open`: the event may still come. `before_snapshot`: the features cannot be recomputed.
+      `outside`: a known viewer outside of the experiment, such as a tester, or before its start or
+      after its end.
     """
 
     drawn: Drawn
@@ -73,8 +74,8 @@ def explored(
     draws = read_draws(folder, log)
     if not draws:
         raise TabrankError(
-            f"{folder}: no exposure has propensities in live traffic, so no order was drawn and another ranking "
-            "cannot be evaluated; set `explore` for the arm in cluster.yaml, and use the log served after that"
+            f"{folder}: no exposure of live traffic has propensities, so no order was drawn at random and another "
+            "ranking cannot be evaluated; set `explore` for the arm in cluster.yaml, and use the log served after that"
         )
     replay = Replay(features.schema, log)
     windows = (outcome.within_ms for outcome in surface.outcomes.values() if outcome.event == event)
@@ -97,7 +98,7 @@ def explored(
             why[i] = CUT
     left_out = {CUT: 0, OPEN: 0, FORGOTTEN: 0, OUTSIDE: 0} | Counter(why.values())
     used = np.array([i for i in draws if i not in why], np.int64)
-    # An exposure that stands for several is there as often.
+    # An exposure that represents several occurs as often.
     rows = np.repeat(used, log.exposures["one_in"].to_numpy()[used])
     if not len(rows):
         raise TabrankError(
@@ -107,7 +108,8 @@ def explored(
         )
     lengths = np.diff(replay.first)[rows]
     is_shown = np.arange(lengths.max()) < lengths[:, None]
-    # [N, C], the index of each shown candidate; of padding that of a value after the last.
+    # [N, C], the index of each shown candidate. Padding has the index of a value after the last
+    # one.
     at = np.where(is_shown, replay.first[rows][:, None] + np.arange(lengths.max()), len(replay.shown))
     weight = np.full(is_shown.shape, -np.inf)
     weight[is_shown] = np.concatenate([draws[i].weight for i in rows.tolist()])
@@ -133,7 +135,7 @@ def explored(
 
 
 def _earned(replay: Replay, log: Log, event: str, within_ms: int) -> F64:
-    """Return `[P]` 1 if the event followed within its window, else 0."""
+    """Return `[P]` 1 where the event followed within its window, else 0."""
     owners = Owners.in_replay(replay, log)
     shown_ms = np.repeat(replay.exposure_ms, np.diff(replay.first))
     events = np.flatnonzero(replay.event_kind == event)

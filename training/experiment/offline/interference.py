@@ -1,14 +1,18 @@
-"""Interference test: whether the candidates above a candidate change its reward.
+"""Test for interference: do the candidates above a candidate change its reward?
 
-Under examination × attraction they do not. Given the slate and a candidate's position, the draw
-determines at random which candidates are above. With z the sum of their logged scores and z̄ its
-mean over draws with the same position of the candidate, Σ y·(z − z̄) has mean 0 if only position
-and candidate matter. That sum is the score of γ = 0 in the model θ(k)·a·exp(γ(z − z̄)); divided by
-its information it is a one-step estimate of γ (Rao 1948, "Large sample tests of statistical
-hypotheses concerning several parameters"). Viewers who leave after they found something give
-γ < 0. The test needs thousands of events. Orders drawn from utilities have no logged probability:
-of those, a score is the logistic function of its log weight, and only the sign of γ has a meaning.
-Letters: N exposures, C candidates, D draws.
+If a reward is examination × attraction, they do not. Given the slate and a candidate's position,
+the draw decides at random which candidates are above it. Let z be the sum of their logged scores,
+and z̄ its mean over draws with the same position of the candidate. Then Σ y·(z − z̄) has mean 0 if
+only position and candidate matter.
+
+That sum is the score at γ = 0 in the model θ(k)·a·exp(γ(z − z̄)). Divided by its information, it is
+a one-step estimate of γ (Rao 1948, "Large sample tests of statistical hypotheses concerning several
+parameters"). If viewers leave after they have found something, γ is negative. The test needs
+thousands of events.
+
+Orders that were drawn from utilities have no logged probability. For those, a score is the logistic
+function of its log weight, and only the sign of γ has a meaning. In shapes, N is the number of
+exposures, C of candidates and D of draws.
 """
 
 from __future__ import annotations
@@ -42,7 +46,7 @@ def _expected(weight: F64, worth: F64, bins: Bins, rng: Generator) -> F64:
     total, times = np.zeros(weight.shape), np.zeros(weight.shape)
     here = bins.of[: weight.shape[1]]
     for part, order in drawn_orders(weight, rng):
-        # Keep the draws that put the candidate into its own bin.
+        # Use only the draws that put the candidate into the bin where it was shown.
         stands = here[order] == here
         drawn = np.take_along_axis(np.broadcast_to(worth[part], order.shape), order, 2)
         above = np.cumsum(drawn, axis=2) - drawn
