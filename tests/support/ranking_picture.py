@@ -29,7 +29,8 @@ NUM_TOP = 5
 NUM_REASONS = 3
 KEPT_UNITS = {YES_NO, "s"}
 SIGNS = (
-    "+ speaks for the room, − against it. Typical: the median, or the most frequent value, of the 55 rooms."
+    "+ speaks for the room, − against it. Clicked and joined are shares of the rooms shown. "
+    "Typical: the median, or most frequent value, of the 55."
 )
 # The card has its own background, so that it can be read on a page of any colour.
 STYLE = """
@@ -110,7 +111,7 @@ def draw(topic: dict[str, Any]) -> str:
     if topic["control"]["before"] == topic["control"]["after"]:
         foot += f" For another viewer, the new room stayed at {topic['control']['after']}."
     feet = [text(MARGIN, bottom - LINE, SIGNS, "dim small"), text(MARGIN, bottom, foot, "dim small")]
-    title = "What one viewer sees of 55 live rooms"
+    title = "One viewer's order of 55 live rooms"
     body = "\n".join([text(MARGIN, 40, title, "title"), *parts, *feet])
     size = f'width="{WIDTH}" height="{bottom + 20:g}" viewBox="0 0 {WIDTH} {bottom + 20:g}"'
     card = f'<rect x="0.5" y="0.5" width="{WIDTH - 1}" height="{bottom + 19:g}" rx="10" class="card"/>'
