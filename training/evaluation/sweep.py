@@ -73,7 +73,7 @@ def swept_weights(sweep: str, surface: Surface, steps: int) -> tuple[str, list[f
             f"{', '.join(surface.outcomes)}. To sweep another, give it a weight in [weights], and fit again"
         )
     if high > 0 and surface.outcomes[name].bad:
-        raise TabrankError(f"{where}: {high:g} would reward a bad outcome; end the sweep at 0")
+        raise TabrankError(f"{where}: {high:g} rewards a bad outcome; end the sweep at 0")
     # Round the weights to what is printed, because people copy that.
     return name, [float(f"{value:.6g}") for value in np.linspace(low, high, steps)]
 
