@@ -290,9 +290,7 @@ def slate(
 def replay(
     log: LogFolder,
     url: Annotated[str, typer.Option(help="Address of the service.")] = "http://127.0.0.1:8000",
-    surface: Annotated[
-        str | None, typer.Option(help="Name or file of the surface. Default: the model's.")
-    ] = None,
+    surface: Annotated[str | None, typer.Option(help="Surface; default: that of the model.")] = None,
     model: Annotated[
         Path | None,
         anywhere(callback=artifact_of, help="The served artifact, to compare the scores with `evaluate`."),

@@ -139,10 +139,7 @@ def _rule(data: Dataset, features: list[Feature], popular: str) -> str:
             rates += [(ones.mean(), name, zeros.mean())] if ones.mean() > zeros.mean() + 2 * error else []
     rates.sort(reverse=True)
     lines = [f"# {_plain(name)}: {one:.1%} where it is 1, else {zero:.1%}" for one, name, zero in rates]
-    head = [
-        "",
-        "# A rule to compare the model with: sort by what raises the outcome's rate, then popularity.",
-    ]
+    head = ["", "# A rule to compare the model with: what raises the outcome's rate, then popularity."]
     rule = ["[baseline]", f"sort = {toml([*(name for _, name, _ in rates), popular])}", ""]
     return "\n".join([*head, *lines, *rule]) if rates else ""
 

@@ -68,12 +68,12 @@ def swept_weights(sweep: str, surface: Surface, steps: int) -> tuple[str, list[f
         )
     if name not in (further := list(predicted)[1:]):
         raise TabrankError(
-            f"{where}: {name!r} is no outcome that the model predicts beside the primary one, "
-            f"{next(iter(predicted))}{did_you_mean(name, further)}; it predicts {', '.join(predicted)}; the surface "
-            f"has {', '.join(surface.outcomes)}. To sweep another one, give it a weight in [weights] and fit again"
+            f"{where}: {name!r} is no outcome that the model predicts beside {next(iter(predicted))}, its primary one"
+            f"{did_you_mean(name, further)}; it predicts {', '.join(predicted)}, and the surface has "
+            f"{', '.join(surface.outcomes)}. To sweep another, give it a weight in [weights], and fit again"
         )
     if high > 0 and surface.outcomes[name].bad:
-        raise TabrankError(f"{where}: {high:g} would reward a bad outcome; end the sweep at 0")
+        raise TabrankError(f"{where}: {high:g} rewards a bad outcome; end the sweep at 0")
     # Round the weights to what is printed, because people copy that.
     return name, [float(f"{value:.6g}") for value in np.linspace(low, high, steps)]
 

@@ -262,7 +262,7 @@ def test_an_arm_without_a_published_model_is_refused(home, tmp_path):
     [
         (["--arm", "modl"], "unknown arm 'modl'; did you mean 'model'?"),
         (["--arm", "plain"], "arm plain has no rules; declare them as its `slate` in cluster.yaml"),
-        (["--arm", "shuffle"], "arm shuffle ranks by shuffle; name an arm of a model"),
+        (["--arm", "shuffle"], "arm shuffle ranks by shuffle and not by a model"),
         (["--arm", "model", "--config", "gone.yaml"], "gone.yaml: cannot be read"),
     ],
 )

@@ -159,7 +159,7 @@ def test_an_amount_has_its_unit_and_an_outcome_without_support_its_reason(world)
         ("hide=nan..0", "such as hide=-50..0"),
         ("hide=-50...5", "such as hide=-50..0"),
         ("hied=-50..0", "did you mean 'hide'"),
-        ("join=0..1", "beside the primary one, join"),
+        ("join=0..1", "beside join, its primary one"),
         ("stay=0..1", "it predicts join, hide, and the surface has join, hide"),
     ],
 )

@@ -81,5 +81,5 @@ def test_equal_logits_get_the_base_rate() -> None:
 
 def test_logits_that_are_not_finite_and_no_rows_are_refused() -> None:
     for logit in ([np.nan, 1.0], []):
-        with pytest.raises(TabrankError, match="all finite"):
+        with pytest.raises(TabrankError, match="and all finite"):
             fit_platt(np.array(logit), np.zeros(len(logit)))
