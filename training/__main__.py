@@ -38,7 +38,7 @@ from training.terminal import (
 
 History = Annotated[Path | None, anywhere(help="The log from which the state starts.")]
 
-app = command_line(__doc__)
+app = command_line(__doc__, extra="training")
 app.add_typer(imports, name="import")
 app.add_typer(bench, name="bench", help="Measure the speed of scoring.")
 app.add_typer(

@@ -68,21 +68,34 @@ class Commands(TyperGroup):
             if isinstance(error, OSError) and "://" in str(error.filename):
                 # A bucket cannot be reached, or refuses the request.
                 print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+            elif ctx.obj and isinstance(error, ModuleNotFoundError) and _is_missing(error.name):
+                remedy = f"run `python -m pip install 'tabrank[{ctx.obj}]'`"
+                print(f"{ctx.invoked_subcommand} needs the package {error.name}; {remedy}", file=sys.stderr)
             else:
                 traceback.print_exc()
         raise typer.Exit(2)
 
 
-def command_line(about: str | None, **options: Any) -> typer.Typer:
-    """Return the command line of a package, whose docstring is its help."""
+def command_line(about: str | None, extra: str = "", **options: Any) -> typer.Typer:
+    """Return the command line of a package, whose docstring is its help.
+
+    `extra` is the extra of tabrank with the packages that the commands import. If one is missing,
+    the message names that extra.
+    """
     return typer.Typer(
         cls=Commands,
         help=about,
+        context_settings={"obj": extra},
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
         **options,
     )
+
+
+def _is_missing(module: str | None) -> bool:
+    """Return True if a whole package is missing, and not only a module of one that was imported."""
+    return bool(module) and sys.modules.get(str(module).partition(".")[0]) is None
 
 
 class Parts:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -101,3 +103,11 @@ def test_a_search_with_a_torn_record_is_refused_with_the_remedy(folder):
     text = refused("search", "--surface", "spaces", "--log", folder / "log", "--out", folder / "unfinished")
     assert "search.json: cannot be read" in text
     assert f"remove {folder / 'unfinished'}" in text
+
+
+def test_without_the_extra_a_command_names_it():
+    program = "import sys; sys.modules['torch'] = None; from training.__main__ import app; app(sys.argv[1:])"
+    command = (sys.executable, "-c", program, "bench", "scorer", "--model", ".")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    told = "bench needs the package torch; run `python -m pip install 'tabrank[training]'`\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", told)

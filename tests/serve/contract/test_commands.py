@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from serve.contract.commands import Commands, Parts
+from serve.contract.commands import Commands, Parts, command_line
 from serve.contract.errors import TabrankError
 from serve.contract.validation import spelled
 
@@ -43,6 +44,19 @@ def bug() -> None:
 
 @group.command()
 def other() -> None:
+    pass
+
+
+with_extra = command_line("An example.", extra="training")
+
+
+@with_extra.command()
+def needs(module: str) -> None:
+    importlib.import_module(module)
+
+
+@with_extra.command()
+def unused() -> None:
     pass
 
 
@@ -143,3 +157,16 @@ def test_a_part_that_takes_a_second_or_more_says_how_long(monkeypatch):
 )
 def test_a_duration_is_told_in_units_for_people(seconds, text):
     assert spelled(seconds) == text
+
+
+def test_a_missing_package_is_told_with_the_extra_that_brings_it():
+    done = CliRunner().invoke(with_extra, ["needs", "no_such_package.part"])
+    told = "needs needs the package no_such_package; run `python -m pip install 'tabrank[training]'`\n"
+    assert (done.exit_code, done.stderr) == (2, told)
+
+
+def test_a_missing_module_of_a_package_that_is_there_is_a_bug():
+    done = CliRunner().invoke(with_extra, ["needs", "serve.no_such_module"])
+    assert done.exit_code == 2
+    assert "Traceback" in done.stderr
+    assert "pip install" not in done.stderr
