@@ -245,7 +245,7 @@ def test_the_page_and_the_card_have_each_outcome(surface, found):
     assert "<h2>Outcomes</h2>" in page
     for text in (page, card):
         assert "hide, weight -2" in text
-        assert "Expected utility: the sum of weights times amounts per exposure" in text
+        assert "Expected utility is the sum of weights times amounts per exposure" in text
     assert "- **Outcomes**: `join` (weight 1): the event `join` within 10 s of being shown; `hide`" in card
     assert dict(line[:2] for line in measures(whole))["expected utility"].startswith(
         f"{found['model']['expected_utility']:.4f}"

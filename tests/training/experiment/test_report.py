@@ -907,7 +907,7 @@ def test_without_a_difference_the_report_names_the_days_needed(tmp_path):
     result = report(write_experiment(tmp_path / "log"), LAUNCH)
     assert result["verdict"] == "no difference shown"
     assert result["days_needed"] > 10
-    assert f"after {result['days_needed']} more days" in result["outlook"]
+    assert f"after {result['days_needed']:,} more days" in result["outlook"]
     assert result["outlook"].startswith("an effect of 2.0% shows with 80 % probability at a look after ")
     join_rate = next(metric for metric in result["metrics"] if metric["name"] == "join_per_viewer")
     assert join_rate["power"] < 0.2 < join_rate["detectable"] * 5
