@@ -30,7 +30,10 @@ join = { event = "join", within = "30m" }
 [viewer]
 country = "category"
 """
-BELOW = 'shown = { kind = "count", entity = "candidate", event = "impression" }\n'
+BELOW = """
+shown = { kind = "count", entity = "candidate", event = "impression" }
+same_language = { kind = "match", viewer = "viewer.country", candidate = "candidate.topic" }
+"""
 
 
 def blocks(language: str, text: str = GUIDE) -> list[str]:
@@ -68,7 +71,7 @@ def section(title: str) -> tuple[Rule, ...]:
     return rules_of(yaml.safe_load(blocks("yaml", part(title))[0]))
 
 
-def arranged(rules, score, pins=(), **facts):
+def arranged(rules, score, pins=(), num_shown=None, **facts):
     """Return the rules' order of candidates that are given in the order by utility, from 0."""
     num = len(score)
     values = {
@@ -78,7 +81,8 @@ def arranged(rules, score, pins=(), **facts):
     }
     values["shown_before"] = np.array(facts.get("shown_before", [np.nan] * num), np.float32)
     scores, standing = np.array(score, np.float32), np.zeros(num, np.int8)
-    return rerank(rules, dict(pins), np.arange(num), scores, standing, values.__getitem__, num, tells=True)
+    given = np.arange(num), scores, standing, values.__getitem__, num_shown or num
+    return rerank(rules, dict(pins), *given, tells=True)
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
@@ -132,6 +136,21 @@ def test_the_answer_of_the_guide_tells_what_the_table_shows():
     assert (answer["position"], answer["score"]) == (int(row[0]), float(row[4]))
     assert answer["moved"]["position_before"] == 1 + list(FACTS).index(answer["candidate"])
     assert answer["moved"]["rules"] == [section(title)[0].text]
+
+
+def test_a_page_of_three_tells_what_a_rule_brought_in_and_a_longer_one_what_left():
+    rules, rooms = section("One rule, before and after"), list(FACTS)
+    scores, hosts = ([one[name] for one in FACTS.values()] for name in ("score", "host"))
+    short, long = (arranged(rules, scores, num_shown=num, host=hosts) for num in (3, None))
+    shown = [row for row in table(part("What left the page"), 4) if row[1] in rooms]
+    assert [rooms[i] for i in short.order[:3]] == [row[1] for row in shown]
+    before = [1 + int(i) for i in short.order[:3]]
+    assert [row[2] for row in shown] == ["(`moved` is null)", *map(str, before[1:])]
+    assert before[0] == 1
+    assert long.order[:3].tolist() == short.order[:3].tolist()
+    (left,) = {1, 2, 3} - set(before)
+    assert f"position\n{left} is missing" in part("What left the page")
+    assert rooms[left - 1] == "r3"
 
 
 def test_several_rules_have_the_order_that_the_guide_shows():

@@ -17,6 +17,11 @@ T = TypeVar("T")
 # repeats.
 MAX_QUOTED = 80
 MAX_DETAIL = 300
+# What msgspec writes of types and bounds, and what a message says instead. For example, "Expected
+# `array` of length <= 10" becomes "Expected an array with a length of at most 10".
+WORDS = {"int": "a whole number", "float": "a number", "str": "a string", "bool": "true or false", "`": ""}
+WORDS |= {"array": "an array", "object": "an object", "|": "or", "of": "with a"}
+WORDS |= {">=": "of at least", "<=": "of at most"}
 
 
 def invalid(message: str, fields: Mapping[str, Sequence[str]]) -> RequestError:
@@ -27,7 +32,8 @@ def invalid(message: str, fields: Mapping[str, Sequence[str]]) -> RequestError:
     """
     # Search from the end: the text before may contain client input.
     at = message.rfind(" - at `")
-    detail, path = (message[:at], message[at + 7 :]) if at >= 0 else (message, "")
+    # For the key of an object msgspec writes `key` in `$.path`.
+    detail, path = (message[:at], message[message.find("$", at) :]) if at >= 0 else (message, "")
     # msgspec writes [...] for an element whose place it does not report.
     path = path.rstrip("`").replace("[...]", "")
     pointer = re.sub(r"\[(\d+)\]", r".\1", path).removeprefix("$").replace(".", "/")
@@ -45,6 +51,8 @@ def invalid(message: str, fields: Mapping[str, Sequence[str]]) -> RequestError:
         detail = f"{detail}: whole {MILLISECONDS}"
     elif detail.startswith("Expected `str") and detail.endswith("got `int`"):
         detail = f'{detail}; write it in quotes: "17"'
+    if detail.startswith("Expected `"):
+        detail = re.sub(r"`|\||\w+|[<>]=", lambda found: WORDS.get(found[0], found[0]), detail)
     return RequestError(422, "invalid request", detail, pointer)
 
 

@@ -65,6 +65,8 @@ VALUE = "\0"
 # The id of a viewer or candidate for which a store may keep a row.
 KEPT = "An id, 1 to 256 characters of which the first is not NUL."
 KeptId = Annotated[Id, Meta(description=KEPT, extra_json_schema={"pattern": r"^[^\u0000]"})]
+# A position from 1. `serve.http.decoding` checks it, because msgspec does not say whose it is.
+Pinned = Annotated[int, Meta(extra_json_schema={"minimum": 1, "maximum": MAX_CANDIDATES})]
 Degraded = Literal[
     "store_unavailable",
     "scorer_unavailable",
@@ -95,7 +97,7 @@ class RankRequest(Struct, forbid_unknown_fields=True):
         Meta(max_length=MAX_CANDIDATES, description="Items to rank; each id once."),
     ]
     limit: Annotated[int, Meta(ge=1, le=MAX_MS, description=LIMIT)] | None = None
-    pins: Annotated[dict[Id, Annotated[int, Meta(ge=1, le=MAX_CANDIDATES)]], Meta(description=PINS)] = {}
+    pins: Annotated[dict[Id, Pinned], Meta(description=PINS)] = {}
     context: Annotated[dict[str, Any], Meta(description="The context fields of the surface.")] = {}
     request_id: Annotated[Id | None, Meta(description=REQUEST_ID)] = None
     explain: Annotated[Explain, Meta(description=EXPLAIN)] = False

@@ -17,7 +17,7 @@ def sentence(position: int, reasons: Sequence[Reason]) -> str:
     """Return why a candidate has its position, from its reasons.
 
     Example: "First. In favour: joined this host's rooms (0.31, typical 0.05). Against: people in
-    the room (3 people, typical 12)."
+    the room (3, typical 12)."
     """
     parts = [ORDINALS.get(position, f"Position {position}")]
     least = WORTH_WORDS * max((abs(reason.contribution) for reason in reasons), default=0.0)
@@ -28,10 +28,17 @@ def sentence(position: int, reasons: Sequence[Reason]) -> str:
 
 
 def in_words(reason: Reason) -> str:
-    """Return one reason: its label, the value and the typical value."""
-    unit = "" if reason.unit in (None, YES_NO) or reason.value is None else f" {reason.unit}"
+    """Return one reason: its label, the value and the typical value.
+
+    Example: "time since the room started (5,780 s, typical 3,036)".
+    """
+    unit = "" if reason.unit in (None, YES_NO) else f" {reason.unit}"
     value, typical = (_worded(each, reason.unit) for each in (reason.value, reason.typical))
-    return f"{reason.label} ({value}{unit}, typical {typical})"
+    # The unit stands once, after the first value that is there.
+    said = (
+        f"{value}, typical {typical}{unit}" if reason.value is None else f"{value}{unit}, typical {typical}"
+    )
+    return f"{reason.label} ({said})"
 
 
 def _worded(value: FeatureValue, unit: str | None) -> str:

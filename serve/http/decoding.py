@@ -44,6 +44,8 @@ def _check_pins(request: RankRequest) -> None:
     for name, position in request.pins.items():
         if name not in ids:
             detail = f"{quoted(name)} is pinned and is no candidate; list it, or leave its pin out"
+        elif position < 1:
+            detail = f"position {position} does not exist; the first one is 1"
         elif position > num_shown:
             detail = f"position {position} is beyond the {num_shown} that are shown; pin to one of them"
         elif (other := taken.setdefault(position, name)) != name:

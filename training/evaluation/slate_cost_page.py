@@ -18,7 +18,7 @@ DOUBT = (
 ORDERS = (
     "Orders, and impressions in the first ten places: without the rule → with it. The Gini coefficient is 0 if all "
     "values have as many impressions, and near 1 if one has nearly all. A place is unmet if each candidate that was "
-    "left broke a rule."
+    "left broke a rule. The share of the rankings that have such a place is in brackets."
 )
 CAPTION = "All rules against none, and each against the others alone. Intervals are at 95 %, with viewers as clusters."
 
@@ -73,7 +73,7 @@ def _tables(result: Mapping[str, Any]) -> list[Rows]:
     names = list(result["about"])
     outcomes: Rows = [("rule", *names)]
     orders: Rows = [
-        ("rule", "rankings changed", "places moved", f"largest {result['by']}", "Gini", "places unmet")
+        ("rule", "rankings changed", "places moved", f"largest {result['by']}", "Gini", "unmet (rankings)")
     ]
     for cost in result["costs"]:
         found = [cost["outcomes"][name] for name in names]
@@ -81,7 +81,7 @@ def _tables(result: Mapping[str, Any]) -> list[Rows]:
         sides = [cost["without"], cost["with"]]
         shares = [side["impressions"] or {"largest": None, "gini": None} for side in sides]
         pairs = [[number(share[key], ".3f") for share in shares] for key in ("largest", "gini")]
-        pairs.append([f"{side['unmet']['places']:,}" for side in sides])
+        pairs.append([f"{side['unmet']['places']:,} ({side['unmet']['rankings']:.1%})" for side in sides])
         moved = f"{cost['rankings_changed']:.1%}", f"{cost['displacement']:.2f}"
         orders.append((_label(cost), *moved, *map(" → ".join, pairs)))
     return [outcomes, orders]

@@ -31,7 +31,9 @@ from serve.ranking.slate.where import Facts, meeting
 class Reranked(NamedTuple):
     """Order `[C]` after rules and pins, and how it came about.
 
-    `why` has, by candidate, the numbers of the rules that moved it, in the order of the rules.
+    `why` has, by candidate, the numbers of the rules that moved it, in the order of the rules. They
+    are the boosts whose conditions it meets, if the boosts alone change its place, and the spread
+    or limit for which it had to wait.
     `num_unmet` counts the places at which every candidate that was left broke a rule.
     """
 
@@ -83,9 +85,11 @@ def rerank(
     boosts = {k: rule.boost for k, rule in enumerate(rules) if rule.boost}
     if boosts and (is_scored := score == score).any():
         met = [meeting(boost.where, facts, len(order)) for boost in boosts.values()]
-        order = boosted(score, order, list(boosts.values()), met)
+        given, order = order, boosted(score, order, list(boosts.values()), met)
+        # A boost that leaves a candidate at its place did not move it, even if another rule does.
+        moved = order[order != given]
         for k, here in zip(boosts, met, strict=True):
-            for i in np.flatnonzero(here & is_scored).tolist() if tells else ():
+            for i in moved[(here & is_scored)[moved]].tolist() if tells else ():
                 why[i].append(k)
     windows = {k: one for k, rule in enumerate(rules) if (one := _window(rule, facts, order))}
     if not pins and all(window.is_kept(num_shown) for window in windows.values()):

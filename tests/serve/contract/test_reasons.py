@@ -23,4 +23,4 @@ def test_a_sentence_names_what_speaks_for_a_position_and_what_against_it():
 def test_words_sets_and_missing_values_are_read_as_people_would():
     assert in_words(Reason("topic", "topic", "jazz", None, None, 1.0)) == "topic (jazz, typical missing)"
     assert in_words(Reason("tags", "tags", [], ["x", "y"], None, 1.0)) == "tags (none, typical x, y)"
-    assert in_words(Reason("age", "age", None, 3.0, "s", 1.0)) == "age (missing, typical 3)"
+    assert in_words(Reason("age", "age", None, 3.0, "s", 1.0)) == "age (missing, typical 3 s)"

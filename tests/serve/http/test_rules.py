@@ -135,9 +135,11 @@ def test_a_viewer_of_the_holdout_has_pins_and_no_rules(tmp_path, log_folder):
         ({"x": 1}, "/pins/x", "'x' is pinned and is no candidate; list it, or leave its pin out"),
         ({"a": 3}, "/pins/a", "position 3 is beyond the 2 that are shown; pin to one of them"),
         ({"a": 2, "b": 2}, "/pins/b", "position 2 has the pin of 'a' already; give each one of its own"),
-        ({"a": 0}, "/pins", "Expected `int` >= 1"),
-        ({"a": "1"}, "/pins", "Expected `int`, got `str`"),
-        (["a"], "/pins", "Expected `object`, got `array`"),
+        ({"a": 0}, "/pins/a", "position 0 does not exist; the first one is 1"),
+        ({"a": -1}, "/pins/a", "position -1 does not exist; the first one is 1"),
+        ({"a": "1"}, "/pins", "Expected a whole number, got a string"),
+        ({"": 1}, "/pins", "Expected a string with a length of at least 1"),
+        (["a"], "/pins", "Expected an object, got an array"),
     ],
 )
 def test_a_pin_that_cannot_be_is_refused_with_the_remedy(tmp_path, log_folder, pins, pointer, detail):

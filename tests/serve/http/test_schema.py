@@ -39,7 +39,7 @@ def beyond_words(case, response):
     text = response.text
     # The schema allows an id by itself and again with fields, and 1.0 for an integer.
     # Nor can it say that a pin is of a candidate, at a place of its own that is shown.
-    beyond = ("duplicate candidate", "got `float`", '"pointer":"/pins/')
+    beyond = ("duplicate candidate", "got a number", '"pointer":"/pins/')
     if response.status_code == 422 and any(words in text for words in beyond):
         return [positive_data_acceptance]
     # The valid records of a batch are accepted, and the others are named.

@@ -89,7 +89,8 @@ def test_a_boost_orders_scored_candidates_by_the_boosted_utility(request):
     utility = score.astype(np.float64) + 0.3 * facts[PARTNER].astype(np.float64)
     ranked = sorted(order[:num_scored].tolist(), key=lambda i: -utility[i])
     assert found.order.tolist() == ranked + order[num_scored:].tolist()
-    assert set(found.why) == {i for i in ranked if facts[PARTNER][i]}
+    places = zip(order[:num_scored].tolist(), ranked, strict=True)
+    assert set(found.why) == {i for before, i in places if i != before and facts[PARTNER][i]}
 
 
 @pytest.mark.parametrize("pins", [{}, {0: 2}])
@@ -103,6 +104,16 @@ def test_a_place_that_no_candidate_may_have_gets_the_best_and_counts(pins):
 def test_the_rules_that_moved_a_candidate_are_named_in_their_order():
     facts = {HOSTS: np.array([7, 7, 8], np.uint64), PARTNER: np.array([0, 1, 0], np.float32)}
     rules = [Rule(spread=Spread(HOSTS, 1, 2)), Rule(boost=Boost({PARTNER: Wanted(low=1)}, 0.1))]
-    given = np.arange(3), np.array([0.9, 0.5, 0.1], np.float32), np.zeros(3, np.int8), facts.__getitem__
+    score = np.array([0.9, 0.5, 0.55], np.float32)
+    given = np.array([0, 2, 1]), score, np.zeros(3, np.int8), facts.__getitem__
     found = rerank(rules, {}, *given, 3, tells=True)
     assert (found.order.tolist(), found.why) == ([0, 2, 1], {1: [0, 1]})
+
+
+def test_a_boost_that_was_too_small_is_not_named_for_what_a_spread_did():
+    """Candidate 2 comes to the second place because 1 waits; the boost would have left it third."""
+    facts = {HOSTS: np.array([7, 7, 8], np.uint64), PARTNER: np.array([0, 0, 1], np.float32)}
+    small = Rule(boost=Boost({PARTNER: Wanted(low=1)}, 0.1))
+    given = np.arange(3), np.array([0.9, 0.5, 0.3], np.float32), np.zeros(3, np.int8), facts.__getitem__
+    found = rerank([small, Rule(spread=Spread(HOSTS, 1, 2))], {}, *given, 3, tells=True)
+    assert (found.order.tolist(), found.why) == ([0, 2, 1], {1: [1]})

@@ -96,6 +96,14 @@ def test_places_without_a_candidate_that_keeps_the_rules_are_counted(world):
     assert cost["with"]["impressions"] == {"largest": 1, "gini": 0}
 
 
+def test_the_places_that_no_candidate_could_keep_are_printed_with_the_share_of_such_rankings(world):
+    data = world.rows
+    alike = np.array(data.fields)
+    alike["candidate"]["host"] = 1
+    printed = text(told(costs(world, [SPREAD], rows=replace(data, fields=alike))))
+    assert f"0 (0.0%) → {(PER - 1) * 800:,} (100.0%)" in printed
+
+
 def test_a_spread_by_host_evens_out_the_impressions_of_hosts(found):
     spread = found["costs"][2]
     for measure in ("largest", "gini"):
