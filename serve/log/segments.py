@@ -19,16 +19,7 @@ import pyarrow.parquet as pq
 from serve.contract.errors import WriterFenced
 from serve.contract.records import Candidate, Event, Forget, Viewer
 from serve.contract.validation import refuse_file
-from serve.log.events import (
-    CANDIDATES,
-    EVENT_IDS,
-    EXPOSURE_IDS,
-    VIEWERS,
-    Ended,
-    Exposure,
-    JournalEntry,
-    key,
-)
+from serve.log.events import CANDIDATES, EVENT_IDS, EXPOSURE_IDS, VIEWERS, Ended, Exposure, JournalEntry, key
 from serve.log.lease import Types, under_lease
 from serve.log.reader import ARROW, TABLES, unmerged
 from serve.log.snapshots import numbers
