@@ -70,9 +70,8 @@ def read(path: Path) -> Config:
         reason = error.strerror or "unreadable"
         raise TabrankError(f"{path}: {reason}; name a Ray Serve config file such as cluster.yaml") from None
     document = Document(path, raw)
-    with warnings.catch_warnings():
-        # Ray warns about its own fields, and about metrics_interval_s, which has no replacement.
-        warnings.simplefilter("ignore")
+    # Ray warns about its own fields, and about metrics_interval_s, which has no replacement.
+    with warnings.catch_warnings(action="ignore"):
         pools, sizes = _check(Node.root(document))
     document.warnings.sort(key=PLACE)
     if document.refused:

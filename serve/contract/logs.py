@@ -73,7 +73,7 @@ class OneLine(logging.Filter):
     An id may hold any character, newlines included.
     """
 
-    def __init__(self, application: str | None = None) -> None:
+    def __init__(self, application: str) -> None:
         super().__init__()
         self._application = application
 
@@ -82,8 +82,7 @@ class OneLine(logging.Filter):
         record.msg, record.args = escaped(record.getMessage()), ()
         if "request_id" in record.__dict__:
             record.__dict__["request_id"] = escaped(str(record.__dict__["request_id"]))
-        if self._application is not None:
-            record.application = self._application
+        record.application = self._application
         return True
 
 

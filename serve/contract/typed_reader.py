@@ -12,17 +12,9 @@ from dataclasses import replace
 from functools import cache
 from typing import Annotated, Any, NamedTuple, TypeVar, cast, get_args
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    GetCoreSchemaHandler,
-    TypeAdapter,
-    ValidationError,
-)
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, TypeAdapter
 from pydantic.json_schema import SkipJsonSchema
-from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, ValidationError
 
 from serve.contract.errors import TabrankError, unknown
 from serve.contract.validation import TYPE_NAMES, number, whole

@@ -130,15 +130,3 @@ def misfits(
             yield (name,), f"{weight:g} rewards a bad outcome; make it negative, or change the surface"
     if not any(weights.values()):
         yield (), "all weights are 0, so all candidates are worth the same; give one another weight"
-
-
-def refuse_label(document: Mapping[str, object], where: str) -> None:
-    """Raise TabrankError if a surface still has a `label`, with the lines that replace it."""
-    label = document.get("label")
-    if label is not None:
-        table = label if isinstance(label, dict) else {}
-        event, within = table.get("event", "join"), table.get("within", "30m")
-        raise TabrankError(
-            f"{where}: label: outcomes have taken its place; delete the key, and write below the other tables\n"
-            f'[outcomes]\n{event} = {{ event = "{event}", within = "{within}" }}'
-        )

@@ -19,7 +19,7 @@ from serve.contract.errors import TabrankError, suggest, unknown
 from serve.contract.typed_reader import STRICT, Between, Invalid, checked_by, read, refusal
 from serve.features.baseline import Baseline
 from serve.features.kind import Kind
-from serve.features.outcomes import Outcome, Outcomes, Weight, check_outcomes, misfits, refuse_label
+from serve.features.outcomes import Outcome, Outcomes, Weight, check_outcomes, misfits
 from serve.features.registry import KINDS
 from serve.features.slots import IMPRESSION, OWNERS
 from serve.features.state_kind import STATE
@@ -285,9 +285,7 @@ def read_surface(text: str, where: str = "surface") -> Surface:
             f"{where}: not a surface: longer than {MAX_CHARACTERS:,} characters, or over {MAX_DOTS} dots in a line"
         )
     try:
-        document = tomllib.loads(text)
-        refuse_label(document, where)
-        return read(Surface, {**document, TEXT_KEY: text}, where, ": ")
+        return read(Surface, {**tomllib.loads(text), TEXT_KEY: text}, where, ": ")
     except RecursionError:
         raise TabrankError(f"{where}: not valid TOML: is nested too deeply") from None
     # tomllib raises a plain ValueError for a number with thousands of digits.

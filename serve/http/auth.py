@@ -58,7 +58,9 @@ class Authenticator:
                 foreign `asked_host`.
         """
         if keys is not self._known:
-            self._learn(keys)
+            self._known = keys
+            by_hash = self._by_hash = {key.sha256: key for key in keys}
+            self._due_s = {sha256: due_s for sha256, due_s in self._due_s.items() if sha256 in by_hash}
         if not keys:
             if not is_loopback(self.host):
                 raise RequestError(401, "unauthorized", NO_KEYS)
@@ -81,11 +83,6 @@ class Authenticator:
         if key is not None and key.sha256 in self._due_s:
             num_more = -1 if num_items is None else max(num_items / ITEMS_A_REQUEST - 1, 0)
             self._due_s[key.sha256] += num_more * self.num_replicas / key.requests_per_s
-
-    def _learn(self, keys: tuple[ApiKey, ...]) -> None:
-        self._known = keys
-        self._by_hash = {key.sha256: key for key in keys}
-        self._due_s = {sha256: due_s for sha256, due_s in self._due_s.items() if sha256 in self._by_hash}
 
     def _count(self, key: ApiKey) -> None:
         now_s = self._clock()

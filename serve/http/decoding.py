@@ -58,12 +58,10 @@ def _check_pins(request: RankRequest) -> None:
 def _check_candidates(request: RankRequest, surface: Surface) -> None:
     ids = candidate_ids(request)
     if len(set(ids)) != len(ids):
-        seen: set[str] = set()
-        for i, name in enumerate(ids):
-            if name in seen:
-                detail = f"duplicate candidate {quoted(name)}; list each once"
-                raise RequestError(422, "invalid request", detail, f"/candidates/{i}")
-            seen.add(name)
+        first: dict[str, int] = {}
+        i = next(i for i, name in enumerate(ids) if first.setdefault(name, i) != i)
+        detail = f"duplicate candidate {quoted(ids[i])}; list each once"
+        raise RequestError(422, "invalid request", detail, f"/candidates/{i}")
     if ids is request.candidates:
         return
     stated = surface.stated

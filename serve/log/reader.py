@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -20,13 +18,13 @@ from serve.log.events import MAX_ONE_IN
 from serve.log.join_coverage import check_joins
 from serve.log.snapshots import Snapshot, replay_snapshots
 from serve.log.table_reader import MAX_OLD_SHARE, TableReader
+from serve.storage.bucket import repeated
 from serve.storage.conversion import IDS, converted
 from serve.storage.parquet import Unreadable, data_files, open_parquet, readable, sized_batches
 
-T = TypeVar("T")
-# How often a table is read again because its segments are being merged, before it counts as
-# unreadable.
-READS = 10
+# Reads again while segments are being merged or cannot be opened. After ten times, the table counts
+# as unreadable.
+unmerged = repeated(10, FileNotFoundError, Unreadable)
 # Tables that may be missing in a log written by a service.
 MAY_BE_EMPTY = ("viewers", "events")
 ONLY_TESTS = 'every exposure of the log is test traffic (traffic = "test"); use a log with live traffic'
@@ -228,7 +226,7 @@ def read_table(folder: Path, name: str, columns: Sequence[str] | None = None) ->
     paths = table_paths(folder, name)
     if not paths:
         return folder / name, pa.table({})
-    parts = [unmerged(partial(_read, path, IDS[name], columns)) for path in paths]
+    parts = [_read(path, IDS[name], columns) for path in paths]
     try:
         table = pa.concat_tables(parts, promote_options="permissive")
     except pa.ArrowException as error:
@@ -263,14 +261,7 @@ def no_rows(path: Path) -> TabrankError:
     return TabrankError(f"{path}: has no rows; a log needs at least one row in each table")
 
 
-def unmerged(read: Callable[[], T]) -> T:
-    """Return what `read` returns; read again while segments are merged or cannot be opened."""
-    for _ in range(READS - 1):
-        with suppress(FileNotFoundError, Unreadable):
-            return read()
-    return read()
-
-
+@unmerged
 def _read(path: Path, ids: Container[str], columns: Sequence[str] | None) -> pa.Table:
     tables = []
     for name in data_files(path):

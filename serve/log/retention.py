@@ -17,17 +17,9 @@ from serve.log.compaction import compact
 from serve.log.events import JournalEntry, entries
 from serve.log.reader import TABLES
 from serve.log.segments import MAX_SEQ, Segments, segments
-from serve.log.snapshots import (
-    META,
-    Snapshot,
-    numbers,
-    set_truncation_point,
-    snapshots,
-    truncation_point,
-    write,
-)
+from serve.log.snapshots import Snapshot, numbers, set_truncation_point, snapshots, truncation_point, write
 from serve.log.throttle import OnStep
-from serve.storage.atomic_files import exclusive, remove_folder
+from serve.storage.atomic_files import exclusive
 from serve.storage.parquet import readable
 from serve.stores.protocol import Store
 
@@ -117,7 +109,7 @@ def enforce_retention(
     kept = [one for one in taken if one in (*newest, *_needed(folder, taken, keep_ms))]
     for snapshot in taken:
         if snapshot not in kept:
-            remove_folder(snapshot.path, META)
+            snapshot.remove()
     if keep_ms and (old := [snapshot for snapshot in kept if clock() - snapshot.ts_ms >= keep_ms]):
         _delete(folder, old)
 
@@ -169,7 +161,7 @@ def _delete(folder: Path, old: list[Snapshot]) -> None:
     for path in replaced(folder, horizon.seq):
         path.unlink()
     for snapshot in before:
-        remove_folder(snapshot.path, META)
+        snapshot.remove()
 
 
 def replaced(folder: Path, seq: int) -> Iterator[Path]:

@@ -19,16 +19,7 @@ import pyarrow.parquet as pq
 from serve.contract.errors import WriterFenced
 from serve.contract.records import Candidate, Event, Forget, Viewer
 from serve.contract.validation import refuse_file
-from serve.log.events import (
-    CANDIDATES,
-    EVENT_IDS,
-    EXPOSURE_IDS,
-    VIEWERS,
-    Ended,
-    Exposure,
-    JournalEntry,
-    key,
-)
+from serve.log.events import CANDIDATES, EVENT_IDS, EXPOSURE_IDS, VIEWERS, Ended, Exposure, JournalEntry, key
 from serve.log.lease import Types, under_lease
 from serve.log.reader import ARROW, TABLES, unmerged
 from serve.log.snapshots import numbers
@@ -284,24 +275,14 @@ def _repeating(schema: pa.Schema) -> list[str]:
     return [field.name + ends[str(field.type)] for field in schema if str(field.type) in ends]
 
 
+# Segments may be merged while they are listed.
+@unmerged
 def segments(log: Path, table: str) -> list[Segment]:
     """Return a table's segments in order; files with other names are ignored.
 
     Raises:
         Unreadable, FileNotFoundError: a file whose name has one number cannot be read now.
     """
-    # Segments may be merged while they are listed.
-    return unmerged(partial(_segments, log, table))
-
-
-def numbers_of(path: Path) -> re.Match[str] | None:
-    """Return the numbers in the name of a segment; None for another file."""
-    match = NAME.fullmatch(path.name.removesuffix(".parquet"))
-    # A file named by a time of 20 digits is foreign.
-    return match if match and int(match[1]) < MAX_SEQ else None
-
-
-def _segments(log: Path, table: str) -> list[Segment]:
     found = []
     for path in (log / table).glob("*.parquet"):
         if match := numbers_of(path):
@@ -312,6 +293,13 @@ def _segments(log: Path, table: str) -> list[Segment]:
             found.append(Segment(int(match[1]), last, int(match[3] or 0), path))
     # If two begin with the same record, the one that holds more comes first.
     return sorted(found, key=lambda segment: (segment.first, -segment.last, -segment.epoch))
+
+
+def numbers_of(path: Path) -> re.Match[str] | None:
+    """Return the numbers in the name of a segment; None for another file."""
+    match = NAME.fullmatch(path.name.removesuffix(".parquet"))
+    # A file named by a time of 20 digits is foreign.
+    return match if match and int(match[1]) < MAX_SEQ else None
 
 
 def last_record(path: Path) -> tuple[int, int]:

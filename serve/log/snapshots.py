@@ -30,7 +30,7 @@ from serve.features.rows import Schema
 from serve.features.slots import Entity, field_of_key
 from serve.features.surface import read_surface
 from serve.log.throttle import OnStep
-from serve.storage.atomic_files import draft_path, put, sync, write_whole
+from serve.storage.atomic_files import draft_path, put, remove_folder, sync, write_whole
 from serve.storage.bucket import BucketError
 from serve.stores.protocol import Store
 
@@ -89,6 +89,10 @@ class Snapshot:
                     f"{self.path / name}: damaged (its sha256 is not that in {META}); restore it from a backup, or "
                     f"delete {self.path}: another snapshot is then used"
                 )
+
+    def remove(self) -> None:
+        """Remove its files, and the metadata first, without which there is no snapshot."""
+        remove_folder(self.path, META)
 
     def file(self, entity: Entity) -> Path:
         """Return the path of an entity's rows."""

@@ -9,7 +9,6 @@ order; a file that is ordered by time takes the least memory.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -248,16 +247,13 @@ class _Table:
         return rows.set_column(place, "ts_ms", pa.array(ts_ms)), np.where(keys < 0, ts_ms - MAX_SEQ, keys)
 
 
+@unmerged
 def join_sample(folder: Path) -> tuple[dict[str, pa.Table], float]:
     """Return tables whose joins `check_joins` can count, and the share of the log in them.
 
     If a log has many rankings, the tables have only a share of the viewers and requests, chosen by
     hash, and their events. They have all ids of viewers and candidates.
     """
-    return unmerged(partial(_join_sample, folder))
-
-
-def _join_sample(folder: Path) -> tuple[dict[str, pa.Table], float]:
     sizes = [size for path in _paths(folder, "exposures") for size in _sizes(_footer(path), ["candidates"])]
     one_of = 1 + sum(num_values for _, num_values, _ in sizes) // SAMPLE_VALUES
     sample = {}

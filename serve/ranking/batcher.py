@@ -88,7 +88,7 @@ class Batcher(Generic[Item, Answer]):
             # Start with all requests that this iteration reads, and not only with the first of
             # them.
             self._is_starting = True
-            loop.call_soon(self._start)
+            loop.call_soon(self._start_batches)
         try:
             return await waiting.answer
         finally:
@@ -101,11 +101,8 @@ class Batcher(Generic[Item, Answer]):
             return 0.0
         return self._waiting_size / self.cap * min(self._took_s, default=0.0) / self.max_in_flight
 
-    def _start(self) -> None:
-        self._is_starting = False
-        self._start_batches()
-
     def _start_batches(self) -> None:
+        self._is_starting = False
         while self._queue and not self._queue[0].is_queued:
             self._queue.popleft()
         while self._queue and self._may_leave():

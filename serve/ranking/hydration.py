@@ -63,17 +63,16 @@ class Hydrator:
         except StoreUnavailable as error:
             self._on_degraded("store_unavailable", error, queries[0].request_id)
             failed = [None if query.arm.scorer in WORTHS else "store_unavailable" for query in queries]
-            return self._look_up(queries, {}, failed)
-        return self._look_up(queries, packed, [None] * len(queries))
+            return self.look_up(queries, {}, failed)
+        return self.look_up(queries, packed, [None] * len(queries))
 
-    def without_viewers(self, queries: Sequence[Query], reasons: Sequence[str]) -> HydratedBatch:
-        """Look up only the candidates, for a popular order; `reasons` say why it is one."""
-        return self._look_up(queries, {}, reasons)
-
-    def _look_up(
+    def look_up(
         self, queries: Sequence[Query], packed: Mapping[str, bytes | None], failed: Sequence[str | None]
     ) -> HydratedBatch:
-        """Hydrate queries; `packed` holds the viewers that were read, None for unknown ones."""
+        """Hydrate queries; `packed` holds the viewers that were read, None for unknown ones.
+
+        A popular order needs no viewers. `failed` says why each query gets one, or None.
+        """
         schema, blank = self._schema, self._blank_viewer
         viewers = [packed.get(query.viewer or "", blank) for query in queries]
         numbers = self._live.rows.find([name for query in queries for name in query.candidates])

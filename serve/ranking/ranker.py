@@ -62,7 +62,7 @@ class Ranker:
 
     def popular(self, queries: Sequence[Query], reasons: Sequence[str]) -> list[Slate]:
         """Return the popular order from the candidate table; `reasons` say why none is scored."""
-        batch = self._hydrator.without_viewers(queries, reasons)
+        batch = self._hydrator.look_up(queries, {}, reasons)
         unscored = np.full((len(batch.numbers), 1), np.nan, np.float32)
         worth = self._popularity(batch).astype(np.float64)
         return self._slates(batch, unscored, unscored[:, 0], worth, slice(0), None, NOTHING_DONE)

@@ -45,7 +45,8 @@ DRAFT_S = 86_400.0
 # A lock is free if its holder has not renewed it for EXPIRE_S. A holder renews it every RENEW_S.
 EXPIRE_S, RENEW_S = 15.0, 3.0
 LOOK_S = 0.2
-# What obstore's error contains if a reply ends early, and how often such a read is tried.
+# What obstore's error contains if a reply ends early, and how often such a read is tried. Obstore
+# repeats requests, but does not resume replies.
 CUT, READS = "response body", 4
 
 P = ParamSpec("P")
@@ -299,17 +300,23 @@ def told(path: BucketPath) -> Iterator[None]:
         raise (CutReply if CUT in str(error) else BucketError)(path, error) from error
 
 
-def repeated(read: Callable[P, T]) -> Callable[P, T]:
-    """Repeat a read whose reply was cut. Obstore repeats requests, but does not resume replies."""
+def repeated(times: int, *errors: type[Exception]) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Return a decorator that repeats a read while it fails with one of these errors.
 
-    @wraps(read)
-    def again(*args: P.args, **options: P.kwargs) -> T:
-        for _ in range(READS - 1):
-            with suppress(CutReply):
-                return read(*args, **options)
-        return read(*args, **options)
+    The error of the last of so many times is raised.
+    """
 
-    return again
+    def decorated(read: Callable[P, T]) -> Callable[P, T]:
+        @wraps(read)
+        def again(*args: P.args, **options: P.kwargs) -> T:
+            for _ in range(times - 1):
+                with suppress(*errors):
+                    return read(*args, **options)
+            return read(*args, **options)
+
+        return again
+
+    return decorated
 
 
 @cache
@@ -334,7 +341,7 @@ def _head(path: BucketPath) -> Any:
     return None
 
 
-@repeated
+@repeated(READS, CutReply)
 def _got(path: BucketPath) -> tuple[bytes, Any, dict[str, str]]:
     """Return the content of a file, the bucket's metadata of it, and its attributes."""
     with told(path):
@@ -350,7 +357,7 @@ def _versioned(path: BucketPath) -> tuple[bytes | None, dict[str, Any] | None]:
     return None, None
 
 
-@repeated
+@repeated(READS, CutReply)
 def _listed(folder: BucketPath, num_chunks: int | None = None) -> list[BucketPath]:
     """Return the files in a folder and its subfolders, in order: all, or some chunks of them."""
     root = BucketPath(*folder.parts[: ROOTS[folder.parts[0]]])
@@ -368,7 +375,7 @@ def _listed(folder: BucketPath, num_chunks: int | None = None) -> list[BucketPat
     return found
 
 
-@repeated
+@repeated(READS, CutReply)
 def _fetched(path: BucketPath) -> Path:
     """Return the path of a copy of the file's present version in the cache."""
     meta = _head(path)

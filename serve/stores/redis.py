@@ -95,7 +95,13 @@ class RedisStore:
                 (_, seq, id_), rows = self._mget(server, ids)
                 if id_ == self._id and int(seq) == since:
                     return rows, Changes(since, {})
-            return self._read(server, ids, since)
+            known = self._id if since else b""
+            read = self._run(server, READ, since, known, *map(encoded, ids))
+        id_, seq, viewers, names, changed = self._present(read)
+        if not known:
+            self._id = id_
+        found = zip(map(decoded, names), changed, strict=True)
+        return viewers, Changes(int(seq), {name: row or b"" for name, row in found})
 
     def note(self) -> bytes:
         """See `Store`."""
@@ -239,17 +245,6 @@ class RedisStore:
             if now[0] == generation:
                 return now, found[1:]
             self._generation = now[0]
-
-    def _read(
-        self, server: redis.Redis, ids: Sequence[str], since: int
-    ) -> tuple[list[bytes | None], Changes]:
-        known = self._id if since else b""
-        read = self._run(server, READ, since, known, *map(encoded, ids))
-        id_, seq, viewers, names, rows = self._present(read)
-        if not known:
-            self._id = id_
-        found = zip(map(decoded, names), rows, strict=True)
-        return viewers, Changes(int(seq), {name: row or b"" for name, row in found})
 
     def _create(self) -> None:
         with self._server() as server:

@@ -32,18 +32,13 @@ def config_of(path: Path, document: Mapping[str, Any]) -> Config:
     return Config(path, serve, document.get("nodes", {}), sha256="")
 
 
-def wanted(config: Config, before: Mapping[str, Any]) -> Wanted:
-    """Return what the supervisor is to deploy; `before` is the document that ran before."""
-    return Wanted(str(config.path), document_of(config), dict(before))
-
-
 def request_deploy(config: Config, run: RunFolder, timeout_s: float, progress: Progress) -> None:
     """Have a run folder's supervisor deploy in place; the caller holds the folder's lock."""
     supervisors, service = run.supervisors(), run.service()
     if not supervisors or service is None:
         raise TabrankError(f"{run.path}: {NOTHING_RUNS}")
     num_deploys = service.num_deploys
-    run.save_wanted(wanted(config, {}))
+    run.save_wanted(Wanted(str(config.path), document_of(config)))
     supervisors[0].send_signal(signal.SIGHUP)
     follow(run, timeout_s, progress, lambda now: now.num_deploys > num_deploys)
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
-
-if TYPE_CHECKING:
-    from ray.serve.schema import ServeDeploySchema
 
 # Keys from the root down. In the lists of applications and of deployments, they are the items'
 # names.
@@ -55,8 +52,8 @@ def unshared(document: Any) -> Any:
     return msgspec.to_builtins(document, str_keys=True)
 
 
-def parsed(document: Mapping[str, Any]) -> ServeDeploySchema:
-    """Return a Serve document as Ray's own model."""
+def parsed(document: Mapping[str, Any]) -> Any:
+    """Return a Serve document as Ray's own model, `ServeDeploySchema`."""
     from ray.serve.schema import ServeDeploySchema
 
     # The validator of `gang_scheduling_config` puts an object into its input.

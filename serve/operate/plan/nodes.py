@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from serve.config.pools import HEAD, NodePool
+from serve.config.sizes import EPSILON
 
 # A node without replicas is removed after this time, which is the default of Ray and of `render
 # kubernetes`.
 IDLE_TIMEOUT_S = 300.0
-# Rounding tolerance: three times 0.1 CPU is not more than 0.3 CPU.
-EPSILON = 1e-6
 Needs = Mapping[str, float]
 """Ray's resources of a replica, such as {"CPU": 0.5}."""
 

@@ -26,12 +26,12 @@ from serve.contract.errors import TabrankError
 from serve.operate.diff.consequence import Consequence
 from serve.operate.diff.difference import UNCONFIRMED
 from serve.operate.diff.meaning import difference
-from serve.operate.host.deploying import Progress, follow, request_deploy, wanted
+from serve.operate.host.deploying import Progress, document_of, follow, request_deploy
 from serve.operate.host.environment import environment
 from serve.operate.host.machine import load_per_core, overload
 from serve.operate.host.run_folder import GRACE_S, NODE, STOP_S, SUPERVISE, RunFolder, wait_for_end
 from serve.operate.host.running_service import LocalService
-from serve.operate.host.service_state import ServiceState, SupervisedState, fields_of
+from serve.operate.host.service_state import ServiceState, SupervisedState, Wanted, fields_of
 from serve.operate.host.state import is_alive, status
 from serve.operate.status.causes import of_answers
 from serve.operate.status.vitals import answers_of, by_kind
@@ -189,7 +189,8 @@ class _Start:
                 env = environment(self.config, self.run, temp, self.haproxy, self.dashboard)
                 if self.dashboard:
                     self.run.save_token(env["RAY_AUTH_TOKEN"])
-                self.run.save_wanted(wanted(self.config, before))
+                document = document_of(self.config)
+                self.run.save_wanted(Wanted(str(self.config.path), document, dict(before)))
                 _detach(self.config.path, self.run, self.haproxy, env)
                 left_s = until - time.monotonic()
                 follow(self.run, left_s, self.progress, lambda now: now.state in ("ready", "failed"))

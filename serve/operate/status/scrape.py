@@ -16,10 +16,6 @@ from serve.operate.host.state import get
 from serve.operate.status.report import Counted, Memory, Traffic
 
 RANKINGS, LATENCY = catalog.RANKINGS.exported, f"{catalog.LATENCY.exported}_bucket"
-FRESHNESS, REASONS = catalog.FRESHNESS.exported, catalog.DEGRADED.exported
-STEADY = catalog.STEADY.exported
-LOOKUPS, CONTEXTS = catalog.LOOKUPS.exported, catalog.LIVE_RANKINGS.exported
-VIEWERS = catalog.VIEWERS.exported
 # Records of /v1/events by what became of them: the kinds that Ingest counts. A replica also counts
 # those that it rejects itself, which Ingest never sees.
 TAKEN, REJECTED = catalog.RECORDS.exported, catalog.REJECTED.exported
@@ -227,15 +223,16 @@ def _counted(before: Page, after: Page) -> dict[str, Any]:
     limited = max(grown(ANSWERED, STATUS).get("429", 0.0) - overload, 0.0)
     of_callers = before.of("http_route", *ROUTES), after.of("http_route", *ROUTES)
     calls = _grown(*of_callers, ANSWERED, STATUS)
-    known, has_context = grown(LOOKUPS, "known"), grown(CONTEXTS, "has_context")
-    viewers = grown(VIEWERS, "known")
+    known, viewers = (grown(metric.exported, "known") for metric in (catalog.LOOKUPS, catalog.VIEWERS))
+    has_context = grown(catalog.LIVE_RANKINGS.exported, "has_context")
+    ages_s = after.all(catalog.FRESHNESS.exported)
     candidates, asked = sum(known.values()), sum(has_context.values())
     mistaken = {status: n for status, n in calls.items() if status.startswith("4") and status != "429"}
     return {
-        "freshness_ms": max((round(age_s * 1e3, 3) for age_s in after.all(FRESHNESS)), default=None),
+        "freshness_ms": max((round(age_s * 1e3, 3) for age_s in ages_s), default=None),
         "rankings": round(rankings),
         "rungs": _shares(rungs, rankings),
-        "reasons": _shares(grown(REASONS, "reason"), rankings),
+        "reasons": _shares(grown(catalog.DEGRADED.exported, "reason"), rankings),
         "arms": _shares(grown(RANKINGS, "arm"), rankings),
         "requests": round(total),
         "error_share": _share(sum(failed.values()), total),
@@ -247,7 +244,7 @@ def _counted(before: Page, after: Page) -> dict[str, Any]:
         "calls": round(sum(calls.values())),
         "client_error_share": _share(sum(mistaken.values()), sum(calls.values())),
         "client_errors": _shares(mistaken, sum(calls.values())),
-        "steady_rps": sum(after.all(STEADY)),
+        "steady_rps": sum(after.all(catalog.STEADY.exported)),
         "candidates": round(candidates),
         "unknown_share": _share(known.get("false", 0.0), candidates),
         "viewers": round(sum(viewers.values())),

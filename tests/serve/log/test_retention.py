@@ -242,7 +242,7 @@ def test_an_end_at_any_step_loses_nothing(service, monkeypatch, step):
     elif step == "unlink":
         monkeypatch.setattr(serve.log.retention, "set_truncation_point", set_truncation_point)
     else:
-        monkeypatch.setattr(serve.log.retention, "remove_folder", end)
+        monkeypatch.setattr(serve.log.snapshots, "remove_folder", end)
     with pytest.raises(OSError, match="the end"):
         service.tend(now_ms)
     monkeypatch.undo()
