@@ -28,7 +28,8 @@ WRITING = {
 
 def publish_and_promote(source: Path, models: Path) -> None:
     """Publish and promote an artifact. The process is killed during this call."""
-    subject.point(models, subject.CURRENT, subject.publish(source, models))
+    version = subject.publish(source, models)
+    subject.point(models, subject.CURRENT, version, durable.content_of(models / subject.CURRENT))
 
 
 def at_each_line(do: Callable[[], None]) -> Any:
