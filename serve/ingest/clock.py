@@ -58,8 +58,7 @@ class WallClock:
                 if abs(step_s) > HARMLESS_S:
                     self._stepped_s = elapsed_s
                     log.warning(
-                        "the system clock stepped by %+.0f s; check it. Nothing expires for an hour",
-                        step_s,
+                        "the system clock stepped by %+.0f s; check it. Nothing expires for an hour", step_s
                     )
             self.is_settled = elapsed_s - self._stepped_s >= CONFIRM_S
             return int((elapsed_s + self._offset_s) * 1e3)

@@ -19,6 +19,7 @@ Progress = Callable[[str], None]
 # Serve's control loop runs every 0.1 s and may report the old state for some iterations.
 SETTLE_S = 1.0
 NOTHING_RUNS = "nothing runs here; start it with: python -m serve up"
+UNWATCHED = "the supervisor is gone; start a new one with: python -m serve up"
 
 
 def document_of(config: Config) -> dict[str, Any]:
@@ -32,11 +33,16 @@ def config_of(path: Path, document: Mapping[str, Any]) -> Config:
     return Config(path, serve, document.get("nodes", {}), sha256="")
 
 
+def unserved(run: RunFolder) -> TabrankError:
+    """Return the refusal of a run folder in which no supervisor runs."""
+    return TabrankError(f"{run.path}: {UNWATCHED if run.node() else NOTHING_RUNS}")
+
+
 def request_deploy(config: Config, run: RunFolder, timeout_s: float, progress: Progress) -> None:
     """Have a run folder's supervisor deploy in place; the caller holds the folder's lock."""
     supervisors, service = run.supervisors(), run.service()
     if not supervisors or service is None:
-        raise TabrankError(f"{run.path}: {NOTHING_RUNS}")
+        raise unserved(run)
     num_deploys = service.num_deploys
     run.save_wanted(Wanted(str(config.path), document_of(config)))
     supervisors[0].send_signal(signal.SIGHUP)

@@ -15,14 +15,7 @@ from serve.config.reader import Config
 from serve.contract.commands import RUN
 from serve.contract.errors import TabrankError
 from serve.operate.host.dashboard import nodes
-from serve.operate.host.deploying import (
-    NOTHING_RUNS,
-    SETTLE_S,
-    Progress,
-    config_of,
-    document_of,
-    request_deploy,
-)
+from serve.operate.host.deploying import SETTLE_S, Progress, config_of, document_of, request_deploy, unserved
 from serve.operate.host.run_folder import POLL_S, RunFolder
 from serve.operate.host.serve_details import application_of, cause, messages_of
 from serve.operate.host.service_state import ServiceChange, ServiceState, SupervisedState, iso
@@ -30,7 +23,6 @@ from serve.operate.host.state import status_code
 
 # The keys of a document, besides its applications, that Serve's details report.
 REPORTED_KEYS = ("proxy_location", "http_options", "grpc_options", "target_capacity")
-UNWATCHED = "the supervisor is gone; start a new one with: python -m serve up"
 # Name under which the folder of the file is compared, besides the fields of the file.
 FOLDER = "folder"
 
@@ -86,7 +78,7 @@ class LocalService(RunningService):
     def __init__(self, run: RunFolder) -> None:
         service = run.service() or SupervisedState()
         if not run.supervisors() or service.state not in ("ready", "deploying"):
-            raise TabrankError(f"{run.path}: {UNWATCHED if run.node() else NOTHING_RUNS}")
+            raise unserved(run)
         self._run, self.where, self.path = run, str(run.path), Path(service.config)
         self.state, self.error, self.base = service, service.error, self.path.parent
         self.document = {**service.document, FOLDER: str(self.base)}

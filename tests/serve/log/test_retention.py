@@ -359,7 +359,7 @@ def test_before_takes_the_snapshot_along_and_after_goes_on_from_it(service):
 
 
 def test_a_cut_before_the_snapshot_is_refused(service):
-    with pytest.raises(TabrankError, match="before the snapshot at the beginning of the log"):
+    with pytest.raises(TabrankError, match="before the snapshot with which it begins"):
         split(service.folder / "log", 0.04, service.folder / "before", service.folder / "after")
 
 
