@@ -162,8 +162,7 @@ def flat_tables(
     missing = {fate.column: float(fate.values.isna().mean()) for fate in found if fate.owner}
     kinds = Counter(events["kind"])
     # Events in another file are matched to candidates only later, by the command `surface`.
-    positives = {} if acts else kinds
-    warnings = list(doubts(tables["exposures"], positives, missing))
+    warnings = list(doubts(tables["exposures"], {} if acts else kinds, missing))
     warnings += [
         f"warning: most cells of {fate.column!r} look like lists, and are read as single strings; for a set, give "
         "a .parquet file in which this column holds lists of strings"
