@@ -100,7 +100,8 @@ def check(application: Node, sizes: Sequence[Size], file: FileContext) -> None:
         features = Features(Schema(surface))
         declared = DeclaredService(args, base, features, knobs, str(application["name"].value))
         for found in declared.file_faults():
-            is_of_models = found.cause.startswith(f"{args.models}/")
+            # An unreadable bucket may be that of the models. The cause begins with its place.
+            is_of_models = found.cause.startswith(f"{args.models.rstrip('/')}/")
             args_at["models" if is_of_models else DIAGNOSES[found.name]["arg"]].warn(str(found))
     named = {size.name: size for size in sizes}
     if set(DEPLOYMENTS) <= set(named):

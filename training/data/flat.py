@@ -162,13 +162,13 @@ def flat_tables(
     missing = {fate.column: float(fate.values.isna().mean()) for fate in found if fate.owner}
     kinds = Counter(events["kind"])
     # Events in another file are matched to candidates only later, by the command `surface`.
-    positives = {} if acts else kinds
-    warnings = list(doubts(tables["exposures"], positives, missing))
+    warnings = list(doubts(tables["exposures"], {} if acts else kinds, missing))
     warnings += [
         f"warning: most cells of {fate.column!r} look like lists, and are read as single strings; for a set, give "
         "a .parquet file in which this column holds lists of strings"
         for fate in found
-        if pd.api.types.is_string_dtype(fate.values.dtype) and fate.values.str.contains(LIST).mean() > 0.5
+        if pd.api.types.is_string_dtype(fate.values.dtype)
+        and 2 * fate.values.str.contains(LIST).sum() > fate.values.count()
     ]
     num_ids = len(ids["candidate"].names)
     if len(shown) >= OFTEN * num_ids and not (own["candidate"].nunique() == num_ids).any():

@@ -114,16 +114,18 @@ def applications(found: Report, deployed: Mapping[str, Any]) -> list[Application
 
 
 def _about(folder: Path) -> dict[str, Any]:
-    """Return what the artifact in a folder says of itself; empty if it is refused.
+    """Return what the artifact in a folder says of itself; empty if its manifest is invalid.
 
     Besides `COMPARED` of the manifest these are `features`, the `weights` of the outcomes when they
-    were measured, the winner's `us_per_candidate` in its search, and the `bytes` of each file.
+    were measured, the winner's `us_per_candidate` in its search, and the `bytes` of each file. What
+    cannot be read is left out.
     """
     if (artifact := peek(folder)) is None:
         return {}
     found = {key: artifact.manifest[key] for key in COMPARED if key in artifact.manifest}
-    found["bytes"] = {name: (folder / name).stat().st_size for name in artifact.manifest["files"]}
-    with suppress(ArtifactRefused, ValueError):
+    # A version that is refused may lack a file, and must not hide the others.
+    with suppress(ArtifactRefused, OSError, ValueError):
+        found["bytes"] = {name: (folder / name).stat().st_size for name in artifact.manifest["files"]}
         evaluation = json.loads(artifact.read("evaluation.json"))
         search = evaluation.get("search", {})
         cost = {one["name"]: one["us_per_candidate"] for one in search.get("leaderboard", ())}

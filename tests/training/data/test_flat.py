@@ -301,6 +301,9 @@ def test_cells_that_look_like_lists_are_named_with_the_remedy(tmp_path, cell):
     frame.assign(tags=[["a", "b"]] * 8).to_parquet(tmp_path / "rows.parquet")
     found = import_flat(tmp_path / "rows.parquet", tmp_path / "lists", columns)
     assert not any("look like lists" in line for line in found["warnings"])
+    frame.assign(tags="").to_csv(tmp_path / "empty.csv", index=False)
+    found = import_flat(tmp_path / "empty.csv", tmp_path / "none", replace(columns, categories=("tags",)))
+    assert not any("look like lists" in line for line in found["warnings"])
     assert pq.read_table(tmp_path / "lists/candidates.parquet")["tags"].to_pylist() == [["a", "b"]] * 2
 
 

@@ -197,6 +197,10 @@ def test_a_version_tells_of_itself_what_its_artifact_holds(folder):
     assert (about["outcomes"], about["bytes"]["model.onnx"]) == ({"join": {"scale": 1.0}}, 0)
     # The stub has no evaluation.
     assert "features" not in about
+    (folder / "var/models" / MODEL / "model.onnx").unlink()
+    (found,) = client(gone, run=folder / "run").get("/data/models").json()["applications"]
+    (version,) = found["versions"]
+    assert (version["state"], "bytes" in version["about"]) == ("refused", False)
     (folder / "var/models" / MODEL / "manifest.json").write_text("{}")
     (found,) = client(gone, run=folder / "run").get("/data/models").json()["applications"]
     assert [one["about"] for one in found["versions"]] == [{}]
