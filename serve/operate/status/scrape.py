@@ -19,7 +19,7 @@ RANKINGS, LATENCY = catalog.RANKINGS.exported, f"{catalog.LATENCY.exported}_buck
 # Records of /v1/events by what became of them: the kinds that Ingest counts. A replica also counts
 # those that it rejects itself, which Ingest never sees.
 TAKEN, REJECTED = catalog.RECORDS.exported, catalog.REJECTED.exported
-ACCEPTED = ("event", "viewer", "candidate", "forget", "ended")
+ACCEPTED = ("event", "viewer", "candidate", "forget")
 KINDS = {"accepted": ACCEPTED, "duplicate": ("duplicate",), "rejected": ("rejected",)}
 # Requests that reached a replica. Ray Serve's label `status_code` has the status.
 REQUESTS = "ray_serve_num_http_requests_total"
