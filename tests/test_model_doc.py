@@ -44,7 +44,10 @@ def sentences():
     yield f"last epoch by more than {100 * sizing.STILL_FALLING:g} %"
     yield f"fewer than {sizing.FEW_ROWS} training rows for each parameter"
     yield f"fewer than {estimate.MIN_EVENTS} label events or {estimate.MIN_VIEWERS} viewers"
-    yield f"at most {estimate.MAX_ERROR['explored']} or {estimate.MAX_ERROR['arms']}"
+    yield (
+        f"at most {estimate.MAX_ERROR['explored']} for drawn orders, "
+        f"and at most {estimate.MAX_ERROR['arms']} for arms"
+    )
     yield f"fewer than {estimate.MIN_OWN_EVENTS:,} events takes that of the first one"
     yield f"becomes {teaching.TEACHER_SHARE} times the teachers' mean"
     yield f"a tenth of the rows and {winner.MAX_HELD_ROWS:,} at most"

@@ -266,7 +266,7 @@ class LiveQuality:
         self._note(shown, shown.amounts[outcome], name, before + max(amount, 0.0))
 
     def _close(self, outcome: str, shown: _Shown) -> None:
-        """Count an exposure for an outcome; hold it no longer once it has counted for all."""
+        """Count an exposure for an outcome, and drop it once it has counted for all of them."""
         exposure, amounts, seen_ms = shown.exposure, shown.amounts[outcome], shown.times_ms[-1]
         names, key = exposure.candidates, (exposure.arm, exposure.model or "", outcome)
         # At most the cap counts, for each event and for their sum. NaN is an unknown amount.

@@ -1,7 +1,7 @@
 """Artifact: a published model folder, written atomically and verified before use.
 
 `manifest.json` lists every other file with its SHA-256, and ends with its own checksum. An artifact
-is plain data: JSON, TOML, safetensors, ONNX and text; nothing in it is ever unpickled or executed.
+is plain data: JSON, TOML, safetensors, ONNX and text. Nothing in it is ever unpickled or executed.
 """
 
 from __future__ import annotations

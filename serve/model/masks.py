@@ -42,8 +42,8 @@ MaskType = Literal["sparsemax", "entmax"]
 def num_passes(mask_type: MaskType, num_columns: int) -> int:
     """Return a number of passes that suffices for nearly all rows.
 
-    Measured on 30,000 rows of normal logits, for each of ten standard deviations from 0.03 to 20
-    and 13 widths from 2 to 300 columns: no row had a residual above 1e-6.
+    This was measured on 30,000 rows of normal logits, for each of ten standard deviations from 0.03
+    to 20 and 13 widths from 2 to 300 columns. No row had a residual above 1e-6.
     """
     bits = num_columns.bit_length()
     return 1 + bits if mask_type == "sparsemax" else 3 + (bits + 1) // 2

@@ -84,7 +84,8 @@ def plot(
 ) -> str:
     """Return a figure in HTML: title, legend, plot with values on hover, and caption.
 
-    It is empty without values. Of lines with very many, each stretch shows its least and largest.
+    It is empty without values. A line with very many values shows the least and the largest of each
+    stretch.
 
     `height` is of the plot in pixels; its width is the page's. Numbers that a reader needs belong
     in a table too: a plot needs a script.

@@ -77,7 +77,7 @@ def check_code(path: Path) -> Iterator[Finding]:
 def check_document(path: Path) -> Iterator[Finding]:
     """Yield the lines that are too long, of a document or of a file of another language.
 
-    Of a document, code blocks and table rows are exempt. Of another file, only comments are
+    In a document, code blocks and table rows are exempt. In another file, only comments are
     checked.
     """
     in_code, only_comments = False, path.suffix != ".md"

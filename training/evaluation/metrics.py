@@ -143,8 +143,8 @@ def calibrated(label: Labels, score: Values, examination: F64 | float = 1.0) -> 
 
     `examination` `[N]` is that of each row's position. The map is fitted to the labels of these
     same rows, which favours the score: a model that beats it beats the score with any calibration.
-    Of the score and its signed log(1 + |score|), the one that fits better is taken, so that a heavy
-    tail is no handicap.
+    The map is of the score or of its signed log(1 + |score|), whichever fits better, so that a
+    heavy tail is no handicap.
     """
 
     def fitted(x: F64) -> F64:

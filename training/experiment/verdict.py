@@ -65,7 +65,7 @@ def too_early(
 
 
 def verdict(metric: Mapping[str, Any], smallest_effect: float, *, ended: bool) -> tuple[Verdict, str]:
-    """Return the verdict on the primary metric, with its reason. Of a bad outcome, less has won.
+    """Return the verdict on the primary metric, with its reason. For a bad outcome, less wins.
 
     Once the declared end has passed, the fixed-horizon interval decides. Before, and without a
     declared end, the interval that holds at every look decides.

@@ -60,9 +60,10 @@ class Presence(Slot):
     who joins a ninth room no longer counts in the room joined first. A stay that has ended gives
     its place first.
 
-    Of two records of a viewer and a candidate the one with the later time decides; of equal times,
-    the one that arrives later. A stay ends `max_stay_ms` after its last `up`, or up to a step
-    earlier. A removed candidate that is added again has no viewers until the next `up`.
+    If two records are about the same viewer and candidate, the one with the later time decides. If
+    the times are equal, it is the one that arrives later. A stay ends `max_stay_ms` after its last
+    `up`, or up to a step earlier. A removed candidate that is added again has no viewers until the
+    next `up`.
 
     A wrong clock may send a time that is far ahead, by more than seven of the longest stays. If one
     viewer at a candidate has such a time, the candidate's number leaves out those who came before,
@@ -271,7 +272,7 @@ class _Table:
         return hash64(self.viewers.ids[viewer] or "")
 
     def _leave(self, viewer: int, candidate: int, ms: int, count_began_ms: int) -> None:
-        """Count a viewer who came at this time no longer, if the count is the same one."""
+        """Stop counting a viewer who came at this time, if the count is the same one."""
         counts, present = self.counts, self.counts.present[candidate]
         end = STEPS + ms // self.step_ms - int(counts.newest_step[candidate])
         # Two counts may have begun at the same time: stay above 0.

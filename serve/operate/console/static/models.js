@@ -147,7 +147,7 @@ function SideBySide({ versions }) {
       <label><input type="checkbox" value=${one.version} checked=${chosen.includes(one.version)} onChange=${choose} />
         ${one.version} (${stateOf(one)})</label>`)}</fieldset>
     ${shown.length < 2 ? html`<p>Choose another version to compare.</p>` : html`<div class="beside"><${Table}
-      caption="What each version says of itself. Rows marked ≠ differ and come first. Measures of two versions are of different rows, unless they were measured on the same ones: a difference between them can be one between the rows."
+      caption="What each version says of itself. Rows marked ≠ differ and come first. Two versions were usually measured on different rows, so a difference between their measures may be a difference between these rows."
       head=${["", "", ...shown.map((one) => one.version)]}
       rows=${[...rows].sort((a, b) => b.differs - a.differs).map(cells)} /></div>`}`;
 }
