@@ -71,7 +71,7 @@ def test_more_rows_than_are_measured_are_a_sample_that_is_said(fitted, monkeypat
     found = evaluate(model, log, log, baselines=True)
     assert 0.9 * most < found["rows"] <= most
     assert found["sampled_from"] == found["lightgbm_sampled_from"] == num_shown
-    assert f"about {most:,} of {num_shown:,} shown candidates are rows" in capsys.readouterr().err
+    assert f"using about {most:,} of {num_shown:,} shown candidates" in capsys.readouterr().err
     assert f"the rows are a sample, evenly over time, of {num_shown:,}" in order(found)
     assert f"LightGBM learned from a sample, evenly over time, of {num_shown:,}" in order(found)
     # They have the labels and the scores of the whole log, and its features.

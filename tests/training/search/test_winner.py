@@ -131,7 +131,7 @@ def test_the_evaluation_says_what_the_teachers_brought_on_the_rows_that_measure_
 class Spy:
     """Tuner of trials that keeps the labels on which they train."""
 
-    def __init__(self, task, folder, study, deadline) -> None:
+    def __init__(self, task, folder, study, deadline, progress) -> None:
         self.folder = folder
 
     def fit(self) -> None:
