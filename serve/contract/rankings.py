@@ -65,7 +65,7 @@ VALUE = "\0"
 # The id of a viewer or candidate for which a store may keep a row.
 KEPT = "An id, 1 to 256 characters of which the first is not NUL."
 KeptId = Annotated[Id, Meta(description=KEPT, extra_json_schema={"pattern": r"^[^\u0000]"})]
-# A position from 1. `serve.http.decoding` checks it, because msgspec does not say whose it is.
+# A position from 1. The service checks it while decoding, because msgspec does not say whose it is.
 Pinned = Annotated[int, Meta(extra_json_schema={"minimum": 1, "maximum": MAX_CANDIDATES})]
 Degraded = Literal[
     "store_unavailable",
