@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import math
 import re
 import time
 from contextlib import asynccontextmanager
@@ -664,7 +665,9 @@ def test_the_time_in_which_a_body_comes_is_no_queue(service):
     assert asyncio.run(scenario())["rung"] == "full"
 
 
-def test_what_waited_beyond_its_deadline_gets_the_popular_order(service):
+def test_what_waited_beyond_its_deadline_gets_the_popular_order(service, monkeypatch):
+    # On a busy machine, this process may pause while it reads the body.
+    monkeypatch.setattr("serve.http.app.WHOLE_S", math.inf)
     stamp = HERE + b"%d" % ((time.time() - 0.15) * 1e6)
     headers = {"x-arrived": stamp.decode(), "x-deadline-ms": "100"}
     answer = service.ask(body(), headers=headers).json()
