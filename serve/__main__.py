@@ -144,7 +144,7 @@ def diff(
 ) -> None:
     """Compare a `cluster.yaml` with the running service, and say what each change would do.
 
-    The file alone is compared: it does not notice that the TOML file of a surface was edited.
+    The text of each surface is compared too, as its file is now.
 
     Exit code 0: nothing differs, or all changes were applied. 1: there are differences, or a change
     was refused. 2: no service runs here, or the file cannot be read.
@@ -172,9 +172,14 @@ def popular(
 
 @app.command()
 def check(config: ConfigFile = CONFIG, as_json: Json = False) -> None:
-    """Validate a `cluster.yaml` strictly and list all problems. Exit code 1 if it is refused."""
+    """Validate a `cluster.yaml` strictly and list all problems. Exit code 1 if it is refused.
+
+    If a service of this file runs in var/run, say if its surface was edited since.
+    """
     from serve.config.reader import read
     from serve.config.yaml_positions import ConfigRefused
+    from serve.operate.host.deploying import edited_surfaces
+    from serve.operate.host.run_folder import RunFolder as Folder
 
     try:
         warnings, problems = read(config).warnings, []
@@ -182,10 +187,14 @@ def check(config: ConfigFile = CONFIG, as_json: Json = False) -> None:
         warnings, problems = tuple(refused.warnings), refused.problems
     for warning in warnings:
         _progress(f"warning: {warning}")
+    edited = [f"{app}: {one}" for app, one in edited_surfaces(Folder(RUN), config)]
+    for line in edited:
+        _progress(f"warning: {line}")
     result = {
         "accepted": not problems,
         "problems": [asdict(problem) for problem in problems],
         "warnings": [asdict(warning) for warning in warnings],
+        "edited": edited,
     }
     text = "\n".join(map(str, problems)) or f"{config}: accepted"
     answer(result, as_json, text, held=not problems)

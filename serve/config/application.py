@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 from serve.config.diagnoses import DIAGNOSES, DeclaredService
 from serve.config.node import Node
@@ -43,6 +44,8 @@ class FileContext:
     host_text: str
     # The applications found so far, by surface and by log.
     owners: dict[str | Path, str] = field(default_factory=dict)
+    # The text of each surface, by the name that `args` give it.
+    texts: dict[str, str] = field(default_factory=dict)
 
 
 def check(application: Node, sizes: Sequence[Size], file: FileContext) -> None:
@@ -81,6 +84,8 @@ def check(application: Node, sizes: Sequence[Size], file: FileContext) -> None:
             "give each application its own folder"
         )
     surface = _read_surface(args_at["surface"], args, base)
+    if surface is not None:
+        file.texts[args.surface] = surface.text
     # With a second application, the surface's viewers would be in two experiments, and its store
     # would have two writers.
     if surface is not None and (owner := file.owners.setdefault(surface.name, here)) != here:
@@ -106,6 +111,14 @@ def check(application: Node, sizes: Sequence[Size], file: FileContext) -> None:
     named = {size.name: size for size in sizes}
     if set(DEPLOYMENTS) <= set(named):
         _check_size(named, args, knobs, file.timeout_s)
+
+
+def pinned(application: Mapping[str, Any], texts: Mapping[str, str]) -> Mapping[str, Any]:
+    """Return an application; ours has the text of its surface, by name in `texts`, in its `args`."""
+    if application["import_path"] != OUR_APPLICATION:
+        return application
+    args = application["args"]
+    return {**application, "args": {**args, "surface_text": texts[args["surface"]]}}
 
 
 def _read_surface(at: Node, args: AppArgs, base: Path) -> Surface | None:

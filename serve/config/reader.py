@@ -35,7 +35,8 @@ SIMILAR, VERY_SIMILAR = 0.8, 0.9
 class Config:
     """A `cluster.yaml` whose keys and values are all checked.
 
-    `serve` is the part for Ray Serve as read, without defaults filled in.
+    `serve` is the part for Ray Serve as read, without defaults filled in. In the `args` of our
+    applications, `surface_text` is the text of the surface when it was checked.
     """
 
     path: Path
@@ -72,11 +73,12 @@ def read(path: Path) -> Config:
     document = Document(path, raw)
     # Ray warns about its own fields, and about metrics_interval_s, which has no replacement.
     with warnings.catch_warnings(action="ignore"):
-        pools, sizes = _check(Node.root(document))
+        pools, sizes, texts = _check(Node.root(document))
     document.warnings.sort(key=PLACE)
     if document.refused:
         raise ConfigRefused(document.refusals, document.warnings)
     serve = {key: value for key, value in document.value.items() if key != "nodes"}
+    serve["applications"] = [ours.pinned(one, texts) for one in serve["applications"]]
     digest = hashlib.sha256(raw).hexdigest()
     return Config(path.resolve(), serve, pools, digest, tuple(document.warnings), tuple(sizes))
 
@@ -92,7 +94,7 @@ def parse(path: Path, raw: bytes) -> dict[str, Any]:
     return document.value
 
 
-def _check(root: Node) -> tuple[dict[str, NodePool], list[Size]]:
+def _check(root: Node) -> tuple[dict[str, NodePool], list[Size], dict[str, str]]:
     # Importing Ray takes a second; only readers of a configuration pay for it.
     from serve.config.ray_schema import check_values, ray_levels
 
@@ -119,7 +121,7 @@ def _check(root: Node) -> tuple[dict[str, NodePool], list[Size]]:
     sizes = [size for application in applications.items() for size in _check_application(application, file)]
     if pools and applications.is_sound and root["nodes"].is_sound:
         check_room(root["nodes"], sizes, pools)
-    return pools, sizes
+    return pools, sizes, file.texts
 
 
 def _check_application(application: Node, file: ours.FileContext) -> list[Size]:

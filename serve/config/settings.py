@@ -11,12 +11,13 @@ import ipaddress
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import BeforeValidator, Field, StrictBool, ValidationInfo, WithJsonSchema, field_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from serve.config.slate import MAX_RULES, MAX_TEXT, Rule
 from serve.contract.errors import TabrankError, did_you_mean
@@ -25,7 +26,7 @@ from serve.contract.validation import milliseconds
 from serve.features.baseline import NO_RULE
 from serve.features.experiment_metrics import metrics_of, no_metric
 from serve.features.outcomes import Weight, misfits
-from serve.features.surface import Surface, load_surface
+from serve.features.surface import Surface, load_surface, read_surface
 from serve.model.artifact import CANARY as CANARY_POINTER
 from serve.model.artifact import CURRENT as CURRENT_POINTER
 from serve.model.artifact import VERSION, Artifact, peek, pointed, require
@@ -113,10 +114,30 @@ class AppArgs:
     clock: Literal["wall", "event"] = "wall"
     keep_log_days: Annotated[int, Between(0, 36_500)] = 30
     keep_viewers_days: Annotated[int, Between(0, 36_500)] = 90
+    # The text of the surface that runs. No file has this key: a deploy adds it. A process that starts
+    # later uses this text, whatever became of the surface's file.
+    surface_text: Annotated[str | None, SkipJsonSchema()] = None
 
     def load_surface(self, base: Path) -> Surface:
-        """Load the surface: a shipped one, or a TOML file beside `cluster.yaml`."""
+        """Return the surface: as it was deployed, or else as its file is now.
+
+        The file is that of a shipped surface, or a TOML file relative to `base`.
+        """
+        if self.surface_text is not None:
+            return read_surface(self.surface_text, self.surface)
         return load_surface(str(base / self.surface) if self.surface.endswith(".toml") else self.surface)
+
+    def pinned(self, base: Path) -> AppArgs:
+        """Return the arguments with the text of the surface, which all replicas then share."""
+        return replace(self, surface_text=self.load_surface(base).text)
+
+    def edit(self, base: Path) -> str:
+        """Return in words how the surface's file differs from what was deployed; "" if it does not."""
+        try:
+            text = replace(self, surface_text=None).load_surface(base).text
+        except TabrankError as error:
+            return f"cannot be read ({error})"
+        return "" if self.surface_text in (None, text) else "has changed since the deploy"
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], where: str = "args") -> AppArgs:

@@ -149,6 +149,7 @@ class RankAnswer(Struct):
 
     request_id: str
     surface: str
+    surface_version: Annotated[str, Meta(description="First 12 digits of the SHA-256 of the surface's text.")]
     experiment: Annotated[str | None, Meta(description="The viewer's experiment; null for none.")]
     arm: Annotated[str, Meta(description="The arm that ranked: the one to which the viewer is assigned.")]
     model: Annotated[str | None, Meta(description="The version that scored; null if none scored.")]

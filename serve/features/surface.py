@@ -163,6 +163,11 @@ class Surface:
         parts = (self.name, self.events, predicted, self.popular, self.fields, self.features, bias)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
+    @cached_property
+    def version(self) -> str:
+        """The version of the text, by which answers name the surface that they were ranked by."""
+        return version_of(self.text)
+
     @property
     def short_fingerprint(self) -> str:
         """Return the first 12 digits of the fingerprint; an exposure names its surface by them."""
@@ -253,6 +258,11 @@ class Surface:
         if found := [((kind, at), why) for at, name in named.items() if (why := _misnamed(name, features))]:
             raise refusal(*found)
         return baseline
+
+
+def version_of(text: str) -> str:
+    """Return the version of a surface's text: the first 12 digits of its SHA-256."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def load_surface(name_or_path: str) -> Surface:

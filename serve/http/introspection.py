@@ -16,6 +16,7 @@ from serve.ranking.service import RankingService
 LIMITS = (MAX_CANDIDATES, MAX_ID_CHARACTERS, MAX_BODY_BYTES, MAX_EVENTS_BODY_BYTES, MAX_RECORDS)
 WEIGHTS = "What one unit of each predicted outcome is worth, unless an arm has its own weights."
 ARM_WEIGHTS = "The arm's weights, and the surface's for outcomes that it does not name; none without a model."
+SURFACE_VERSION = "First 12 digits of the SHA-256 of the text of the surface that was deployed."
 FRESHNESS_MS = "Age of the features; null before the first read."
 Version = Annotated[str | None, Meta(description="A published version; null for none.")]
 
@@ -30,6 +31,7 @@ class Readiness(Struct):
     """State of the store, the model and the candidates, and what is wrong."""
 
     surface: str
+    surface_version: Annotated[str, Meta(description=SURFACE_VERSION)]
     live_candidates: int
     store: Literal["fresh", "unavailable"]
     model: Version
@@ -74,6 +76,7 @@ class Description(Struct):
     """The model in use, with its features, the experiment and the limits of requests."""
 
     surface: str
+    surface_version: Annotated[str, Meta(description=SURFACE_VERSION)]
     surface_fingerprint: str
     state_fingerprint: str
     clock: str
@@ -96,6 +99,7 @@ def readiness(service: RankingService) -> Readiness:
     is_fresh = freshness_ms is not None and freshness_ms <= service.config.stale_after_ms
     return Readiness(
         surface=service.surface.name,
+        surface_version=service.surface.version,
         live_candidates=len(service.live.rows),
         store="fresh" if is_fresh else "unavailable",
         model=service.model.version if service.model else None,
@@ -111,6 +115,7 @@ def description(service: RankingService) -> Description:
     columns = service.ranker.features.columns
     return Description(
         surface=surface.name,
+        surface_version=surface.version,
         surface_fingerprint=surface.fingerprint,
         state_fingerprint=service.schema.fingerprint,
         clock=service.args.clock,

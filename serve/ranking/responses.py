@@ -120,6 +120,7 @@ def answer(
     return RankAnswer(
         request_id=query.request_id,
         surface=surface.name,
+        surface_version=surface.version,
         experiment=query.experiment,
         arm=query.arm.name,
         model=slate.model,

@@ -1,10 +1,13 @@
-"""Change one field of a Serve config document by its path."""
+"""Serve config documents: change one field by its path, and make one as a deploy does."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path as FilePath
 from typing import Any
 
+from serve.config.application import OUR_APPLICATION
+from serve.config.settings import AppArgs
 from serve.operate.host.field import NAMED, Path, unshared
 
 
@@ -25,6 +28,16 @@ def replaced(document: Mapping[str, Any], path: Path, value: Any) -> dict[str, A
     else:
         here[last] = unshared(value)
     return changed
+
+
+def deployed(document: Mapping[str, Any], base: FilePath) -> dict[str, Any]:
+    """Return the document with the text of each surface, as its file in `base` is now."""
+    made: dict[str, Any] = unshared(document)
+    for app in made["applications"]:
+        if app["import_path"] == OUR_APPLICATION:
+            args = AppArgs.from_mapping(app["args"])
+            app["args"]["surface_text"] = args.load_surface(base).text
+    return made
 
 
 def _entered(table: dict[str, Any], key: str, missing: Any) -> Any:

@@ -31,6 +31,7 @@ REASON = {
 ANSWER = {
     "request_id": "r1",
     "surface": "spaces",
+    "surface_version": "5f0c1d2e3b4a",
     "experiment": "launch",
     "arm": "model",
     "model": MODEL,

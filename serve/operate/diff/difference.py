@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from serve.config.application import OUR_APPLICATION
 from serve.config.known_keys import APPLICATION, DEPLOYMENT, LIVE
 from serve.config.settings import AppArgs, UserConfig
+from serve.features.surface import version_of
 from serve.operate.diff.consequence import AUTO, FIELDS, IGNORED_ALONE, SCALING, Consequence, row_of
 from serve.operate.host.field import Path, differing, get, level_of, text
 from serve.operate.host.service_state import ApplicationState
@@ -22,6 +23,7 @@ Document = Mapping[str, Any]
 # Limits the characters of a value in the list of changes, so that old and new value fit on one
 # line.
 MAX_SHOWN = 60
+SURFACE_TEXT = "surface_text"
 USER = re.compile(r"^(rediss?://)\S*@")
 UNCONFIRMED = "refused: a change that needs --yes loses data or fails callers; deploy it: {command} --yes"
 BOUNDS = ("num_replicas", "autoscaling_config", "min_replicas", "max_replicas")
@@ -203,7 +205,7 @@ class _Comparison:
             for name in state.deployments
             if self._reaches(path, consequence, app, name)
         ]
-        sides = without_user(old), without_user(new), self._default(path)
+        sides = presentable(old, path[-1]), presentable(new, path[-1]), self._default(path)
         return Change(path, *sides, consequence, note, tuple(map("/".join, reached)))
 
     def _sides(self, path: Path, missing: Any = ...) -> tuple[Any, Any]:
@@ -282,13 +284,18 @@ def shown(value: Any, default: Any = ...) -> str:
     return line if len(line) <= MAX_SHOWN else line[: MAX_SHOWN - 1] + "…"
 
 
-def without_user(value: Any) -> Any:
-    """Return a value without the user and the password of any address in it."""
+def presentable(value: Any, key: str) -> Any:
+    """Return the value of a key for people: no user and password of an address, no whole surface.
+
+    The text of a surface becomes its version, as answers name it.
+    """
     if isinstance(value, Mapping):
-        return {key: without_user(child) for key, child in value.items()}
+        return {name: presentable(child, name) for name, child in value.items()}
     if isinstance(value, list):
-        return [without_user(child) for child in value]
-    return USER.sub(r"\1", value) if isinstance(value, str) else value
+        return [presentable(child, key) for child in value]
+    if not isinstance(value, str):
+        return value
+    return version_of(value) if key == SURFACE_TEXT else USER.sub(r"\1", value)
 
 
 @cache

@@ -24,8 +24,10 @@ from serve.config.slate import Rule
 from serve.contract.errors import StoreUnavailable, TabrankError
 from serve.features.matrix import Features
 from serve.features.rows import Schema
-from serve.operate.diff.difference import Change, Difference, Document, Meaning, compare
-from serve.operate.host.field import Path, get
+from serve.features.slots import OWNERS
+from serve.operate.diff.difference import SURFACE_TEXT, Change, Difference, Document, Meaning, compare
+from serve.operate.diff.difference import shown as in_words
+from serve.operate.host.field import Path, differing, get
 from serve.operate.host.running_service import RunningService
 from serve.operate.status.vitals import median_ms
 from serve.storage.bucket import place
@@ -37,6 +39,8 @@ TARGET = ("deployments", SCORER, "autoscaling_config", "target_ongoing_requests"
 # A shorter delay before replicas stop gets a note. It is twice the time in which a replica starts.
 MIN_DOWNSCALE_S = 10
 DAY_S = 86_400
+# A sentence about an edited surface names this many of its fields, and says how many more there are.
+MAX_EDITS = 5
 
 Meanings = Iterator[Meaning]
 # Returns the measured p50 of an application's rankings in ms; None if it is unknown.
@@ -131,6 +135,33 @@ def _log_days(old: DeclaredService, new: DeclaredService, _: Measured) -> Meanin
         yield _meaning("log_deleted", day=day, size=f" ({num_bytes / 1e6:,.1f} MB now)" if num_bytes else "")
 
 
+def _surface(old: DeclaredService, new: DeclaredService, _: Measured) -> Meanings:
+    """Yield what an edit of the surface means, by the key of the surface."""
+    schemas = old.features.schema, new.features.schema
+    texts = [schema.surface.text for schema in schemas]
+    sides = [tomllib.loads(text) for text in texts]
+    edits: dict[str, list[str]] = {}
+    gone = []
+    for path in differing(*sides, lambda path, value: value):
+        was, now = (get(side, path) for side in sides)
+        field = ".".join(path[1:])
+        edits.setdefault(path[0], []).append(
+            f"{field}: " * bool(field) + f"{in_words(was)} → {in_words(now)}"
+        )
+        if now is ... and path[0] in OWNERS:
+            gone.append(".".join(path))
+    gone += [f"the event {name}" for name in {*schemas[0].surface.events} - {*schemas[1].surface.events}]
+    if gone:
+        yield _meaning("surface_gone", gone=", ".join(gone))
+    if schemas[0].fingerprint != schemas[1].fingerprint:
+        yield _meaning("surface_state")
+    for key, edit in edits.items():
+        more = f", and {len(edit) - MAX_EDITS} more" * (len(edit) > MAX_EDITS)
+        yield _meaning(f"surface_{key}", edits=", ".join(edit[:MAX_EDITS]) + more)
+    if texts[0] != texts[1] and not edits:
+        yield _meaning("surface_layout")
+
+
 def _store(old: DeclaredService, new: DeclaredService, _: Measured) -> Meanings:
     # The path of a store is relative to the folder of the file; the address of a server is not.
     stores = [
@@ -209,6 +240,7 @@ def _kill_switch(old: DeclaredService, new: DeclaredService, _: Measured) -> Mea
 # The rules for an application of ours. `diff` prints a sentence beside the field of its rule.
 RULES: Mapping[Path, Callable[[DeclaredService, DeclaredService, Measured], Meanings]] = {
     ("args",): _faults,
+    ("args", SURFACE_TEXT): _surface,
     ("args", "store"): _store,
     ("args", "keep_log_days"): _log_days,
     (*LIVE, "experiment", "salt"): _salt,

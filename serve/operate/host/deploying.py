@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from serve.config.application import OUR_APPLICATION
+from serve.config.diagnoses import Diagnosis, diagnosis
 from serve.config.reader import Config
+from serve.config.settings import AppArgs
 from serve.contract.commands import Parts
 from serve.contract.errors import TabrankError
 from serve.operate.host.field import unshared
@@ -31,6 +34,23 @@ def config_of(path: Path, document: Mapping[str, Any]) -> Config:
     """Return a document, with its pools of nodes, as if it were read from a file."""
     serve = {key: value for key, value in document.items() if key != "nodes"}
     return Config(path, serve, document.get("nodes", {}), sha256="")
+
+
+def edited_surfaces(run: RunFolder, config: Path | None = None) -> Iterator[tuple[str, Diagnosis]]:
+    """Yield the applications whose surface's file is not as the running service got it, and why.
+
+    If `config` is given, nothing is said of a service of another file.
+    """
+    service = run.service() or SupervisedState()
+    path = Path(service.config)
+    if config is not None and config.resolve() != path:
+        return
+    for app in service.document.get("applications", ()):
+        if app.get("import_path") == OUR_APPLICATION:
+            args = AppArgs.from_mapping(app["args"])
+            if edit := args.edit(path.parent):
+                facts = {"surface": args.surface, "edit": edit, "file": path, "up": run.up_command(path)}
+                yield app["name"], diagnosis("surface_edited", **facts)
 
 
 def unserved(run: RunFolder) -> TabrankError:

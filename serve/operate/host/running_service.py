@@ -17,7 +17,7 @@ from serve.contract.errors import TabrankError
 from serve.operate.host.dashboard import nodes
 from serve.operate.host.deploying import SETTLE_S, Progress, config_of, document_of, request_deploy, unserved
 from serve.operate.host.run_folder import POLL_S, RunFolder
-from serve.operate.host.serve_details import application_of, cause, messages_of
+from serve.operate.host.serve_details import application_of, cause, messages_of, settled
 from serve.operate.host.service_state import ServiceChange, ServiceState, SupervisedState, iso
 from serve.operate.host.state import status_code
 
@@ -159,13 +159,14 @@ class RemoteService(RunningService):
         with _sentences(self.where):
             self.client.deploy_applications(dict(config.serve))
         time.sleep(SETTLE_S)
-        wanted = {app["name"]: "RUNNING" for app in config.serve["applications"]}
+        wanted = {app["name"] for app in config.serve["applications"]}
         while True:
             applications = self._details()["applications"]
             for name, app in applications.items():
                 if app["status"] in ("DEPLOY_FAILED", "UNHEALTHY"):
                     raise TabrankError(f"application {name!r} cannot be deployed: {cause(messages_of(app))}")
-            if {name: app["status"] for name, app in applications.items()} == wanted:
+            states = {name: application_of(app) for name, app in applications.items()}
+            if states.keys() == wanted and settled(states):
                 return
             if time.monotonic() > deadline:
                 raise TabrankError(f"{self.where}: not every application runs after {timeout_s:g} s")

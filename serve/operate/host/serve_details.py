@@ -35,6 +35,14 @@ def application_of(details: Mapping[str, Any]) -> ApplicationState:
     )
 
 
+def settled(applications: Mapping[str, ApplicationState]) -> bool:
+    """Return True if all applications run, and no old replica, still draining, can answer."""
+    return bool(applications) and all(
+        app.status == "RUNNING" and not any("STOPPING" in one.replicas for one in app.deployments.values())
+        for app in applications.values()
+    )
+
+
 def messages_of(details: Mapping[str, Any]) -> list[str]:
     """Return the messages of an application and of its deployments."""
     return [details["message"], *(deployment["message"] for deployment in details["deployments"].values())]

@@ -58,7 +58,7 @@ def kubernetes(config: Config, options: Kubernetes) -> str:
         workers=workers,
         has_workers=several,
         port=config.port,
-        serve_config=yaml.safe_dump(serve, sort_keys=False, allow_unicode=True),
+        serve_config=yaml.dump(serve, Dumper=Dumper, sort_keys=False, allow_unicode=True),
         shutdown_s=_shutdown_s(config),
         has_store_password=bool(servers),
         # One volume for each folder, which two applications may share.
@@ -130,10 +130,7 @@ def _refuse_without_keys(where: str, application: Mapping[str, Any]) -> None:
 
 
 def _refuse_unmounted_paths(where: str, args: AppArgs, options: Kubernetes) -> None:
-    paths = {"models": args.models, "log": args.log}
-    if args.surface.endswith(".toml"):
-        paths["surface"] = args.surface
-    for key, path in paths.items():
+    for key, path in {"models": args.models, "log": args.log}.items():
         # A bucket needs no volume: the service account opens it.
         if not is_bucket(path) and not _mounted(path, options):
             full = PurePosixPath(HOME) / path

@@ -11,7 +11,7 @@ from serve.config.application import OUR_APPLICATION, OUR_INGRESS
 from serve.config.slate import Rule
 from serve.contract.typed_reader import read
 from serve.operate.diff.apply import SWITCH
-from serve.operate.diff.difference import Change, compare, shown
+from serve.operate.diff.difference import SURFACE_TEXT, Change, compare, shown
 from serve.operate.host.field import get
 from serve.operate.host.service_state import Probe, ServiceChange, iso
 
@@ -37,8 +37,8 @@ def added(changes: list[ServiceChange], what: str, probes: Sequence[Probe] = ())
 def described(file: Path, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     """Return what a deploy changed: the kill switch, or the file's first fields.
 
-    Only weights and rules are shown with their values, as the history of what ranked. Other fields
-    may hold secrets.
+    Only weights, rules and the surface's version are shown with their values, as the history of
+    what ranked. Other fields may hold secrets.
     """
     changes = compare(before, after, {}).changes
     if changes and all(change.path[-1] == SWITCH for change in changes):
@@ -56,7 +56,9 @@ def described(file: Path, before: Mapping[str, Any], after: Mapping[str, Any]) -
 
 
 def _treatment(change: Change) -> str:
-    """Return an arm's weights and rules before and after, if they or the whole arm changed."""
+    """Return before and after: a surface's version, or an arm's weights and rules."""
+    if change.path[-1] == SURFACE_TEXT:
+        return f" {shown(change.old)} → {shown(change.new)}"
     settings, arms, below = change.path[2:5], change.path[5:7], change.path[8:]
     if settings != KEYS[:-1] or arms != ("experiment", "arms"):
         return ""

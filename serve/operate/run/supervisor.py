@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from serve.operate.host.deploying import SETTLE_S, config_of, document_of
 from serve.operate.host.environment import DASHBOARD_PORT, HAPROXY_PORT, LOCAL, METRICS_PORT
 from serve.operate.host.field import parsed
 from serve.operate.host.run_folder import GRACE_S, POLL_S, RAY, RunFolder
-from serve.operate.host.serve_details import application_of, cause, messages_of
+from serve.operate.host.serve_details import application_of, cause, messages_of, settled
 from serve.operate.host.service_state import ApplicationState, Deploying, NodeState, Probe, SupervisedState
 from serve.operate.host.state import is_alive, status_code
 from serve.operate.run.changes import added, broken, described, now
@@ -288,14 +288,6 @@ class Supervisor:
             self._client.shutdown(timeout_s=GRACE_S)
             ray.shutdown()
         self._run.end()
-
-
-def settled(applications: Mapping[str, ApplicationState]) -> bool:
-    """Return True if all applications run, and no old replica, still draining, can answer."""
-    return bool(applications) and all(
-        app.status == "RUNNING" and not any("STOPPING" in one.replicas for one in app.deployments.values())
-        for app in applications.values()
-    )
 
 
 def reason(error: Exception) -> str:

@@ -18,6 +18,7 @@ from tests.support.scripted_server import DROP, HANG, Slowly, answer, problem, s
 RANKING = {
     "request_id": "r1",
     "surface": "spaces",
+    "surface_version": "5f0c1d2e3b4a",
     "experiment": None,
     "arm": "model",
     "model": "v1",

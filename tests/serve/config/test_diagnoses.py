@@ -610,4 +610,6 @@ def test_half_a_day_of_live_records_ends_the_warning_of_an_old_log(home, monkeyp
 
 def test_what_changes_no_ranking_is_advice():
     advice = {name for name, one in DIAGNOSES.items() if one.get("advice")}
-    assert advice == {"other_names", "other_log", "log_behind", "join_coverage", "exposures_thinned"}
+    assert advice == {
+        "other_names", "other_log", "log_behind", "join_coverage", "exposures_thinned", "surface_edited",
+    }  # fmt: skip

@@ -56,6 +56,7 @@ def test_the_names_that_the_shipped_file_sets_are_frozen():
     application = read(SHIPPED).serve["applications"][0]
     assert sorted(application["args"]) == [
         "backend", "clock", "keep_log_days", "log", "models", "store", "surface",
+        "surface_text",
     ]  # fmt: skip
     front, scorer, ingest = application["deployments"]
     assert (front["name"], scorer["name"], ingest["name"]) == ("FeatureFetch", "Scorer", "Ingest")

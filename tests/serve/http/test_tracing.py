@@ -24,7 +24,9 @@ SCOPE = {"method": "POST", "path": "/v1/rank", "scheme": "http"}
 
 def answered(experiment=None):
     timing = Timing(queue=1.0, features=2.0, score=3.0, total=6.0)
-    return RankAnswer("r1", "tiny", experiment, "model", "v1", "full", [], False, [], 5.0, timing, [])
+    return RankAnswer(
+        "r1", "tiny", "0123456789ab", experiment, "model", "v1", "full", [], False, [], 5.0, timing, []
+    )
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import yaml
 from serve.config.application import DEPLOYMENTS, OUR_APPLICATION, OUR_INGRESS
 from serve.contract.errors import TabrankError
 from serve.features.rows import Schema
-from serve.features.surface import read_surface
+from serve.features.surface import read_surface, version_of
 from serve.log.snapshots import write
 from serve.model.artifact import CURRENT, FILES, load, point, save
 from serve.operate.diff.apply import diff
@@ -23,7 +23,7 @@ from serve.operate.host.running_service import RunningService
 from serve.operate.host.service_state import ApplicationState, DeploymentState, ServiceState, SupervisedState
 from serve.operate.run import local_cluster
 from serve.stores.factory import open_store
-from tests.support.config_document import replaced
+from tests.support.config_document import deployed, replaced
 from tests.support.small_surface import TOML
 from tests.support.stub_artifact import MODEL, publish_stub
 
@@ -114,15 +114,16 @@ def applied(tmp_path, monkeypatch):
     """Run `diff --apply` for a change; return the lines of the changes, the result and the rest."""
     services = []
 
-    def run(before, after, *, yes=False, p50_ms=None, run=None, address=None):
+    def run(before, after, *, yes=False, p50_ms=None, run=None, address=None, edit=("", "")):
         (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(after))
-        services.append(Running(tmp_path / "cluster.yaml", before))
+        services.append(Running(tmp_path / "cluster.yaml", deployed(before, tmp_path)))
+        (tmp_path / "tiny.toml").write_text(TOML.replace(*edit, 1))
         monkeypatch.setattr("serve.operate.diff.apply.find", lambda run, address: services[-1])
         printed: list[str] = []
         arguments = (tmp_path / "cluster.yaml", run, address, True, 5.0, printed.append)
         monkeypatch.setattr("serve.operate.diff.meaning.median_ms", lambda service, app: p50_ms)
         result, lines, held = diff(*arguments, yes=yes)
-        assert (services[-1].deployed == before) != held
+        assert (services[-1].deployed == services[-1].document) != held
         return result, [*printed, *lines], held
 
     yield run
@@ -295,6 +296,44 @@ def test_rules_that_are_written_otherwise_mean_nothing(document, applied):
     other = [{"boost": {"where": {"candidate.topic": ["jazz"]}, "by": 0.02}}]
     result, _, _ = applied(changed(document, **{RULES: [BOOST]}), changed(document, **{RULES: other}))
     assert sentences(result) == []
+
+
+# What is edited in the surface's file, the sentence, and whether the deploy needs `--yes`.
+EDITED = [
+    ("[viewer]", "weights.join = -1\n[viewer]", "ordered by other weights: join: (not set) → -1. If", False),
+    ('popular = "audience"', 'popular = "joins"', 'sorts by another feature: "audience" → "joins"', False),
+    (
+        "[viewer]",
+        "baseline.sort = ['joins']\n[viewer]",
+        'rank by another rule: sort: (not set) → ["jo',
+        False,
+    ),
+    ('within = "10s"', 'within = "9s"', 'join.within: "10s" → "9s". A model that predicts', True),
+    (
+        'number", request_time',
+        'number", max = 9, request_time',
+        "fields of candidates: price.max: (not",
+        True,
+    ),
+    ('half_life = "10s"', 'half_life = "12s"', "another state: it needs a store that", True),
+    ('tags = { type = "set", max = 3 }', "", "get errors: candidate.tags", True),
+    ("[viewer]", "# A comment.\n[viewer]", "only comments, order or spelling of the surface", False),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "sentence", "needs_yes"), EDITED)
+def test_a_surface_that_was_edited_in_place_is_a_difference_in_words(
+    old, new, sentence, needs_yes, document, applied
+):
+    result, lines, held = applied(document, document, edit=(old, new))
+    (change,) = result["changes"]
+    versions = [version_of(TOML), version_of(TOML.replace(old, new, 1))]
+    assert [change["path"], change["old"], change["new"]] == [
+        "applications[tiny].args.surface_text",
+        *versions,
+    ]
+    assert (change["consequence"], result["needs_yes"], held) == ("rebuilt", needs_yes, not needs_yes)
+    assert any(sentence in one for one in sentences(result)), lines
 
 
 SILENT = [

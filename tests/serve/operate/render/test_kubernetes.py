@@ -415,7 +415,6 @@ def test_no_secret_is_written_and_each_is_named():
         ("redis://store.internal:6379/0", "lmdb:/mnt/tabrank/store", "is a file on one machine"),
         ("dedicated=ranking:NoSchedule", "dedicated", "'dedicated' must be KEY:EFFECT or KEY=VALUE:EFFECT"),
         ("models: /mnt/tabrank/models", "models: var/models", "models"),
-        ("surface: spaces", "surface: mine.toml", "surface: /home/tabrank/app/mine.toml would be lost"),
         ("log: /mnt/tabrank/log", "log: /var/log/tabrank", "--volume CLAIM=/var/log"),
         ("max_replicas: 2,", "max_replicas: 3,", "all replicas need 3 num_gpus, and the worker pools have 2"),
         ("  head:", "  first:", "nodes: the pool 'head' is missing"),
