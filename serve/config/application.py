@@ -114,7 +114,7 @@ def check(application: Node, sizes: Sequence[Size], file: FileContext) -> None:
 
 
 def pinned(application: Mapping[str, Any], texts: Mapping[str, str]) -> Mapping[str, Any]:
-    """Return an application; ours has the text of its surface, by name in `texts`, in its `args`."""
+    """Return an application; ours gets the text of its surface, which `texts` has by name."""
     if application["import_path"] != OUR_APPLICATION:
         return application
     args = application["args"]

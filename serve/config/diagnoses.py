@@ -217,7 +217,12 @@ class DeclaredService:
             return self.error_fault("store_unavailable", error)
         schema, others = self.features.schema, ", ".join(error.others)
         name = name_of(schema.surface.name, schema.fingerprint)
-        return self.diagnosis("other_store" if others else "no_store", name=name, others=others)
+        found = self.diagnosis("other_store" if others else "no_store", name=name, others=others)
+        if edit := self.args.edit(self.base):
+            # A store that is filled from that file is for another surface than the one that runs.
+            remedy = f"{found.remedy} But its surface's file {edit}: restore that first, or deploy it afterwards."
+            found = replace(found, remedy=remedy)
+        return found
 
     def read_store_faults(self, seq: int, note: bytes, log_end: LogEnd | None) -> Iterator[Diagnosis]:
         """Diagnose a store by the number of its last record, its note, and the end of the log.

@@ -114,8 +114,8 @@ class AppArgs:
     clock: Literal["wall", "event"] = "wall"
     keep_log_days: Annotated[int, Between(0, 36_500)] = 30
     keep_viewers_days: Annotated[int, Between(0, 36_500)] = 90
-    # The text of the surface that runs. No file has this key: a deploy adds it. A process that starts
-    # later uses this text, whatever became of the surface's file.
+    # The text of the surface that runs. No file has this key: a deploy adds it. A process that
+    # starts later uses this text, whatever became of the surface's file.
     surface_text: Annotated[str | None, SkipJsonSchema()] = None
 
     def load_surface(self, base: Path) -> Surface:
@@ -132,7 +132,7 @@ class AppArgs:
         return replace(self, surface_text=self.load_surface(base).text)
 
     def edit(self, base: Path) -> str:
-        """Return in words how the surface's file differs from what was deployed; "" if it does not."""
+        """Return in words how the surface's file differs from the deployed text; "" if not."""
         try:
             text = replace(self, surface_text=None).load_surface(base).text
         except TabrankError as error:

@@ -39,7 +39,7 @@ TARGET = ("deployments", SCORER, "autoscaling_config", "target_ongoing_requests"
 # A shorter delay before replicas stop gets a note. It is twice the time in which a replica starts.
 MIN_DOWNSCALE_S = 10
 DAY_S = 86_400
-# A sentence about an edited surface names this many of its fields, and says how many more there are.
+# A sentence about an edited surface names this many fields, and says how many more there are.
 MAX_EDITS = 5
 
 Meanings = Iterator[Meaning]
