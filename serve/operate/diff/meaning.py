@@ -139,11 +139,11 @@ def _surface(old: DeclaredService, new: DeclaredService, _: Measured) -> Meaning
     """Yield what an edit of the surface means, by the key of the surface."""
     schemas = old.features.schema, new.features.schema
     texts = [schema.surface.text for schema in schemas]
-    sides = [tomllib.loads(text) for text in texts]
+    before, after = (tomllib.loads(text) for text in texts)
     edits: dict[str, list[str]] = {}
     gone = []
-    for path in differing(*sides, lambda path, value: value):
-        was, now = (get(side, path) for side in sides)
+    for path in differing(before, after, lambda path, value: value):
+        was, now = get(before, path), get(after, path)
         field = ".".join(path[1:])
         edits.setdefault(path[0], []).append(
             f"{field}: " * bool(field) + f"{in_words(was)} → {in_words(now)}"
