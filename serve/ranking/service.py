@@ -84,7 +84,7 @@ class RankingService:
         self._store_faults: list[Diagnosis] = []
         # Why the log's bucket could not be read; None if it could.
         self.log_error: BucketError | None = None
-        # True if the log had records that the store lacked.
+        # True if the store had no living writer, or the log had records that the store lacked.
         self.is_behind = False
         self.surface = args.load_surface(base)
         self.schema = Schema(self.surface)
@@ -328,8 +328,9 @@ class RankingService:
 
     def diagnose_store(self, log_end: LogEnd | None) -> None:
         """Diagnose the store as it was last read; the end of the log was read before it."""
+        is_silent = self.live.silent_s > 0 and not self.event_clock
         is_ahead = log_end is not None and (log_end.other != "" or log_end.seq > self.live.seq)
-        self.is_behind = self.live.error is None and is_ahead
+        self.is_behind = self.live.error is None and (is_silent or is_ahead)
         if self.live.error is not None:
             self._store_faults = [self.declared.unavailable_store(self.live.error)]
         else:
@@ -348,7 +349,7 @@ class RankingService:
         for where, error in ((self.args.log, self.log_error), (self.args.models, self._mirror.error)):
             if error is not None:
                 yield declared.unreachable(where, error)
-        age_s = self.exposure_buffer.age_s
+        age_s = self._silent_s
         has_store = self.live.error is None
         # Without a store Ingest cannot do its work either, which needs no diagnosis of its own.
         if has_store and age_s * 1e3 > config.stale_after_ms and not self.event_clock:
@@ -373,9 +374,14 @@ class RankingService:
 
     @property
     def freshness_ms(self) -> float | None:
-        """Return the age of the features: of the last read table, or the oldest held exposure."""
+        """Return the age of the features: since the last read, or since Ingest is silent."""
         age_s = self.live.age_s
-        return None if age_s is None else round(max(age_s, self.exposure_buffer.age_s) * 1e3, 1)
+        return None if age_s is None else round(max(age_s, self._silent_s) * 1e3, 1)
+
+    @property
+    def _silent_s(self) -> float:
+        """Seconds for which Ingest has taken no exposures, or its heartbeat has been overdue."""
+        return max(self.exposure_buffer.age_s, 0.0 if self.event_clock else self.live.silent_s)
 
 
 def _guarded(peers: Peers) -> CallScorer:
