@@ -90,6 +90,7 @@ class Ingester:
     writer, the holder of its lease (`serve.log.lease`). A writer that loses the lease refuses
     records until the lease is released, or for `TAKE_BACK_S`. It then takes the lease again, as a
     new writer does. With the event clock, a record keeps its own time, and commits do not wait.
+    `service` identifies the service in the lease.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class Ingester:
         *,
         max_live: int = MAX_LIVE,
         clock: WallClock | None = None,
+        service: str = "",
     ) -> None:
         surface = args.load_surface(base)
         self._schema = schema = Schema(surface)
@@ -107,6 +109,7 @@ class Ingester:
         self._segments = Segments(place(args.log, base), types_of(surface.text))
         name = name_of(surface.name, schema.fingerprint)
         self._claim = Claim(self._segments.folder, args.store, name, surface, base)
+        self._claim.lease = replace(self._claim.lease, service=service)
         # When this writer found that another one has taken over the log, on the monotonic clock.
         self._fenced_s: float | None = None
         keep_ms = args.keep_log_days * UNITS_MS["d"]
