@@ -66,11 +66,16 @@ def diagnosis(name: str, /, **facts: Any) -> Diagnosis:
 
 
 class LogEnd(NamedTuple):
-    """End of a log: its last record's number and arrival in ms, and any other writer's store."""
+    """End of a log: its last record's number and arrival in ms, and who writes it.
+
+    `other` is the store of its writer if that is another one, and `service` the writer's service.
+    Both are empty if they are not known.
+    """
 
     seq: int
     arrival_ms: int
     other: str = ""
+    service: str = ""
 
 
 class LoadNote(Struct):
@@ -95,13 +100,17 @@ class LoadNote(Struct):
 
 @dataclass(frozen=True)
 class DeclaredService:
-    """An application as its file declares it; paths are relative to `base`."""
+    """An application as its file declares it; paths are relative to `base`.
+
+    `service` identifies the service that runs it, if one does.
+    """
 
     args: AppArgs
     base: Path
     features: Features
     config: UserConfig
     application: str | None = None
+    service: str = ""
 
     def file_faults(self) -> Iterator[Diagnosis]:
         """Diagnose what names, models and an embedded store show even if no service runs."""
@@ -163,7 +172,7 @@ class DeclaredService:
             own = Lease.of(log, self.args.store, name, "", self.base)
             is_other = held is not None and not held.released and not held.names(own, log)
             other = f"{held.name} at {held.store}" if held and is_other else ""
-            return LogEnd(log_end(log), last_arrival_ms(log), other)
+            return LogEnd(log_end(log), last_arrival_ms(log), other, held.service if held else "")
         except BucketError:
             raise
         # One of the newest segments may be damaged, or may have been merged away meanwhile.
@@ -237,7 +246,7 @@ class DeclaredService:
         filled the store until the service has logged records for half a day, or for the feature's
         half-life or `max_stay` if that is shorter.
         """
-        log_seq, flushed_ms, other = log_end or (None, 0, "")
+        log_seq, flushed_ms, other, _ = log_end or (None, 0, "", "")
         filled = LoadNote.of(note)
         live_ms, now_ms, day_ms = flushed_ms - filled.filled_ms, time.time() * 1e3, UNITS_MS["d"]
         emptied, newest_ms = [], now_ms

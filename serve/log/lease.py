@@ -47,6 +47,7 @@ class Lease:
         end: Last number that was used when the lease was taken or released.
         erasures: How many times viewers were erased from the log. A store that was filled before
             the last time still knows them.
+        service: Identifies the service that took the lease; empty if no service did.
     """
 
     epoch: int
@@ -59,6 +60,7 @@ class Lease:
     origin: str = ""
     released: bool = False
     erasures: int = 0
+    service: str = ""
 
     @classmethod
     def of(cls, log: Path, store: str, name: str, surface: str, base: Path) -> Lease:

@@ -136,7 +136,8 @@ class Home:
         """Return the diagnoses of a replica; `meanwhile` does something with it before."""
 
         args = AppArgs(**self.args)
-        fetcher = RankingService(args, self.folder, self.peers, application=self.application["name"])
+        name = self.application["name"]
+        fetcher = RankingService(args, self.folder, self.peers, application=name, service="own")
         fetcher.configure(UserConfig.from_mapping(self.settings))
         await refresh(fetcher)
         running = asyncio.create_task(keep_up(fetcher))
@@ -533,9 +534,9 @@ def test_a_flat_log_with_numbers_is_not_behind_its_store(home):
     assert home.check() == []
 
 
-async def taken(home) -> None:
+async def taken(home, service="own") -> None:
     """Let the writer commit an event of now and flush it to the log."""
-    writer = Ingester(AppArgs(**home.args), home.folder)
+    writer = Ingester(AppArgs(**home.args), home.folder, service=service)
     running = asyncio.create_task(writer.run())
     now_ms = int(time.time() * 1e3)
     await writer.take([Event(f"e{now_ms}", "ann", "a", "click", now_ms)], 100)
@@ -572,18 +573,29 @@ def test_a_store_of_a_backup_catches_up_with_its_log(home):
     assert home.check() == asyncio.run(home.readyz()) == []
 
 
-def test_a_log_that_another_service_has_taken_over_is_told_while_this_one_runs(home):
-    asyncio.run(taken(home))
-    other = Ingester(AppArgs(**home.args | {"store": "lmdb:store2"}), home.folder)
+@pytest.mark.parametrize(
+    ("before", "after", "is_told"),
+    [
+        pytest.param("own", "other", True, id="another service"),
+        pytest.param("own", "own", False, id="a rollout of another state"),
+        pytest.param("own", "", False, id="a lease of an earlier release"),
+        pytest.param("other", "other", False, id="a service that has ended"),
+    ],
+)
+def test_a_log_that_another_service_has_taken_over_is_told_while_this_one_runs(home, before, after, is_told):
+    asyncio.run(taken(home, before))
+    other = Ingester(AppArgs(**home.args | {"store": "lmdb:store2"}), home.folder, service=after)
     shutil.copytree(home.folder / "store", home.folder / "store2")
 
     async def scenario(fetcher, client):
+        assert not fetcher.is_behind
         await other.take_over()
         await refresh(fetcher)
+        assert fetcher.is_behind, "a replica that starts waits for a writer of its store"
 
-    (found,) = asyncio.run(home.readyz(scenario))
-    assert found["name"] == "log_taken"
-    assert f"{home.folder}/store2, has taken over the log log" in found["cause"]
+    found = asyncio.run(home.readyz(scenario))
+    assert [one["name"] for one in found] == ["log_taken"] * is_told
+    assert all(f"{home.folder}/store2, has taken over the log log" in one["cause"] for one in found)
     assert home.check() == []
 
 
