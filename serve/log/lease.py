@@ -28,6 +28,8 @@ FILE = "LEASE"
 FORMAT = 1
 # Types of the fields of viewers, candidates and contexts.
 Types = Mapping[str, Mapping[str, FieldType]]
+# The types that each field of a log has had, such as that of `context.hour`; the newest is last.
+Ledger = dict[str, list[FieldType]]
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Lease:
         end: Last number that was used when the lease was taken or released.
         erasures: How many times viewers were erased from the log. A store that was filled before
             the last time still knows them.
+        types: Types of every field that the log ever held; None in a lease of an earlier release.
     """
 
     epoch: int
@@ -59,6 +62,7 @@ class Lease:
     origin: str = ""
     released: bool = False
     erasures: int = 0
+    types: Ledger | None = None
 
     @classmethod
     def of(cls, log: Path, store: str, name: str, surface: str, base: Path) -> Lease:
