@@ -113,7 +113,10 @@ class DeclaredService:
     service: str = ""
 
     def file_faults(self) -> Iterator[Diagnosis]:
-        """Diagnose what names, models and an embedded store show even if no service runs."""
+        """Diagnose what names, models, an embedded store and the log show without a service."""
+        # This imports pyarrow, which most commands do without.
+        from serve.log.field_types import checked_types
+
         try:
             models, pointers = place(self.args.models, self.base), {}
             for pointer in (CURRENT, CANARY):
@@ -135,8 +138,11 @@ class DeclaredService:
             yield from self.foreign_names()
             if self.args.store.startswith("lmdb:"):
                 yield from self.store_faults()
+            checked_types(place(self.args.log, self.base), self.features.schema.surface.text)
         except BucketError as error:
             yield self.unreachable(str(error.filename), error)
+        except TabrankError as error:
+            yield self.error_fault("log_refuses", error)
 
     def store_faults(self) -> Iterator[Diagnosis]:
         """Diagnose the store as a replica would find it now."""

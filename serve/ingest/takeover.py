@@ -16,6 +16,7 @@ from serve.features.rows import RowTable, Schema, State
 from serve.features.surface import Surface
 from serve.ingest.apply import packed_changes, read_rows
 from serve.log.events import entries
+from serve.log.field_types import checked_types
 from serve.log.lease import Lease, read_lease, swap_lease, types_of
 from serve.log.replay import apply
 from serve.log.retention import flush_journal
@@ -40,6 +41,16 @@ class Claim:
     def names(self, held: Lease) -> bool:
         """Return True if a lease names this writer's store, or another store in its place."""
         return held.names(self.lease, self.folder)
+
+    def refuse_changed_types(self) -> None:
+        """Refuse a surface that changes the type of a field, before anything is written.
+
+        Otherwise the lease that `take` takes has the types of this surface too.
+
+        Raises:
+            StoreUnavailable: a field has another type in the log.
+        """
+        self.lease = replace(self.lease, types=checked_types(self.folder, self.lease.surface))
 
     def take(self, own: Store, held: Lease | None) -> Lease:
         """Take the lease for the store `own`, whose epoch the caller holds, if it still is `held`.

@@ -387,6 +387,7 @@ class Ingester:
         Raises:
             WriterFenced: another writer took the lease a short time ago, or this one has no
                 records: it may be the old one of a rollout.
+            StoreUnavailable: the surface changes the type of a field of the log.
         """
         held = read_lease(self._segments.folder)
         if held is not None and self.epoch not in (None, held.epoch) and not held.released:
@@ -398,6 +399,7 @@ class Ingester:
                     f"at {held.store}; send the records to that one"
                 )
         self._fenced_s = None
+        self._claim.refuse_changed_types()
         return held
 
     def _refuse_unfit_store(self, known: int, held: Lease | None) -> None:

@@ -28,6 +28,8 @@ FILE = "LEASE"
 FORMAT = 1
 # Types of the fields of viewers, candidates and contexts.
 Types = Mapping[str, Mapping[str, FieldType]]
+# The types that each field of a log has had, such as that of `context.hour`; the newest is last.
+Ledger = dict[str, list[FieldType]]
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Lease:
         erasures: How many times viewers were erased from the log. A store that was filled before
             the last time still knows them.
         service: Identifies the service that took the lease; empty if no service did.
+        types: Types of every field that the log ever held; None in a lease of an earlier release.
     """
 
     epoch: int
@@ -61,6 +64,7 @@ class Lease:
     released: bool = False
     erasures: int = 0
     service: str = ""
+    types: Ledger | None = None
 
     @classmethod
     def of(cls, log: Path, store: str, name: str, surface: str, base: Path) -> Lease:

@@ -323,6 +323,7 @@ def test_every_diagnosis_of_the_list_is_provoked():
         "current_lost",
         "outcomes_missing",
         "bucket_unreachable",
+        "log_refuses",
     } | of_state == set(DIAGNOSES)
 
 
