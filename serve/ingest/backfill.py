@@ -54,7 +54,7 @@ def load(
     """
     check_address(store_url, base)
     schema = Schema(surface)
-    claim = Claim(log, store_url, name_of(surface.name, schema.fingerprint), surface, base)
+    claim = Claim(log, store_url, name_of(surface.name, schema.fingerprint), surface.text, base)
     args = AppArgs(named or surface.name, store_url, log=str(log))
     service = DeclaredService(args, base, Features(schema), UserConfig())
     busy = (

@@ -108,8 +108,9 @@ class Ingester:
         self._open_store = partial(open_store, args.store, surface.name, schema.fingerprint, base=base)
         self._segments = Segments(place(args.log, base), types_of(surface.text))
         name = name_of(surface.name, schema.fingerprint)
-        self._claim = Claim(self._segments.folder, args.store, name, surface, base)
-        self._claim.lease = replace(self._claim.lease, service=service)
+        self._claim = Claim(self._segments.folder, args.store, name, surface.text, base)
+        models = str(place(args.models, base).resolve())
+        self._claim.lease = replace(self._claim.lease, service=service, models=models)
         # When this writer found that another one has taken over the log, on the monotonic clock.
         self._fenced_s: float | None = None
         keep_ms = args.keep_log_days * UNITS_MS["d"]
@@ -405,7 +406,7 @@ class Ingester:
     def _refuse_unfit_store(self, known: int, held: Lease | None) -> None:
         """Raise StoreUnavailable if the store is missing or empty, or lacks what the log has."""
         with closing(self._open_store(writable=False)) as store:
-            seq, note = store.seq(), LoadNote.of(store.note())
+            seq, note, origin = store.seq(), LoadNote.of(store.note()), store.origin()
         folder, is_own = self._segments.folder, held is not None and self._claim.names(held)
         if not seq and (known or not is_own):
             raise StoreUnavailable(
@@ -416,7 +417,9 @@ class Ingester:
                 f"the store lacks too many records: it has them up to number {seq}, {folder} up to number {known}; "
                 f"fill it again with {LOAD}"
             )
-        if held is not None and not is_own and note.erasures < held.erasures:
+        # The lease's own store took part in the erasures, unless it was away.
+        has_forgotten = held is None or (is_own and held.origin == origin and held.erased is None)
+        if seq and not has_forgotten and note.erasures < held.erasures:
             raise StoreUnavailable(
                 f"viewers were erased from {folder} since the store was filled, which still knows them; "
                 f"fill it again with {LOAD}"

@@ -30,6 +30,7 @@ from serve.features.surface import read_surface
 from serve.http.app import Edge
 from serve.ingest.writer import Ingester
 from serve.log.events import IngestResult
+from serve.log.lease import Lease, swap_lease
 from serve.log.writer import write_log
 from serve.model.artifact import CANARY, CURRENT, FILES, load, point, save, unpoint
 from serve.operate.status.causes import of_answers
@@ -192,6 +193,11 @@ def another_log(home):
     home.args["log"] = "var/log"
 
 
+def viewers_erased(home):
+    lease = Lease.of(home.folder / "log", "lmdb:another", f"tiny-{STATE[:12]}", TOML, home.folder)
+    assert swap_lease(home.folder / "log", None, replace(lease, released=True, erasures=1))
+
+
 def log_ahead(home):
     snapshot = home.folder / "log/snapshots" / f"{500_000:020d}"
     snapshot.mkdir(parents=True)
@@ -267,6 +273,7 @@ FAULTS = [
     (another_log, "other_log", "from the log log, but args.log is var/log", False),
     (log_ahead, "log_ahead", "up to number 500000, the store only up to 1:", False),
     (log_behind, "log_behind", "ends at number 0, but the store was filled from it up to 500000", False),
+    (viewers_erased, "viewers_erased", "it still knows them, and events are refused. Fill it again", False),
     (few_viewers, "join_coverage", "only 33% of viewers join", True),
     (no_model, "no_model", "get the popular order: model.", False),
     (model_of_another_state, "model_of_another_state", "fit a model with this surface", False),
