@@ -363,7 +363,7 @@ def test_without_the_surface_of_the_current_version_a_command_picks_none(models,
     assert ModelRegistry(models, read_surface(TOML)).roll_back(B, "refused") == A
 
 
-def test_a_refused_version_is_tried_again_once_it_is_promoted(models, releases):
+def test_a_refused_version_is_tried_again_only_once_it_is_promoted(models, releases):
     for version in (A, B, C):
         releases.promote(version)
     for version in (B, C):
@@ -372,17 +372,19 @@ def test_a_refused_version_is_tried_again_once_it_is_promoted(models, releases):
     async def load(version):
         """Load a version into the scorer."""
 
-    async def scenario():
+    async def followed():
         replica = ActiveModels(models, Features(Schema(read_surface(TOML))), load)
+        found = []
         for repaired in (False, False, True):
             if repaired:
                 (models / B / "model.onnx").write_bytes(b"")
                 releases.promote(B)
-            with contextlib.suppress(ArtifactRefused):
+            refused = False
+            try:
                 await replica.follow(UserConfig())
-            yield replica.current.version
+            except ArtifactRefused:
+                refused = True
+            found.append((replica.current.version, refused))
+        return found
 
-    async def versions():
-        return [version async for version in scenario()]
-
-    assert asyncio.run(versions()) == [A, A, B]
+    assert asyncio.run(followed()) == [(A, True), (A, False), (B, False)]

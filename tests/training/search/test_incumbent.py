@@ -74,9 +74,13 @@ def test_a_current_model_that_cannot_be_loaded_is_a_reason_not_to_replace_it(tmp
     save(tmp_path / OLD, files | {"surface.toml": TOML.encode()}, about)
     last, reasons = followed(tmp_path, OLD, Schema(surface))
     assert (last.version, reasons) == (OLD, [])
-    # Another label or another removal of position bias leaves the columns as they are.
+    # Another removal of position bias leaves the columns as they are.
     other = Schema(replace(surface, position_bias="ignored"))
     assert followed(tmp_path, OLD, other)[0].version == OLD
+    longer = read_surface(surface.text.replace('within = "10s"', 'within = "20s"'))
+    last, (reason,) = followed(tmp_path, OLD, Schema(longer))
+    assert last is None
+    assert "it predicts join as join within 10s, and in the surface tiny join is join within 20s" in reason
     fewer = {name: kind for name, kind in surface.features.items() if name != "topic_affinity"}
     last, (reason,) = followed(tmp_path, OLD, Schema(replace(surface, features=fewer)))
     assert last is None
