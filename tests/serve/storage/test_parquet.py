@@ -67,8 +67,15 @@ COMMANDS = (
 )
 
 
-@pytest.mark.parametrize("column", BOMBS)
-@pytest.mark.parametrize(("app", "command"), COMMANDS, ids=[words.split(" --")[0] for _, words in COMMANDS])
+# `forget` reads no candidates.
+CASES = [
+    (*one, column) for one in COMMANDS for column in BOMBS if (one[1][:6], column) != ("forget", "topic")
+]
+
+
+@pytest.mark.parametrize(
+    ("app", "command", "column"), CASES, ids=[words.split(" --")[0] for _, words, _ in CASES]
+)
 def test_few_bytes_that_stand_for_many_are_refused_by_every_reader(
     tmp_path, monkeypatch, app, command, column
 ):
