@@ -26,7 +26,8 @@ def publish_stub(models: Path, toml: str, version: str = MODEL) -> str:
 @cache
 def _made(toml: str, version: str) -> Path:
     surface = read_surface(toml)
-    columns = Features(Schema(surface)).columns
+    schema = Schema(surface)
+    columns = Features(schema).columns
     encoder = Encoder(
         tuple(NumericColumn(name) for name in columns.numeric),
         tuple(SingleColumn(name, ()) for name in columns.single),
@@ -36,6 +37,7 @@ def _made(toml: str, version: str) -> Path:
     folder = Path(tempfile.mkdtemp()) / version
     atexit.register(shutil.rmtree, folder.parent)
     outcomes = {name: {"scale": outcome.scale} for name, outcome in surface.predicted.items()}
-    files = dict.fromkeys(FILES, b"") | {"encoder.json": encoder.to_json().encode()}
-    save(folder, files, {"version": version, "outcomes": outcomes})
+    files = {"encoder.json": encoder.to_json().encode(), "surface.toml": toml.encode()}
+    manifest = {"version": version, "state_fingerprint": schema.fingerprint, "outcomes": outcomes}
+    save(folder, dict.fromkeys(FILES, b"") | files, manifest)
     return folder
