@@ -31,7 +31,7 @@ from serve.operate.rollout.commands import models
 from serve.storage.atomic_files import PRIVATE
 from serve.storage.bucket import place
 
-Yes = Annotated[bool, typer.Option("--yes", help="Deploy even if changes lose data or make calls fail.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Deploy what loses data, fails calls or ends `popular`.")]
 app = command_line(__doc__)
 bench = typer.Typer(no_args_is_help=True)
 app.add_typer(bench, name="bench", help="Measure speed on this machine.")
@@ -147,7 +147,8 @@ def diff(
     The text of each surface is compared too, as its file is now.
 
     Exit code 0: nothing differs, or all changes were applied. 1: there are differences, or a change
-    was refused. 2: no service runs here, or the file cannot be read.
+    was refused. 2: no service runs here, the file cannot be read, or another command deployed
+    first.
     """
     from serve.operate.diff.apply import diff as differ
 
@@ -163,7 +164,10 @@ def popular(
     timeout: Annotated[float, typer.Option(help="Seconds to wait until it runs.")] = 60.0,
     as_json: Json = False,
 ) -> None:
-    """Answer every ranking with the popular order, without a restart; the file does not change."""
+    """Answer every ranking with the popular order, without a restart; the file does not change.
+
+    Only `--off` ends it, or `up` or `diff --apply` with `--yes`.
+    """
     from serve.operate.diff.apply import popular as turn
 
     result, line = turn(run, address, not off, timeout, _progress)

@@ -220,7 +220,9 @@ class DeclaredService:
         found = self.diagnosis("other_store" if others else "no_store", name=name, others=others)
         if edit := self.args.edit(self.base):
             # A store that is filled from that file is for another surface than the one that runs.
-            remedy = f"{found.remedy} But its surface's file {edit}: restore that first, or deploy it afterwards."
+            remedy = (
+                f"{found.remedy} But its surface's file {edit}: restore that first, or deploy it afterwards."
+            )
             found = replace(found, remedy=remedy)
         return found
 

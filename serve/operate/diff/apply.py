@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
 import msgspec
 
-from serve.config.application import OUR_APPLICATION, OUR_INGRESS
 from serve.config.reader import read
-from serve.contract.errors import TabrankError
 from serve.operate.diff.consequence import Consequence
 from serve.operate.diff.difference import UNCONFIRMED
 from serve.operate.diff.meaning import difference
 from serve.operate.host.deploying import Progress
-from serve.operate.host.field import unshared
+from serve.operate.host.kill_switch import switched
 from serve.operate.host.running_service import find, options_of
-
-SWITCH = "kill_switch"
 
 
 def diff(
@@ -35,8 +30,9 @@ def diff(
 ) -> tuple[dict[str, Any], list[str], bool]:
     """Compare the file with the running service, and with `apply` deploy it in place.
 
-    Nothing is deployed if Serve would have to restart, or if a change is dangerous and `yes` is not
-    given. After a deploy, the routes that the service had before it are asked once.
+    Nothing is deployed if Serve would have to restart, if a change is dangerous and `yes` is not
+    given, or if another command deployed first. After a deploy, the routes that the service had
+    before it are asked once.
 
     Returns:
         The result for JSON, the lines to print, and whether the command held, which means that no
@@ -84,40 +80,22 @@ def diff(
 def popular(
     run: Path | None, address: str | None, on: bool, timeout_s: float, progress: Progress
 ) -> tuple[dict[str, Any], str]:
-    """Set the kill switch of each of our applications; return the result for JSON and a line."""
+    """Set the kill switch of each of our applications; return the result for JSON and a line.
+
+    It is deployed even where it seems to be set: a deploy that is under way, that failed, or that
+    went past the supervisor may have set it otherwise.
+    """
     begin = time.monotonic()
     running = find(run, address)
-    switched_document = switched(running.document, on)
-    action = "none" if switched_document == running.document else "deployed"
-    if action == "deployed":
-        try:
-            running.deploy(running.config(switched_document), timeout_s, progress)
-        except KeyboardInterrupt:
-            state = "on" if on else "off"
-            progress(f"the kill switch may be {state} already; look with: python -m serve status")
-            raise
+    try:
+        running.deploy(running.config(switched(running.document, on)), timeout_s, progress)
+    except KeyboardInterrupt:
+        state = "on" if on else "off"
+        progress(f"the kill switch may be {state} already; look with: python -m serve status")
+        raise
     seconds = round(time.monotonic() - begin, 1)
-    back = "undo it with: python -m serve popular --off (or up, or diff --apply: the file is unchanged)"
-    line = f"every ranking is in popular order ({seconds} s); {back}"
+    end = f"python -m serve popular --off{options_of(run, address)}"
+    line = f"every ranking is in popular order ({seconds} s); only --yes or this ends it: {end}"
     if not on:
         line = f"the kill switch is off ({seconds} s); the arms rank again"
-    return {"kill_switch": on, "action": action, "seconds": seconds}, line
-
-
-def switched(document: Mapping[str, Any], on: bool) -> dict[str, Any]:
-    """Return the document with the kill switch of each of our applications set, or removed."""
-    switched_document: dict[str, Any] = unshared(document)
-    ours = [app for app in switched_document["applications"] if app["import_path"] == OUR_APPLICATION]
-    if not ours:
-        raise TabrankError(f"no application of {OUR_APPLICATION} runs here; only those have a kill switch")
-    for app in ours:
-        deployments = app.setdefault("deployments", [])
-        ingress = next((one for one in deployments if one["name"] == OUR_INGRESS), None)
-        if ingress is None:
-            deployments.append(ingress := {"name": OUR_INGRESS})
-        knobs = ingress.get("user_config") or {}
-        if on:
-            ingress["user_config"] = {**knobs, SWITCH: True}
-        elif knobs.get(SWITCH):
-            ingress["user_config"] = {key: value for key, value in knobs.items() if key != SWITCH}
-    return switched_document
+    return {"kill_switch": on, "seconds": seconds}, line

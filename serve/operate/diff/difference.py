@@ -25,7 +25,7 @@ Document = Mapping[str, Any]
 MAX_SHOWN = 60
 SURFACE_TEXT = "surface_text"
 USER = re.compile(r"^(rediss?://)\S*@")
-UNCONFIRMED = "refused: a change that needs --yes loses data or fails callers; deploy it: {command} --yes"
+UNCONFIRMED = "refused: it loses data, fails callers or ends the kill switch; deploy it: {command} --yes"
 BOUNDS = ("num_replicas", "autoscaling_config", "min_replicas", "max_replicas")
 GAP = "a gap: the only replica stops before the next one starts (max_surge_percent: 0)"
 MOVES = "replicas {} to {} → {} to {}: they start or stop where the new bounds need it"
@@ -106,7 +106,7 @@ class Difference:
 
     @property
     def needs_yes(self) -> bool:
-        """Return True if a change loses data or fails callers."""
+        """Return True if a change loses data, fails callers, or ends the kill switch."""
         return any(meaning.is_dangerous for change in self.changes for meaning in change.meanings)
 
     def explained(self, found: Iterable[tuple[Path, Meaning]]) -> Difference:

@@ -28,6 +28,7 @@ from serve.features.slots import OWNERS
 from serve.operate.diff.difference import SURFACE_TEXT, Change, Difference, Document, Meaning, compare
 from serve.operate.diff.difference import shown as in_words
 from serve.operate.host.field import Path, differing, get
+from serve.operate.host.kill_switch import SWITCH
 from serve.operate.host.running_service import RunningService
 from serve.operate.status.vitals import median_ms
 from serve.storage.bucket import place
@@ -76,6 +77,9 @@ def _meanings(
             yield (*APPLICATION, app["name"], "route_prefix"), _meaning("route_gone", route=route)
         name = _successor(app, old, new)
         was, now = (*APPLICATION, app["name"]), (*APPLICATION, name)
+        # Read as written, so that settings which cannot be compared do not hide it.
+        if get(old, (*was, *SWITCH), False) and not get(new, (*now, *SWITCH), False):
+            yield (*now, *SWITCH), _meaning("kill_switch_off")
         if app["import_path"] == get(new, (*now, "import_path")) == OUR_APPLICATION:
             try:
                 sides = _declared(old, was, bases[0]), _declared(new, now, bases[1])
@@ -139,11 +143,11 @@ def _surface(old: DeclaredService, new: DeclaredService, _: Measured) -> Meaning
     """Yield what an edit of the surface means, by the key of the surface."""
     schemas = old.features.schema, new.features.schema
     texts = [schema.surface.text for schema in schemas]
-    sides = [tomllib.loads(text) for text in texts]
+    before, after = (tomllib.loads(text) for text in texts)
     edits: dict[str, list[str]] = {}
     gone = []
-    for path in differing(*sides, lambda path, value: value):
-        was, now = (get(side, path) for side in sides)
+    for path in differing(before, after, lambda path, value: value):
+        was, now = get(before, path), get(after, path)
         field = ".".join(path[1:])
         edits.setdefault(path[0], []).append(
             f"{field}: " * bool(field) + f"{in_words(was)} → {in_words(now)}"
@@ -232,11 +236,6 @@ def _deadline(old: DeclaredService, new: DeclaredService, measured: Measured) ->
         yield _meaning("below_p50", p50_ms=p50_ms)
 
 
-def _kill_switch(old: DeclaredService, new: DeclaredService, _: Measured) -> Meanings:
-    if old.config.kill_switch and not new.config.kill_switch:
-        yield _meaning("kill_switch_off")
-
-
 # The rules for an application of ours. `diff` prints a sentence beside the field of its rule.
 RULES: Mapping[Path, Callable[[DeclaredService, DeclaredService, Measured], Meanings]] = {
     ("args",): _faults,
@@ -247,5 +246,4 @@ RULES: Mapping[Path, Callable[[DeclaredService, DeclaredService, Measured], Mean
     (*LIVE, "experiment", "arms"): _arms,
     (*LIVE, "api_keys"): _keys,
     (*LIVE, "deadline_ms"): _deadline,
-    (*LIVE, "kill_switch"): _kill_switch,
 }

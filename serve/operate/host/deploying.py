@@ -63,10 +63,9 @@ def request_deploy(config: Config, run: RunFolder, timeout_s: float, progress: P
     supervisors, service = run.supervisors(), run.service()
     if not supervisors or service is None:
         raise unserved(run)
-    num_deploys = service.num_deploys
     run.save_wanted(Wanted(str(config.path), document_of(config)))
     supervisors[0].send_signal(signal.SIGHUP)
-    follow(run, timeout_s, progress, lambda now: now.num_deploys > num_deploys)
+    follow(run, timeout_s, progress, lambda now: now.num_deploys > service.num_deploys)
 
 
 def follow(

@@ -139,11 +139,22 @@ class RunFolder:
         """Return what the supervisor is to deploy, or what it has deployed last."""
         return self._read("wanted.json", Wanted)
 
-    def remove_state(self) -> None:
-        """Remove the files that describe a running service."""
+    def deployed(self) -> tuple[Wanted, Wanted]:
+        """Return what the last deploy was to bring, and what the last finished deploy brought.
+
+        They differ while a deploy is under way, and after a failed one. Both are empty if there was
+        no deploy. A command that holds the lock, and finds them as before, is the only one that
+        deploys.
+        """
+        # The supervisor deploys what is wanted. Read first, it is never newer than what runs.
+        wanted, service = self.wanted(), self.service() or SupervisedState(config="")
+        return wanted or Wanted("", {}), Wanted(service.config, service.document)
+
+    def remove_state(self, *, keep_wanted: bool = False) -> None:
+        """Remove the files that describe a running service, but for the document if it is kept."""
         # Earlier versions wrote the last two, which hold hashes of keys.
-        names = ("service.json", "wanted.json", "supervisor.pid", "deployed.yaml", "wanted.yaml")
-        for name in (*names, self.token.name):
+        names = ("service.json", "supervisor.pid", self.token.name, "deployed.yaml", "wanted.yaml")
+        for name in (*names, *["wanted.json"] * (not keep_wanted)):
             (self.path / name).unlink(missing_ok=True)
 
     def _read(self, name: str, kind: type[Kind]) -> Kind | None:

@@ -16,6 +16,8 @@ from serve.contract.commands import RUN
 from serve.contract.errors import TabrankError
 from serve.operate.host.dashboard import nodes
 from serve.operate.host.deploying import SETTLE_S, Progress, config_of, document_of, request_deploy, unserved
+from serve.operate.host.field import differing, parsed
+from serve.operate.host.kill_switch import kept
 from serve.operate.host.run_folder import POLL_S, RunFolder
 from serve.operate.host.serve_details import application_of, cause, messages_of, settled
 from serve.operate.host.service_state import ServiceChange, ServiceState, SupervisedState, iso
@@ -76,12 +78,14 @@ class LocalService(RunningService):
     """Service that `python -m serve up` started in a run folder."""
 
     def __init__(self, run: RunFolder) -> None:
+        self._compared = run.deployed()
         service = run.service() or SupervisedState()
         if not run.supervisors() or service.state not in ("ready", "deploying"):
             raise unserved(run)
         self._run, self.where, self.path = run, str(run.path), Path(service.config)
         self.state, self.error, self.base = service, service.error, self.path.parent
-        self.document = {**service.document, FOLDER: str(self.base)}
+        # A deploy that is under way or failed may have switched the kill switch on.
+        self.document = {**kept(service.document, self._compared[0].document), FOLDER: str(self.base)}
 
     def comparable(self, config: Config) -> dict[str, Any]:
         """Return the content of a file, with its pools and its folder."""
@@ -92,8 +96,13 @@ class LocalService(RunningService):
         return self._run.up_command(config) + " --yes" * yes
 
     def deploy(self, config: Config, timeout_s: float, progress: Progress) -> None:
-        """Have the supervisor deploy in place, and wait until it has done so."""
+        """Have the supervisor deploy in place, and wait until it has done so.
+
+        Raise TabrankError if the service is no longer the one that was read.
+        """
         with self._run.locked(timeout_s):
+            if self._run.deployed() != self._compared:
+                raise overtaken(self.where, self._run.service() or SupervisedState())
             request_deploy(config, self._run, timeout_s, progress)
 
 
@@ -153,8 +162,13 @@ class RemoteService(RunningService):
         return given
 
     def deploy(self, config: Config, timeout_s: float, progress: Progress) -> None:
-        """Put the document as `serve deploy` does, and wait until each application runs."""
+        """Put the document as `serve deploy` does, and wait until each application runs.
+
+        Raise TabrankError if the applications are not those that were read, or not ours afterwards.
+        Ray cannot compare and put in one step, so another put may come between.
+        """
         deadline = time.monotonic() + timeout_s
+        self._confirm(self.document)
         progress(f"deploying at {self.where}")
         with _sentences(self.where):
             self.client.deploy_applications(dict(config.serve))
@@ -167,10 +181,19 @@ class RemoteService(RunningService):
                     raise TabrankError(f"application {name!r} cannot be deployed: {cause(messages_of(app))}")
             states = {name: application_of(app) for name, app in applications.items()}
             if states.keys() == wanted and settled(states):
-                return
+                # As Ray stores it, without the fields that the file leaves out.
+                ours = parsed(self.comparable(config))
+                return self._confirm(ours.model_dump(mode="json", exclude_unset=True))
             if time.monotonic() > deadline:
                 raise TabrankError(f"{self.where}: not every application runs after {timeout_s:g} s")
             time.sleep(POLL_S * 3)
+
+    def _confirm(self, document: Mapping[str, Any]) -> None:
+        """Raise TabrankError if other applications are deployed now than those of a document."""
+        now = RemoteService(self.where, self.client)
+        old, new = ({"applications": one["applications"]} for one in (document, now.document))
+        if any(differing(old, new, lambda _, value: value)):
+            raise overtaken(self.where, now.state)
 
     def _details(self) -> dict[str, Any]:
         with _sentences(self.where):
@@ -186,6 +209,16 @@ def options_of(run: Path | None, address: str | None) -> str:
 def find(run: Path | None, address: str | None) -> RunningService:
     """Return the service of a run folder or at an address; raise TabrankError if none runs."""
     return RemoteService(address) if address and run is None else LocalService(RunFolder(run or RUN))
+
+
+def overtaken(where: str, now: ServiceState) -> TabrankError:
+    """Return the refusal of a command beside which another one deployed, with what stands."""
+    # The newest is the last one, but a cluster's changes are in the order of its applications.
+    last = max(reversed(now.changes), key=lambda change: change.at, default=ServiceChange("", "nothing"))
+    if now.deploying:
+        last = ServiceChange(now.deploying.since, f"a deploy of {now.deploying.config} is under way")
+    stands = f"another command deployed first; what stands: {last.what} ({last.at})"
+    return TabrankError(f"{where}: {stands}; see `python -m serve diff`, then decide again")
 
 
 @contextlib.contextmanager

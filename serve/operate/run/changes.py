@@ -10,9 +10,9 @@ from typing import Any
 from serve.config.application import OUR_APPLICATION, OUR_INGRESS
 from serve.config.slate import Rule
 from serve.contract.typed_reader import read
-from serve.operate.diff.apply import SWITCH
 from serve.operate.diff.difference import SURFACE_TEXT, Change, compare, shown
 from serve.operate.host.field import get
+from serve.operate.host.kill_switch import SWITCH
 from serve.operate.host.service_state import Probe, ServiceChange, iso
 
 # Limits the list. It is enough for an hour in which somebody tries many settings.
@@ -41,7 +41,7 @@ def described(file: Path, before: Mapping[str, Any], after: Mapping[str, Any]) -
     what ranked. Other fields may hold secrets.
     """
     changes = compare(before, after, {}).changes
-    if changes and all(change.path[-1] == SWITCH for change in changes):
+    if changes and all(change.path[-1] == SWITCH[-1] for change in changes):
         switched = (f"{'on' if one.new is True else 'off'} for {one.path[1]}" for one in changes)
         return f"kill switch {', '.join(switched)}"
     # If there is only one application, a deployment's fields are named without it.

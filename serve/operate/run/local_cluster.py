@@ -28,9 +28,10 @@ from serve.operate.diff.difference import UNCONFIRMED
 from serve.operate.diff.meaning import difference
 from serve.operate.host.deploying import Progress, document_of, follow, request_deploy
 from serve.operate.host.environment import environment
+from serve.operate.host.kill_switch import kept, switched_on
 from serve.operate.host.machine import load_per_core, overload
 from serve.operate.host.run_folder import GRACE_S, NODE, STOP_S, SUPERVISE, RunFolder, wait_for_end
-from serve.operate.host.running_service import LocalService
+from serve.operate.host.running_service import LocalService, overtaken
 from serve.operate.host.service_state import ServiceState, SupervisedState, Wanted, fields_of
 from serve.operate.host.state import is_alive, status
 from serve.operate.status.causes import of_answers
@@ -57,11 +58,12 @@ def up(
     """Start the service of `config_path` and return once it answers.
 
     A service that already runs with the same file is left alone. A changed file is deployed in
-    place, without a restart if Serve allows that; `yes` allows changes that lose data or fail
-    callers. A service without a supervisor gets a new one, without a gap. Processes that a killed
-    start of this folder left behind are ended first. A start that fails in Ray itself is repeated,
-    and may take longer if the machine is overloaded. If `dashboard` is set, Ray opens its own
-    dashboard on 127.0.0.1.
+    place, without a restart if Serve allows that; `yes` allows changes that lose data, fail
+    callers or end the kill switch. A service without a supervisor gets a new one, without a gap.
+    Where no service runs, the kill switch of the last one stays on, unless `yes` is given.
+    Processes that a killed start of this folder left behind are ended first. A start that fails in
+    Ray itself is repeated, and may take longer if the machine is overloaded. If `dashboard` is set,
+    Ray opens its own dashboard on 127.0.0.1.
 
     Returns:
         The content of `service.json`, with `seconds`, `action` ("started", "deployed", "taken
@@ -77,10 +79,11 @@ def up(
     for warning in config.warnings:
         progress(f"warning: {warning}")
     run = RunFolder(run_dir or config.path.parent / "var" / "run")
+    compared = _deployed(run)
     with run.locked(timeout_s):
         if dashboard:
             _refuse_dashboard(run)
-        action, changes = _Start(config, run, haproxy, dashboard, timeout_s, progress).act(yes)
+        action, changes = _Start(config, run, haproxy, dashboard, timeout_s, progress).act(yes, compared)
         service = _known(run)
         degraded, advice = by_kind(of_answers(answers_of(service)))
     if dashboard:
@@ -127,15 +130,19 @@ class _Start:
     timeout_s: float
     progress: Progress
 
-    def act(self, yes: bool) -> tuple[str, list[Any]]:
-        """Bring the service to the file in the mildest way; return the action and the changes."""
+    def act(self, yes: bool, compared: tuple[Wanted, ...]) -> tuple[str, list[Any]]:
+        """Bring the service to the file in the mildest way; return the action and the changes.
+
+        `compared` is what was deployed when the command began, before it waited for the lock.
+        """
         try:
-            self.run.service()
+            self.run.deployed()
         except TabrankError as error:
             # There is no document of the running service with which the file could be compared.
             if self.run.processes() and not yes:
                 raise
             self.progress(str(error))
+        last = _deployed(self.run)
         taken_over, changes, before = _take_over(self.run, self.timeout_s, self.progress), [], {}
         if (running := _running(self.run)) is not None:
             service, found, before = running.state, difference(running, self.config), running.document
@@ -148,6 +155,8 @@ class _Start:
                 # The service runs and is supervised again. An error here would make systemd end it.
                 self.progress(refusal)
                 return "taken over", changes
+            if found.changes and last != compared:
+                raise overtaken(running.where, service)
             if service.haproxy != self.haproxy:
                 self.progress("restarting: the ingress changes")
             elif not found.changes and not service.error and service.state == "ready":
@@ -165,13 +174,18 @@ class _Start:
             if self.config.port != urlsplit(service.url).port:
                 # Check the new port before a healthy service is stopped for it.
                 _refuse_busy_port(self.config)
+        document = document_of(self.config)
+        if (on := kept(document, *(one.document for one in last))) != document:
+            stays = "" if yes else " only with --yes, or: python -m serve popular --off"
+            self.progress(f"the kill switch was on, and ends{stays}")
+            document = document if yes else on
         _clean(self.run, self.progress)
         _refuse_busy_port(self.config)
-        self._begin(before)
+        self._begin(document, before)
         return "started", changes
 
-    def _begin(self, before: Mapping[str, Any]) -> None:
-        """Start the service; `before` is the document that ran until now, or empty.
+    def _begin(self, document: dict[str, Any], before: Mapping[str, Any]) -> None:
+        """Start the service with a document; `before` is what ran until now, or empty.
 
         A start that fails in Ray itself is repeated while time is left.
         """
@@ -189,7 +203,6 @@ class _Start:
                 env = environment(self.config, self.run, temp, self.haproxy, self.dashboard)
                 if self.dashboard:
                     self.run.save_token(env["RAY_AUTH_TOKEN"])
-                document = document_of(self.config)
                 self.run.save_wanted(Wanted(str(self.config.path), document, dict(before)))
                 _detach(self.config.path, self.run, self.haproxy, env)
                 left_s = until - time.monotonic()
@@ -207,6 +220,13 @@ class _Start:
                     remedy = f"; {busy}, start it again when the load is lower" if busy else ""
                     raise TabrankError(f"{error}{remedy}") from None
                 self.progress(f"Ray did not start, trying again: {error}")
+
+
+def _deployed(run: RunFolder) -> tuple[Wanted, ...]:
+    """Return what was deployed, and was to be; nothing if another version wrote it."""
+    with contextlib.suppress(TabrankError):
+        return run.deployed()
+    return ()
 
 
 def _running(run: RunFolder) -> LocalService | None:
@@ -257,7 +277,8 @@ def _clean(run: RunFolder, progress: Progress) -> tuple[list[str], Path | None]:
         progress(f"some logs could not be kept: {error}")
     if run.temp is not None:
         shutil.rmtree(run.temp, ignore_errors=True)
-    run.remove_state()
+    # The kill switch outlives the service, so that no restart ends it.
+    run.remove_state(keep_wanted=any(switched_on(one.document) for one in _deployed(run)))
     return killed, kept
 
 

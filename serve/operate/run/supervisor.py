@@ -233,7 +233,9 @@ class Supervisor:
             if is_alive(self._service):
                 error += "; the service goes on with its previous configuration"
             self._note("a deploy failed")
-        self._save(state="ready", error=error, deploying=None, num_deploys=self._service.num_deploys + 1)
+        # Whoever has requested another deploy meanwhile waits for the next number, for their own.
+        num_deploys = self._service.num_deploys + (not self._redeploy)
+        self._save(state="ready", error=error, deploying=None, num_deploys=num_deploys)
 
     def _wanted(self) -> tuple[Config, dict[str, Any]]:
         """Return what is to be deployed, and the document that ran before a restart, if any."""

@@ -10,9 +10,9 @@ import pytest
 from serve.config.application import DEPLOYMENTS, OUR_INGRESS
 from serve.contract.errors import TabrankError
 from serve.operate.diff import difference
-from serve.operate.diff.apply import switched
 from serve.operate.diff.consequence import FIELDS, UNKNOWN, Consequence, row_of
 from serve.operate.host.field import text
+from serve.operate.host.kill_switch import switched
 from serve.operate.host.service_state import ApplicationState, DeploymentState
 from tests.support.config_document import replaced
 

@@ -11,11 +11,12 @@ import pytest
 from serve.config.pools import NodePool
 from serve.config.reader import Config
 from serve.contract.errors import TabrankError
-from serve.operate.diff.apply import diff, popular, switched
+from serve.operate.diff.apply import diff, popular
 from serve.operate.diff.consequence import Consequence
 from serve.operate.diff.meaning import difference
 from serve.operate.host.dashboard import nodes
 from serve.operate.host.field import text
+from serve.operate.host.kill_switch import switched
 from serve.operate.host.running_service import RemoteService, find
 from serve.operate.host.serve_details import cause
 from serve.operate.host.service_state import Deploying, NodeState, ServiceChange
@@ -136,6 +137,21 @@ def test_the_kill_switch_of_a_cluster_is_set_by_putting_its_document():
     assert document == switched(document, True) != switched(document, False)
     (change,) = difference(RemoteService(URL, dashboard), config(FILE)).changes
     assert (change.path[-1], change.old) == ("kill_switch", True)
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_put_beside_another_command_of_a_cluster_says_what_stands(moment):
+    dashboard, other = Dashboard(), {**FILE, "logging_config": {"enable_access_log": True}}
+    running = RemoteService(URL, dashboard)
+    ours = running.config(switched(running.document, True))
+    if moment == "before":
+        dashboard.take(other)
+    else:
+        monitored = dashboard.deploy_applications
+        dashboard.deploy_applications = lambda document: (monitored(document), dashboard.take(other))
+    with pytest.raises(TabrankError, match=rf"^{URL}: another command deployed first; what stands: deployed"):
+        running.deploy(ours, 5.0, lambda line: None)
+    assert len(dashboard.put) == (moment == "after")
 
 
 @pytest.fixture
