@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path as FilePath
 from typing import Any
 
 from serve.config.application import OUR_APPLICATION
 from serve.config.settings import AppArgs
+from serve.contract.errors import TabrankError
 from serve.operate.host.field import NAMED, Path, unshared
 
 
@@ -36,7 +38,9 @@ def deployed(document: Mapping[str, Any], base: FilePath) -> dict[str, Any]:
     for app in made["applications"]:
         if app["import_path"] == OUR_APPLICATION:
             args = AppArgs.from_mapping(app["args"])
-            app["args"]["surface_text"] = args.load_surface(base).text
+            # An earlier release may have deployed a surface that this one refuses.
+            with suppress(TabrankError):
+                app["args"]["surface_text"] = args.load_surface(base).text
     return made
 
 

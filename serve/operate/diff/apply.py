@@ -98,4 +98,4 @@ def popular(
     line = f"every ranking is in popular order ({seconds} s); only --yes or this ends it: {end}"
     if not on:
         line = f"the kill switch is off ({seconds} s); the arms rank again"
-    return {"kill_switch": on, "seconds": seconds}, line
+    return {"kill_switch": on, "action": "deployed", "seconds": seconds}, line
