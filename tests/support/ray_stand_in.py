@@ -44,6 +44,8 @@ class Cluster:
         self.document = {}
         self.fronts, self.scorer, self.writer = [], None, None
         self.supervisor = None
+        # True if the supervisor is to be killed once Ray has the next document.
+        self.is_doomed = False
         # What a version did wrong on a replica, and why a deploy failed.
         self.verdicts, self.failures = [], []
         # What the last build bound to each deployment, as Ray keeps it.
@@ -212,6 +214,7 @@ class Cluster:
 
     def start(self, run):
         """Start the service with what is wanted in a run folder."""
+        run.log.touch()
         self.supervisor = FakeSupervisor(run, self)
         self.supervisor._begin()
 
@@ -242,13 +245,21 @@ class FakeSupervisor(Supervisor):
         except Exception as error:
             self._cluster.failures.append(error)
             raise
+        if self._cluster.is_doomed:
+            self._cluster.is_doomed, self._cluster.supervisor = False, None
+            raise Killed
         applications = self._cluster.applications
         document = document_of(config)
         self._save(config=str(config.path), document=document, applications=applications, stage="serving")
 
     def send_signal(self, number):
         """Deploy what is wanted."""
-        self._deploy_again()
+        with suppress(Killed):
+            self._deploy_again()
+
+
+class Killed(BaseException):
+    """End of a process within a call; nothing handles it."""
 
 
 class Peers:
