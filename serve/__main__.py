@@ -175,10 +175,10 @@ def popular(
 
 
 @app.command()
-def check(config: ConfigFile = CONFIG, as_json: Json = False) -> None:
+def check(config: ConfigFile = CONFIG, run: RunFolder = RUN, as_json: Json = False) -> None:
     """Validate a `cluster.yaml` strictly and list all problems. Exit code 1 if it is refused.
 
-    If a service of this file runs in var/run, say if its surface was edited since.
+    If a service of this file runs, say if the file of its surface was edited since the deploy.
     """
     from serve.config.reader import read
     from serve.config.yaml_positions import ConfigRefused
@@ -191,7 +191,7 @@ def check(config: ConfigFile = CONFIG, as_json: Json = False) -> None:
         warnings, problems = tuple(refused.warnings), refused.problems
     for warning in warnings:
         _progress(f"warning: {warning}")
-    edited = [f"{app}: {one}" for app, one in edited_surfaces(Folder(RUN), config)]
+    edited = [f"{app}: {one}" for app, one in edited_surfaces(Folder(run), config)]
     for line in edited:
         _progress(f"warning: {line}")
     result = {

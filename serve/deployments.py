@@ -126,7 +126,8 @@ class FeatureFetch:
         in_process = ModelHolder(place(args.models, Path(base)), args.backend) if is_in_process else None
         peers = _Handles(scorer, ingest, in_process)
         metrics = RankMetrics(_application())
-        self._service = RankingService(args, Path(base), peers, metrics, in_process, _application())
+        names = _application(), _service()
+        self._service = RankingService(args, Path(base), peers, metrics, in_process, *names)
         # Assume that everybody can reach the service until Serve's controller reports the address.
         self._keys = Authenticator(host=EVERY_ADDRESS)
         self._refreshing: asyncio.Task[None] | None = None
@@ -178,7 +179,7 @@ class Ingest:
         # `serve up` sets the umask; the `ray start` of a rendered cluster does not.
         os.umask(PRIVATE)
         self._metrics = IngestMetrics(_application())
-        self._ingester = Ingester(args, Path(base), self._metrics.tick)
+        self._ingester = Ingester(args, Path(base), self._metrics.tick, service=_service())
         self._releases = ModelRegistry(place(args.models, Path(base)), by="service")
         self._running: asyncio.Task[None] | None = None
 
@@ -252,6 +253,11 @@ def _require_running(task: asyncio.Task[None] | None) -> None:
 def _application() -> str:
     """Return the name of the application that this replica belongs to."""
     return str(serve.get_replica_context().app_name)
+
+
+def _service() -> str:
+    """Return what tells this application from those of all other clusters."""
+    return f"{ray.get_runtime_context().get_session_name()}/{_application()}"
 
 
 def _num_replicas() -> int:

@@ -360,8 +360,13 @@ def audit(
 @app.command()
 def forget(
     log: LogFolder,
-    viewers: Annotated[Path, typer.Option(help="A text file with one viewer's id per line.")],
-    models: Models = PUBLISHED,
+    viewers: Annotated[
+        Path, typer.Option(help="File with a viewer's id, or in .jsonl a JSON string, per line.")
+    ],
+    models: Annotated[Path | None, anywhere(help="The published models. Default: the service's.")] = None,
+    without_journal: Annotated[
+        bool, typer.Option("--without-journal", help="Erase although the log's store is lost for good.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count; change nothing.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -376,11 +381,12 @@ def forget(
 
     # The default folder is missing until the first model is published, so only a given one must
     # exist.
-    if models != PUBLISHED and not models.is_dir():
+    if models and not models.is_dir():
         raise TabrankError(f"--models {models}: no such folder; name the folder of the published models")
     os.umask(PRIVATE)
-    result = run(log, read_viewers(viewers), models, dry_run=dry_run, progress=ProgressLines("forget"))
-    answer(result, as_json, "\n".join(describe(log, models, result)))
+    ids, progress = read_viewers(viewers), ProgressLines("forget")
+    result = run(log, ids, models, without_journal=without_journal, dry_run=dry_run, progress=progress)
+    answer(result, as_json, "\n".join(describe(log, result)))
 
 
 @app.command()

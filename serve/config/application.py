@@ -107,7 +107,8 @@ def check(application: Node, sizes: Sequence[Size], file: FileContext) -> None:
         for found in declared.file_faults():
             # An unreadable bucket may be that of the models. The cause begins with its place.
             is_of_models = found.cause.startswith(f"{args.models.rstrip('/')}/")
-            args_at["models" if is_of_models else DIAGNOSES[found.name]["arg"]].warn(str(found))
+            at = args_at["models" if is_of_models else DIAGNOSES[found.name]["arg"]]
+            (at.refuse if found.name == "log_refuses" else at.warn)(str(found))
     named = {size.name: size for size in sizes}
     if set(DEPLOYMENTS) <= set(named):
         _check_size(named, args, knobs, file.timeout_s)

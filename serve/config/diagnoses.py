@@ -66,11 +66,18 @@ def diagnosis(name: str, /, **facts: Any) -> Diagnosis:
 
 
 class LogEnd(NamedTuple):
-    """End of a log: its last record's number and arrival in ms, and any other writer's store."""
+    """End of a log: its last record's number and arrival in ms, and who writes it.
+
+    `other` is the store of its writer if that is another one, and `service` the writer's service.
+    Both are empty if they are not known. A store needs the note of at least so many `erasures`, or
+    else still knows erased viewers.
+    """
 
     seq: int
     arrival_ms: int
     other: str = ""
+    service: str = ""
+    erasures: int = 0
 
 
 class LoadNote(Struct):
@@ -95,16 +102,23 @@ class LoadNote(Struct):
 
 @dataclass(frozen=True)
 class DeclaredService:
-    """An application as its file declares it; paths are relative to `base`."""
+    """An application as its file declares it; paths are relative to `base`.
+
+    `service` identifies the service that runs it, if one does.
+    """
 
     args: AppArgs
     base: Path
     features: Features
     config: UserConfig
     application: str | None = None
+    service: str = ""
 
     def file_faults(self) -> Iterator[Diagnosis]:
-        """Diagnose what names, models and an embedded store show even if no service runs."""
+        """Diagnose what names, models, an embedded store and the log show without a service."""
+        # This imports pyarrow, which most commands do without.
+        from serve.log.field_types import checked_types
+
         try:
             models, pointers = place(self.args.models, self.base), {}
             for pointer in (CURRENT, CANARY):
@@ -126,8 +140,11 @@ class DeclaredService:
             yield from self.foreign_names()
             if self.args.store.startswith("lmdb:"):
                 yield from self.store_faults()
+            checked_types(place(self.args.log, self.base), self.features.schema.surface.text)
         except BucketError as error:
             yield self.unreachable(str(error.filename), error)
+        except TabrankError as error:
+            yield self.error_fault("log_refuses", error)
 
     def store_faults(self) -> Iterator[Diagnosis]:
         """Diagnose the store as a replica would find it now."""
@@ -163,7 +180,11 @@ class DeclaredService:
             own = Lease.of(log, self.args.store, name, "", self.base)
             is_other = held is not None and not held.released and not held.names(own, log)
             other = f"{held.name} at {held.store}" if held and is_other else ""
-            return LogEnd(log_end(log), last_arrival_ms(log), other)
+            if held is None:
+                return LogEnd(log_end(log), last_arrival_ms(log))
+            is_fit = held.erased is None and held.names(own, log)
+            erasures = 0 if is_fit else held.erasures
+            return LogEnd(log_end(log), last_arrival_ms(log), other, held.service, erasures)
         except BucketError:
             raise
         # One of the newest segments may be damaged, or may have been merged away meanwhile.
@@ -237,7 +258,7 @@ class DeclaredService:
         filled the store until the service has logged records for half a day, or for the feature's
         half-life or `max_stay` if that is shorter.
         """
-        log_seq, flushed_ms, other = log_end or (None, 0, "")
+        log_seq, flushed_ms, other, _, erasures = log_end or (None, 0, "", "", 0)
         filled = LoadNote.of(note)
         live_ms, now_ms, day_ms = flushed_ms - filled.filled_ms, time.time() * 1e3, UNITS_MS["d"]
         emptied, newest_ms = [], now_ms
@@ -260,6 +281,8 @@ class DeclaredService:
             yield self.diagnosis("log_ahead", log_seq=log_seq, seq=seq)
         elif log_seq is not None and log_seq < filled.log_seq:
             yield self.diagnosis("log_behind", log_seq=log_seq, loaded_seq=filled.log_seq)
+        if filled.erasures < erasures:
+            yield self.diagnosis("viewers_erased")
         coverage = filled.coverage.items()
         if low := [f"{share:.0%} of {name}" for name, share in coverage if share < MIN_COVERAGE]:
             yield self.diagnosis("join_coverage", shares=", ".join(low))

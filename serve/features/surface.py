@@ -34,6 +34,8 @@ MAX_CHARACTERS = 128 << 10
 # Limits the dots in a line, because tomllib takes time quadratic in the parts of a dotted key.
 MAX_DOTS = 1_000
 NAME = re.compile("[a-z][a-z0-9_-]{0,63}")
+# Names of the columns that a log has beside the fields.
+RESERVED = re.compile(rf"id|(ts|ends|seen|stated|received)_ms|seq|stated|removed|{STATE}")
 # The key under which the reader passes the text. No TOML file can have it by accident.
 TEXT_KEY = "<text>"
 
@@ -55,7 +57,7 @@ class Field:
 
 
 def _check_field_name(name: str, where: str) -> str:
-    if re.fullmatch(rf"id|(ts|ends|seen|stated|received)_ms|seq|stated|removed|{STATE}", name):
+    if RESERVED.fullmatch(name):
         raise TabrankError(f"{where}: the name {name!r} is reserved for the log; choose another")
     return name
 

@@ -49,11 +49,12 @@ def load(
         beginning on), and the `diagnoses`, whose remedies name the surface as `named`.
 
     Raises:
-        TabrankError: a running service, or another `load`, writes to the store.
+        TabrankError: a running service, or another `load`, writes to the store, or the surface
+            changes the type of a field of the log.
     """
     check_address(store_url, base)
     schema = Schema(surface)
-    claim = Claim(log, store_url, name_of(surface.name, schema.fingerprint), surface, base)
+    claim = Claim(log, store_url, name_of(surface.name, schema.fingerprint), surface.text, base)
     args = AppArgs(named or surface.name, store_url, log=str(log))
     service = DeclaredService(args, base, Features(schema), UserConfig())
     busy = (
@@ -62,6 +63,7 @@ def load(
     )
     with suppress(StoreUnavailable), closing(service.open()) as present:
         present.refuse_writer(busy)
+    claim.refuse_changed_types()
     if without_journal:
         claim.give_up()
     erasures, through = claim.erasures(), claim.written()

@@ -13,9 +13,10 @@ import pyarrow.compute as pc
 
 from serve.contract.errors import StoreMissing, StoreUnavailable, TabrankError, WriterFenced
 from serve.features.rows import RowTable, Schema, State
-from serve.features.surface import Surface
 from serve.ingest.apply import packed_changes, read_rows
+from serve.log.erased_ids import ErasedIds
 from serve.log.events import entries
+from serve.log.field_types import checked_types
 from serve.log.lease import Lease, read_lease, swap_lease, types_of
 from serve.log.replay import apply
 from serve.log.retention import flush_journal
@@ -31,15 +32,25 @@ log = logging.getLogger("tabrank")
 class Claim:
     """Claim of a writer to the lease of the log in `folder`: its store and its surface."""
 
-    def __init__(self, folder: Path, store: str, name: str, surface: Surface, base: Path) -> None:
+    def __init__(self, folder: Path, store: str, name: str, surface: str, base: Path) -> None:
         self.folder, self._store, self._base = folder, store, base
-        self.lease = Lease.of(folder, store, name, surface.text, base)
+        self.lease = Lease.of(folder, store, name, surface, base)
         # The epoch of the last lease that this writer took; None before the first.
         self.epoch: int | None = None
 
     def names(self, held: Lease) -> bool:
         """Return True if a lease names this writer's store, or another store in its place."""
         return held.names(self.lease, self.folder)
+
+    def refuse_changed_types(self) -> None:
+        """Refuse a surface that changes the type of a field, before anything is written.
+
+        Otherwise the lease that `take` takes has the types of this surface too.
+
+        Raises:
+            StoreUnavailable: a field has another type in the log.
+        """
+        self.lease = replace(self.lease, types=checked_types(self.folder, self.lease.surface))
 
     def take(self, own: Store, held: Lease | None) -> Lease:
         """Take the lease for the store `own`, whose epoch the caller holds, if it still is `held`.
@@ -94,11 +105,13 @@ class Claim:
         return new
 
     def open(self, held: Lease, *, writable: bool = False) -> Store:
-        """Open the store that a lease names.
+        """Open the store that a lease names; if it is released, also one that took its place.
 
         Raises:
-            StoreUnavailable: the store is gone or cannot be read, or the log is a copy without one.
+            StoreMissing: the store is not here, or the log is a copy without one.
+            StoreUnavailable: the store cannot be read.
         """
+        kind: type[StoreUnavailable] = StoreMissing
         why: object = f"the log was at {held.log}; move it back if it is not a copy"
         if address := held.address(self.folder):
             # The address in the lease has no credentials, so use this writer's own address if it is
@@ -106,17 +119,18 @@ class Claim:
             url = self._store if address == self.lease.store else address
             try:
                 store = open_named(url, held.name, base=self._base, writable=writable)
-                if store.origin() == held.origin:
+                if store.origin() == held.origin or held.released:
                     return store
                 store.close()
                 why = f"the store {held.name} at {address} is another one"
-            except StoreMissing:
-                why = f"there is no store {held.name} at {address}"
             except StoreUnavailable as error:
-                why = error
-        raise StoreUnavailable(
+                kind = type(error)
+                why = f"there is no store {held.name} at {address}" if kind is StoreMissing else error
+        raise kind(
             f"the newest records of {self.folder}, up to a minute of them, may be in a store that cannot be read: "
-            f"{why}; bring it back, or give them up by adding --without-journal to `python -m serve load`"
+            f"{why} (its writer ran on the machine {held.machine or '?'}); run this where the store is, or bring it "
+            "back; if it is lost for good, add --without-journal to `python -m serve load`, or to "
+            "`python -m training forget`"
         )
 
     def written(self) -> int:
@@ -156,12 +170,14 @@ class Claim:
                 f"--without-journal: the store {held.name} at {held.store} can be read, so that nothing has to be "
                 "given up; leave the option out"
             )
-        self._swap(held, replace(held, released=True))
+        # Nobody needs the hashes any more. The rows may come back all the same.
+        self._swap(held, replace(held, released=True, erased=held.erased and ""))
 
 
 def _flush(store: Store, held: Lease, folder: Path) -> None:
     served = Segments(folder, types_of(held.surface), held.epoch)
-    flush_journal(store, served, np.zeros(2, np.int64), lambda: True)
+    read = ErasedIds(held.erased).entries if held.erased else entries
+    flush_journal(store, served, np.zeros(2, np.int64), lambda: True, read=read)
 
 
 def refuse_stale(folder: Path, seq: int, end: int) -> None:

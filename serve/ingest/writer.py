@@ -44,6 +44,8 @@ from serve.stores.protocol import LOAD, Store
 log = logging.getLogger("tabrank")
 # Records are gathered this long for one commit, and so for one sync of the disk.
 COMMIT_EVERY_S = 0.1
+# Without records, a heartbeat is left in the store this often.
+BEAT_EVERY_S = 1.0
 # The journal is flushed to the log this often, or once it holds this many records or bytes.
 FLUSH_EVERY_S = 60.0
 FLUSH_RECORDS = 100_000
@@ -88,6 +90,7 @@ class Ingester:
     writer, the holder of its lease (`serve.log.lease`). A writer that loses the lease refuses
     records until the lease is released, or for `TAKE_BACK_S`. It then takes the lease again, as a
     new writer does. With the event clock, a record keeps its own time, and commits do not wait.
+    `service` identifies the service in the lease.
     """
 
     def __init__(
@@ -98,13 +101,16 @@ class Ingester:
         *,
         max_live: int = MAX_LIVE,
         clock: WallClock | None = None,
+        service: str = "",
     ) -> None:
         surface = args.load_surface(base)
         self._schema = schema = Schema(surface)
         self._open_store = partial(open_store, args.store, surface.name, schema.fingerprint, base=base)
         self._segments = Segments(place(args.log, base), types_of(surface.text))
         name = name_of(surface.name, schema.fingerprint)
-        self._claim = Claim(self._segments.folder, args.store, name, surface, base)
+        self._claim = Claim(self._segments.folder, args.store, name, surface.text, base)
+        models = str(place(args.models, base).resolve())
+        self._claim.lease = replace(self._claim.lease, service=service, models=models)
         # When this writer found that another one has taken over the log, on the monotonic clock.
         self._fenced_s: float | None = None
         keep_ms = args.keep_log_days * UNITS_MS["d"]
@@ -161,15 +167,17 @@ class Ingester:
         upkeep: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         upkeep.set_result(None)
         tried_s = 0.0
-        await asyncio.to_thread(self._measure)
         await self.take_over()
         while not self._stopping:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._arrived.wait(), 1.0)
+                await asyncio.wait_for(self._arrived.wait(), BEAT_EVERY_S - COMMIT_EVERY_S)
             if not self._event_clock:
                 await asyncio.sleep(COMMIT_EVERY_S)
             is_idle = not self._waiting
             await self.commit_waiting()
+            # A commit leaves a heartbeat too.
+            if is_idle:
+                await self.take_over()
             self._on_tally(self._tally())
             now_s = time.monotonic()
             is_full = self._holds(FLUSH_RECORDS, FLUSH_BYTES) and now_s - tried_s >= RETRY_FLUSH_S
@@ -188,14 +196,14 @@ class Ingester:
         self._close()
 
     async def take_over(self) -> None:
-        """Take over a log that has records. If that fails, the first commit tries again."""
-        folder = self._segments.folder
+        """Take over a store that exists, and its log, and leave a heartbeat.
+
+        If that fails, the next heartbeat or commit tries again.
+        """
         try:
-            has_log = await asyncio.to_thread(lambda: log_end(folder) or read_lease(folder))
-            if has_log and not self._stopping:
-                await asyncio.to_thread(self._opened)
+            await asyncio.to_thread(self._beat)
         except Exception as error:
-            log.warning("the log is not taken over yet: %s: %s", type(error).__name__, error)
+            self._warn("no heartbeat is left in the store", error)
 
     def _release(self) -> None:
         """Release the lease if the log holds every record: nobody needs the journal then."""
@@ -212,10 +220,18 @@ class Ingester:
         """The epoch of the last lease that this writer took; None before the first."""
         return self._claim.epoch
 
-    def _measure(self) -> None:
-        """Measure the store, if there is one. The first commit, which opens it, may be far off."""
-        with suppress(TabrankError), closing(self._open_store(writable=False)) as store:
-            self._expiry.store_bytes = store.num_bytes()
+    def _beat(self) -> None:
+        if self._store is None:
+            # Only a record makes a store that does not exist.
+            with closing(self._open_store(writable=False)) as store:
+                self._expiry.store_bytes = store.num_bytes()
+        if not self._stopping:
+            try:
+                self._opened(is_idle=True).beat()
+            # The next heartbeat opens the store again.
+            except WriterFenced:
+                self._close()
+                raise
 
     def _tally(self) -> Tally:
         # The tally is made every second. Reading the clock here lets it notice a step of the system
@@ -318,6 +334,8 @@ class Ingester:
             self._seq = seq
             self._journaled += (len(records), len(journal))
             self._expiry.committed(len(records), num_added)
+        else:
+            store.beat()
         self._intake.remember(admitted.keys)
         self.counts.update(admitted.counts)
         wall_ms = time.time() * 1e3
@@ -326,7 +344,7 @@ class Ingester:
         self.counts["rejected"] += sum(len(answer.rejected) for answer in taken)
         return taken, records, now_ms
 
-    def _opened(self) -> Store:
+    def _opened(self, *, is_idle: bool = False) -> Store:
         """Return the store. If it is not open, open it, take over the log, and read table and ids.
 
         Raises:
@@ -335,7 +353,7 @@ class Ingester:
                 log's last writer used cannot be read.
         """
         if self._store is None:
-            held = self._lease_to_take()
+            held = self._lease_to_take(is_idle)
             self._segments.damaged.clear()
             known = max(self._seq, log_end(self._segments.folder))
             if known or held:
@@ -364,27 +382,31 @@ class Ingester:
             self._store = store
         return self._store
 
-    def _lease_to_take(self) -> Lease | None:
+    def _lease_to_take(self, is_idle: bool) -> Lease | None:
         """Return the log's lease if this writer may take it; None if there is none.
 
         Raises:
-            WriterFenced: another writer took the lease a short time ago.
+            WriterFenced: another writer took the lease a short time ago, or this one has no
+                records: it may be the old one of a rollout.
+            StoreUnavailable: the surface changes the type of a field of the log.
         """
         held = read_lease(self._segments.folder)
         if held is not None and self.epoch not in (None, held.epoch) and not held.released:
-            self._fenced_s = self._fenced_s or time.monotonic()
-            if time.monotonic() - self._fenced_s < TAKE_BACK_S:
+            if not is_idle:
+                self._fenced_s = self._fenced_s or time.monotonic()
+            if self._fenced_s is None or is_idle or time.monotonic() - self._fenced_s < TAKE_BACK_S:
                 raise WriterFenced(
                     f"another writer has taken over {self._segments.folder}: its lease has the store {held.name} "
                     f"at {held.store}; send the records to that one"
                 )
         self._fenced_s = None
+        self._claim.refuse_changed_types()
         return held
 
     def _refuse_unfit_store(self, known: int, held: Lease | None) -> None:
         """Raise StoreUnavailable if the store is missing or empty, or lacks what the log has."""
         with closing(self._open_store(writable=False)) as store:
-            seq, note = store.seq(), LoadNote.of(store.note())
+            seq, note, origin = store.seq(), LoadNote.of(store.note()), store.origin()
         folder, is_own = self._segments.folder, held is not None and self._claim.names(held)
         if not seq and (known or not is_own):
             raise StoreUnavailable(
@@ -395,7 +417,9 @@ class Ingester:
                 f"the store lacks too many records: it has them up to number {seq}, {folder} up to number {known}; "
                 f"fill it again with {LOAD}"
             )
-        if held is not None and not is_own and note.erasures < held.erasures:
+        # The lease's own store took part in the erasures, unless it was away.
+        has_forgotten = held is None or (is_own and held.origin == origin and held.erased is None)
+        if seq and not has_forgotten and note.erasures < held.erasures:
             raise StoreUnavailable(
                 f"viewers were erased from {folder} since the store was filled, which still knows them; "
                 f"fill it again with {LOAD}"

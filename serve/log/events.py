@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -125,6 +125,10 @@ class JournalEntry(Struct, array_like=True):
     received_ms: int
     records: list[Record]
     num_bytes: int = 0
+
+
+# Reads the entries of a store's journal, as `entries` does.
+Entries = Callable[[Store], Iterator[tuple[int, JournalEntry]]]
 
 
 class IngestResult(Struct):

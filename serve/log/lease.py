@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -28,6 +29,8 @@ FILE = "LEASE"
 FORMAT = 1
 # Types of the fields of viewers, candidates and contexts.
 Types = Mapping[str, Mapping[str, FieldType]]
+# The types that each field of a log has had, such as that of `context.hour`; the newest is last.
+Ledger = dict[str, list[FieldType]]
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,12 @@ class Lease:
         end: Last number that was used when the lease was taken or released.
         erasures: How many times viewers were erased from the log. A store that was filled before
             the last time still knows them.
+        service: Identifies the service that took the lease; empty if no service did.
+        types: Types of every field that the log ever held; None in a lease of an earlier release.
+        erased: None if the store took part in all of them. Otherwise its rows still know the
+            viewers, and so does its journal, unless this is empty. It is the text of `ErasedIds`.
+        machine: Name of the machine on which the lease was taken; an embedded store is there.
+        models: Where the service of the writer has its published models.
     """
 
     epoch: int
@@ -59,6 +68,11 @@ class Lease:
     origin: str = ""
     released: bool = False
     erasures: int = 0
+    service: str = ""
+    types: Ledger | None = None
+    erased: str | None = None
+    machine: str = ""
+    models: str = "var/models"
 
     @classmethod
     def of(cls, log: Path, store: str, name: str, surface: str, base: Path) -> Lease:
@@ -68,7 +82,7 @@ class Lease:
         if kind == "lmdb":
             path = (base / where).resolve()
             store, beside = f"lmdb:{path}", None if is_bucket(at) else os.path.relpath(path, at)
-        return cls(0, shown(store), name, surface, at, 0, beside)
+        return cls(0, shown(store), name, surface, at, 0, beside, machine=platform.node())
 
     def names(self, other: Lease, log: Path) -> bool:
         """Return True if two leases of a log name the same store."""

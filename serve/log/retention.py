@@ -14,7 +14,7 @@ from serve.contract.errors import TabrankError
 from serve.features.rows import Schema
 from serve.features.slots import I64
 from serve.log.compaction import compact
-from serve.log.events import JournalEntry, entries
+from serve.log.events import Entries, JournalEntry, entries
 from serve.log.reader import TABLES
 from serve.log.segments import MAX_SEQ, Segments, segments
 from serve.log.snapshots import Snapshot, numbers, set_truncation_point, snapshots, truncation_point, write
@@ -36,13 +36,16 @@ SEGMENT_ENTRIES = 600
 SEGMENT_BYTES = 256 << 20
 
 
-def flush_journal(store: Store, served: Segments, logged: I64, step: OnStep, end: int = MAX_SEQ) -> None:
+def flush_journal(
+    store: Store, served: Segments, logged: I64, step: OnStep, end: int = MAX_SEQ, read: Entries = entries
+) -> None:
     """Write the journal's entries as segments, trim them, and add records and bytes to `logged`.
 
-    It stops at the record number `end`. Otherwise, new entries could keep the loop running.
+    It stops at the record number `end`. Otherwise, new entries could keep the loop running. `read`
+    reads the entries.
     """
     cuts = numbers(served.folder)
-    waiting = takewhile(lambda entry: entry[0] <= end, entries(store))
+    waiting = takewhile(lambda entry: entry[0] <= end, read(store))
     for _, part in groupby(_placed(waiting, cuts), itemgetter(0)):
         last, num, num_bytes = served.write((entry for _, entry in part), step)
         store.trim(last)

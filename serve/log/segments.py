@@ -20,13 +20,14 @@ from serve.contract.errors import WriterFenced
 from serve.contract.records import Candidate, Event, Forget, Viewer
 from serve.contract.validation import refuse_file
 from serve.log.events import CANDIDATES, EVENT_IDS, EXPOSURE_IDS, VIEWERS, Ended, Exposure, JournalEntry, key
+from serve.log.field_types import ARROW
 from serve.log.lease import Types, under_lease
-from serve.log.reader import ARROW, TABLES, unmerged
+from serve.log.reader import TABLES
 from serve.log.snapshots import numbers
 from serve.log.throttle import OnStep
 from serve.storage.atomic_files import draft_path, put_once, sync
 from serve.storage.bucket import BucketPath
-from serve.storage.parquet import Damaged, footer_source, readable
+from serve.storage.parquet import Damaged, footer, readable, unmerged
 
 log = logging.getLogger("tabrank")
 # Number of a record, time of its arrival in ms, and the record.
@@ -308,8 +309,7 @@ def last_record(path: Path) -> tuple[int, int]:
     Raises:
         Damaged: the file is damaged, or was not written by a service.
     """
-    with readable(path):
-        metadata = pq.read_metadata(footer_source(path))
+    metadata = footer(path)
     num_groups = metadata.num_row_groups
     columns = metadata.row_group(num_groups - 1).to_dict()["columns"] if num_groups else []
     last = {each["path_in_schema"]: each["statistics"] or {} for each in columns}

@@ -21,6 +21,7 @@ from serve.contract.errors import TabrankError
 from serve.features.rows import EVER_MS
 from serve.features.slots import I64
 from serve.features.surface import Surface
+from serve.log.field_types import Unmixed
 from serve.log.reader import (
     ONLY_TESTS,
     TABLES,
@@ -31,14 +32,13 @@ from serve.log.reader import (
     no_rows,
     own_columns,
     table_paths,
-    unmerged,
 )
 from serve.log.segments import MAX_SEQ, Segment, numbers_of, segments
 from serve.log.snapshots import truncation_point
 from serve.log.table_reader import TableReader
 from serve.storage.conversion import IDS, converted
 from serve.storage.memory import available_bytes
-from serve.storage.parquet import data_files, footer_source, readable
+from serve.storage.parquet import data_files, footer, readable, unmerged
 
 # Limits the values of a column that are read at once, where each id of a list counts, and their
 # bytes. This is some 2,000 rankings of 55 candidates. A replay takes some 100 bytes for each value.
@@ -76,7 +76,8 @@ class LogStream:
         self, folder: Path, surface: Surface, after: int | None = None, through: int = MAX_SEQ
     ) -> None:
         self.after, self._through = after, through
-        self._tables = {name: _Table(folder, name, surface, after, through) for name in TABLES}
+        self._typed = typed = Unmixed(folder, surface.text)
+        self._tables = {name: _Table(typed, name, surface, after, through) for name in TABLES}
         self._tables["events"].exposures = self._tables["exposures"].shown
         self.num_flat = sum(len(table.dropped) for table in self._tables.values())
 
@@ -90,6 +91,7 @@ class LogStream:
             num_exposures += len(part.exposures)
             if any(len(getattr(part, name)) for name in TABLES):
                 yield part
+        self._typed.report()
         if not num_exposures and self.after is None and self._through == MAX_SEQ:
             raise TabrankError(ONLY_TESTS)
 
@@ -97,19 +99,19 @@ class LogStream:
 class _Table:
     """One table: the rows that were read but not taken yet, and the least key of the other rows."""
 
-    def __init__(self, folder: Path, name: str, surface: Surface, after: int | None, through: int) -> None:
-        self._folder, self._name, self._surface = folder, name, surface
+    def __init__(self, typed: Unmixed, name: str, surface: Surface, after: int | None, through: int) -> None:
+        self._folder, self._name, self._surface, self._typed = typed.log, name, surface, typed
         self._after, self._through = after or 0, through
         self._is_rest = after is not None
-        paths, self._flat, self._segments = _files(folder, name, may_lack=self._is_rest)
-        empty = canonical(name, TableReader(folder, pa.table({}), IDS[name]), surface)
+        paths, self._flat, self._segments = _files(typed.log, name, may_lack=self._is_rest)
+        empty = canonical(name, TableReader(typed.log, pa.table({}), IDS[name]), surface)
         self._columns = empty.column_names
         self._held, self._keys = empty, np.zeros(0, np.int64)
         # For a moment, eight times as much memory is needed: four tables, and a copy of each.
         self._most_bytes = available_bytes() // 8
         if self._is_rest:
             # Flat tables that were exported from a service have numbers, and are read by them.
-            self._flat = [path for path in self._flat if "seq" in _footer(path).schema.names]
+            self._flat = [path for path in self._flat if "seq" in footer(path).schema.names]
         # Hashes of the request ids of live exposures, in order, and their times.
         self.exposures = self.shown = np.zeros(0, np.int64), np.zeros(0, np.int64)
         # Which rows of the flat files repeat a record.
@@ -223,7 +225,7 @@ class _Table:
                 yield path, first_row, raw
 
     def _canonical(self, path: Path, raw: pa.Table, first_row: int) -> pa.Table:
-        reader = TableReader(path, raw, IDS[self._name], first_row)
+        reader = TableReader(path, self._typed(self._name, raw), IDS[self._name], first_row)
         rows = canonical(self._name, reader, self._surface, is_served=bool(self._segments))
         return rows.select(self._columns)
 
@@ -254,7 +256,7 @@ def join_sample(folder: Path) -> tuple[dict[str, pa.Table], float]:
     If a log has many rankings, the tables have only a share of the viewers and requests, chosen by
     hash, and their events. They have all ids of viewers and candidates.
     """
-    sizes = [size for path in _paths(folder, "exposures") for size in _sizes(_footer(path), ["candidates"])]
+    sizes = [size for path in _paths(folder, "exposures") for size in _sizes(footer(path), ["candidates"])]
     one_of = 1 + sum(num_values for _, num_values, _ in sizes) // SAMPLE_VALUES
     sample = {}
     for name in TABLES:
@@ -301,11 +303,6 @@ def _key(rows: pa.Table, first_row: int) -> I64:
 def _hashes(strings: pa.ChunkedArray) -> I64:
     """Return Python's 64-bit hash of each. Two of a million are equal with probability 3e-8."""
     return np.fromiter(map(hash, strings.to_pylist()), np.int64, len(strings))
-
-
-def _footer(path: Path) -> pq.FileMetaData:
-    with readable(path):
-        return pq.read_metadata(footer_source(path))
 
 
 def _batches(

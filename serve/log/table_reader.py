@@ -139,7 +139,7 @@ class TableReader:
         """Return the values of the column `given` as `wanted`; messages call it `column`."""
         if pa.types.is_struct(wanted):
             return self._context(column, values.combine_chunks(), wanted)
-        if not _fits(values.type, wanted):
+        if not fits(values.type, wanted):
             holds = (given.metadata or {}).get(GIVEN_TYPE, str(values.type).encode()).decode()
             item = getattr(values.type, "value_type", values.type)
             is_float_id = column in self.ids and pa.types.is_floating(item)
@@ -180,9 +180,10 @@ class TableReader:
             raise TabrankError(f"{self.path}: column {column!r}, row {self.first_row + row}: {why}")
 
 
-def _fits(given: pa.DataType, wanted: pa.DataType) -> bool:
+def fits(given: pa.DataType, wanted: pa.DataType) -> bool:
+    """Return True if a column of one type is read as another."""
     if pa.types.is_null(given):
         return True
     if wanted in CASTABLE:
         return any(is_kind(given) for is_kind in CASTABLE[wanted])
-    return pa.types.is_list(given) and _fits(given.value_type, wanted.value_type)
+    return pa.types.is_list(given) and fits(given.value_type, wanted.value_type)

@@ -64,7 +64,8 @@ class RankingService:
     """One replica of the request path, from an admitted request to its answer.
 
     `peers` are the other deployments. `in_process` holds the versions that this process scores
-    itself, if it may. `application` is the name of the Serve application.
+    itself, if it may. `application` is the name of the Serve application, and `service` tells it
+    from those of other clusters.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class RankingService:
         metrics: Metrics | None = None,
         in_process: ModelHolder | None = None,
         application: str = "",
+        service: str = "",
     ) -> None:
         self.args = args
         self.base = base
@@ -84,8 +86,10 @@ class RankingService:
         self._store_faults: list[Diagnosis] = []
         # Why the log's bucket could not be read; None if it could.
         self.log_error: BucketError | None = None
-        # True if the log had records that the store lacked.
+        # True if the store had no living writer, or the log had records that the store lacked.
         self.is_behind = False
+        # True once the log's lease was that of this service.
+        self._had_lease = False
         self.surface = args.load_surface(base)
         self.schema = Schema(self.surface)
         self._surface_name = self.surface.short_fingerprint
@@ -98,7 +102,7 @@ class RankingService:
         self.warn = SeldomWarning()
 
         features = Features(self.schema)
-        self.declared = DeclaredService(args, base, features, self.config, application)
+        self.declared = DeclaredService(args, base, features, self.config, application, service)
         self.live = CandidateTable(self.schema, self.declared.open)
         # Score no more candidates in one call than its bytes allow.
         self._fit_a_call = MAX_CALL_BYTES // features.columns.row_bytes
@@ -328,8 +332,16 @@ class RankingService:
 
     def diagnose_store(self, log_end: LogEnd | None) -> None:
         """Diagnose the store as it was last read; the end of the log was read before it."""
+        is_silent = self.live.silent_s > 0 and not self.event_clock
         is_ahead = log_end is not None and (log_end.other != "" or log_end.seq > self.live.seq)
-        self.is_behind = self.live.error is None and is_ahead
+        self.is_behind = self.live.error is None and (is_silent or is_ahead)
+        if log_end is not None:
+            # During a rollout the lease names another store of this service. A lease that was there
+            # before this service may be of a service that has ended.
+            own = log_end.service == self.declared.service
+            self._had_lease = self._had_lease or own
+            if own or not (log_end.service and self._had_lease):
+                log_end = log_end._replace(other="")
         if self.live.error is not None:
             self._store_faults = [self.declared.unavailable_store(self.live.error)]
         else:
@@ -348,7 +360,7 @@ class RankingService:
         for where, error in ((self.args.log, self.log_error), (self.args.models, self._mirror.error)):
             if error is not None:
                 yield declared.unreachable(where, error)
-        age_s = self.exposure_buffer.age_s
+        age_s = self._silent_s
         has_store = self.live.error is None
         # Without a store Ingest cannot do its work either, which needs no diagnosis of its own.
         if has_store and age_s * 1e3 > config.stale_after_ms and not self.event_clock:
@@ -373,9 +385,14 @@ class RankingService:
 
     @property
     def freshness_ms(self) -> float | None:
-        """Return the age of the features: of the last read table, or the oldest held exposure."""
+        """Return the age of the features: since the last read, or since Ingest is silent."""
         age_s = self.live.age_s
-        return None if age_s is None else round(max(age_s, self.exposure_buffer.age_s) * 1e3, 1)
+        return None if age_s is None else round(max(age_s, self._silent_s) * 1e3, 1)
+
+    @property
+    def _silent_s(self) -> float:
+        """Seconds for which Ingest has taken no exposures, or its heartbeat has been overdue."""
+        return max(self.exposure_buffer.age_s, 0.0 if self.event_clock else self.live.silent_s)
 
 
 def _guarded(peers: Peers) -> CallScorer:

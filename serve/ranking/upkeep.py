@@ -18,8 +18,8 @@ DIAGNOSE_S = 5.0
 # The same for a log in a bucket, which takes some 20 requests. Each costs money.
 DIAGNOSE_BUCKET_S = 60.0
 
-# How long a replica waits at its start for Ingest to bring the store up to the log. While a change
-# of the surface is deployed, the old replicas answer meanwhile.
+# How long a replica waits at its start for Ingest to leave a heartbeat in the store, and to bring
+# it up to the log. While a change of the surface is deployed, the old replicas answer meanwhile.
 WRITER_S = 20.0
 LOOK_S = 0.1
 
@@ -70,7 +70,10 @@ async def refresh(service: RankingService) -> None:
 
 
 async def await_writer(service: RankingService) -> None:
-    """Update as `refresh` does, until the store has the log's records, or for `WRITER_S`."""
+    """Update as `refresh` does until the store has a living writer and the log's records.
+
+    After `WRITER_S` the replica goes on without them.
+    """
     until_s = time.monotonic() + WRITER_S
     await refresh(service)
     while service.is_behind and time.monotonic() < until_s:

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from serve.contract.errors import TabrankError
-from serve.storage.bucket import BucketError, BucketPath, told
+from serve.storage.bucket import BucketError, BucketPath, repeated, told
 from serve.storage.memory import available_bytes
 
 # Limits the bytes of a batch. Pyarrow can turn dictionaries into at most 2 GiB of strings at once.
@@ -33,6 +33,11 @@ class Damaged(TabrankError):
 
 class Unreadable(TabrankError):
     """The system does not let a file be read now."""
+
+
+# Reads again while segments are being merged or cannot be opened. After ten times, the table counts
+# as unreadable.
+unmerged = repeated(10, FileNotFoundError, Unreadable)
 
 
 @contextmanager
@@ -59,7 +64,13 @@ def readable(path: Path) -> Iterator[None]:
         ) from error
 
 
-def footer_source(path: Path) -> Any:
+def footer(path: Path) -> pq.FileMetaData:
+    """Return a file's footer. Raises what `readable` raises."""
+    with readable(path):
+        return pq.read_metadata(_footer_source(path))
+
+
+def _footer_source(path: Path) -> Any:
     """Return the path or, for a file in a bucket, its end, from which pyarrow reads the footer."""
     if not isinstance(path, BucketPath):
         return path

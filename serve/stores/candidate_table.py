@@ -14,6 +14,8 @@ from serve.stores.protocol import Store
 # it to a tenth of the time.
 RETRY_S = 0.5
 PATIENCE = 9
+# A writer leaves a heartbeat every second. The next one is overdue this long after the last.
+BEAT_WITHIN_S = 2.0
 
 
 class CandidateTable:
@@ -30,6 +32,9 @@ class CandidateTable:
         self._store: Store | None = None
         # Monotonic time of the last successful read.
         self._read: float | None = None
+        # The writer's last heartbeat, and when this reader learned of it, on the monotonic clock.
+        self._beat_ms = 0
+        self._beat_s = time.monotonic()
         # The store's note when all rows were last read.
         self.note = b""
         # The error of the last read, if it failed, and the monotonic time of the next attempt.
@@ -68,6 +73,10 @@ class CandidateTable:
         if not since:
             self.note = self._store.note()
             self.rows = CandidateRows(self.rows.schema)
+        if changes.beat_ms != self._beat_ms:
+            # The clock of the writer's machine may differ. It counts only before the first change.
+            age_s = 0.0 if self._beat_ms else time.time() - changes.beat_ms / 1e3
+            self._beat_ms, self._beat_s = changes.beat_ms, time.monotonic() - max(age_s, 0.0)
         self.rows.apply(changes.rows)
         self.seq = changes.seq
         return packed
@@ -82,3 +91,8 @@ class CandidateTable:
     def age_s(self) -> float | None:
         """Return the seconds since the store was last read; None before the first read."""
         return None if self._read is None else time.monotonic() - self._read
+
+    @property
+    def silent_s(self) -> float:
+        """Return for how many seconds the writer's heartbeat has been overdue; 0 if it is not."""
+        return max(time.monotonic() - self._beat_s - BEAT_WITHIN_S, 0.0)

@@ -7,7 +7,7 @@ import hashlib
 import os
 import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice, starmap
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,9 @@ SEPARATOR = b"\xfe"
 MAX_LISTS_BYTES = 8 << 20
 # File beside the database that a handle for writing keeps locked. The lock ends with the process.
 WRITER = ".writer.lock"
+# File beside the database whose time of change is the writer's last heartbeat. In the database,
+# each heartbeat would sync the disk.
+HEARTBEAT = ".heartbeat"
 
 
 class LmdbStore:
@@ -48,7 +51,7 @@ class LmdbStore:
         self._epoch = FencingEpoch(writable=writable)
         self._environment = environment(folder.resolve())
         self._environment.join(self, writable)
-        self._writer = folder / WRITER
+        self._writer, self._heartbeat = folder / WRITER, folder / HEARTBEAT
         self._lock = os.open(self._writer, os.O_RDWR | os.O_CREAT, 0o600) if writable else None
         if self._lock is not None:
             fcntl.flock(self._lock, fcntl.LOCK_SH)
@@ -69,7 +72,8 @@ class LmdbStore:
         """See `Store`."""
         keys = [_key(encoded(id_)) for id_ in ids]
         with self._read() as (opened, txn):
-            return [_viewer(txn, opened, key) for key in keys], self._changes(opened, txn, since)
+            changes = Changes(*self._changes(opened, txn, since), self._beat_ms())
+            return [_viewer(txn, opened, key) for key in keys], changes
 
     def note(self) -> bytes:
         """See `Store`."""
@@ -122,6 +126,11 @@ class LmdbStore:
             if journal:
                 txn.put(_pack(seq), journal, db=opened.journal, append=True)
 
+    def beat(self) -> None:
+        """See `Store`. It changes nothing in the database, so LMDB does not sync the disk."""
+        with self._write():
+            pass
+
     def replace(self, seq: int, viewers: Packed, candidates: Packed, note: bytes = b"") -> None:
         """See `Store`. The commit is durable when the call returns."""
         id_ = secrets.token_bytes(16)
@@ -165,18 +174,26 @@ class LmdbStore:
                 check_seq(seq, _number(txn, opened, b"seq"))
                 txn.put(b"seq", _pack(seq), db=opened.meta)
             yield opened, txn
+            # Within the transaction no other writer can take the epoch.
+            self._heartbeat.touch(0o600)
 
-    def _changes(self, opened: OpenEnvironment, txn: Any, since: int) -> Changes:
+    def _beat_ms(self) -> int:
+        with suppress(FileNotFoundError):
+            return os.stat(self._heartbeat).st_mtime_ns // 1_000_000
+        return 0
+
+    def _changes(self, opened: OpenEnvironment, txn: Any, since: int) -> tuple[int, dict[str, bytes]]:
+        """Return `seq` and `rows` of `Changes`."""
         seq, floor, id_ = _number(txn, opened, b"seq"), _number(txn, opened, b"floor"), _id(txn, opened)
         if self._id is None or since == 0:
             self._id = id_
         if since and not (self._id == id_ and floor <= since <= seq):
-            return Changes(0, {})
+            return 0, {}
         if since == seq:
-            return Changes(seq, {})
+            return seq, {}
         with txn.cursor(opened.changes) as lists, txn.cursor(opened.candidates) as rows:
             if not since:
-                return Changes(seq, dict(starmap(_unpack, rows)))
+                return seq, dict(starmap(_unpack, rows))
             found = lists.set_range(_pack(since + 1))
             ids = _ids(list(lists.iternext(keys=False, values=True)) if found else [])
             changed = {}
@@ -185,7 +202,7 @@ class LmdbStore:
                 key = raw if len(raw) <= MAX_PLAIN_KEY else _key(raw)
                 row = rows.get(key, b"")
                 changed[raw.decode("utf-8", "surrogatepass")] = row if key is raw else row[2 + len(raw) :]
-            return Changes(seq, changed)
+            return seq, changed
 
 
 def _viewer(txn: Any, opened: OpenEnvironment, key: bytes) -> bytes | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from serve.features.slots import Entity
@@ -45,10 +45,14 @@ class Changes:
     **below the requested number**. The reader must then drop all rows and read from 0. This happens
     if the store or all its rows were replaced, or if it forgot which candidates changed or were
     removed. It forgets the oldest changes, never those of the newest commit.
+
+    `beat_ms` is the time of the last heartbeat of the store's writer, on the clock of its machine
+    or of the server; 0 if it left none.
     """
 
     seq: int
     rows: dict[str, bytes]
+    beat_ms: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,7 @@ class Store(Protocol):
         """
 
     def commit(self, seq: int, viewers: Packed, candidates: Packed, journal: bytes = b"") -> None:
-        """Write rows, number and journal entry atomically.
+        """Write rows, number and journal entry atomically, with a heartbeat.
 
         A row of b"" removes its id. A `journal` that is not empty is kept as one entry under `seq`
         until it is trimmed.
@@ -133,12 +137,18 @@ class Store(Protocol):
             StoreUnavailable: nothing was written, or the answer was lost; `seq()` shows which.
         """
 
+    def beat(self) -> None:
+        """Leave a heartbeat, by which readers know that the writer lives.
+
+        It need not be durable. Raises what `commit` raises.
+        """
+
     def replace(self, seq: int, viewers: Packed, candidates: Packed, note: bytes = b"") -> None:
         """Replace all rows and the note about them atomically; readers start from 0.
 
         `seq` is the number of the last record in the rows, whatever number is stored. The journal
-        stays, because its entries are acknowledged and may be stored nowhere else. Raises what
-        `commit` raises.
+        stays, because its entries are acknowledged and may be stored nowhere else. Leaves a
+        heartbeat, and raises what `commit` raises.
         """
 
     def trim(self, through: int) -> None:

@@ -18,7 +18,7 @@ from serve.stores.fencing import FencingEpoch, check_seq
 from serve.stores.protocol import LOAD, Changes, Dump, Packed, decoded, encoded, shown
 from serve.stores.redis_client import connect
 from serve.stores.redis_dump import CHUNK, RedisDump, chunks, pattern
-from serve.stores.redis_scripts import COMMIT, CREATE, READ, REPLACE, STAGE, TAKE_EPOCH, TRIM, digest
+from serve.stores.redis_scripts import BEAT, COMMIT, CREATE, READ, REPLACE, STAGE, TAKE_EPOCH, TRIM, digest
 
 log = logging.getLogger("tabrank")
 FORMAT = b"2"
@@ -38,6 +38,7 @@ class RedisStore:
       `token` (the writer's), seq, floor, generation, the last generation assigned, and the
       note
     - `now`: generation, seq and id again as one value, so that an MGET of viewers includes them
+    - `beat`: the writer's last heartbeat
     - `journal`: a stream whose ids are the numbers
     - `G:v:ID`: a viewer's row
     - `G:rows`: rows of candidates (a hash)
@@ -92,16 +93,16 @@ class RedisStore:
         """See `Store`. In the usual case, in which no candidate changed, this is one MGET."""
         with self._server() as server:
             if since and self._id:
-                (_, seq, id_), rows = self._mget(server, ids)
+                (_, seq, id_), beat, rows = self._mget(server, ids)
                 if id_ == self._id and int(seq) == since:
-                    return rows, Changes(since, {})
+                    return rows, Changes(since, {}, int(beat or 0))
             known = self._id if since else b""
             read = self._run(server, READ, since, known, *map(encoded, ids))
-        id_, seq, viewers, names, changed = self._present(read)
+        id_, seq, viewers, names, changed, beat = self._present(read)
         if not known:
             self._id = id_
         found = zip(map(decoded, names), changed, strict=True)
-        return viewers, Changes(int(seq), {name: row or b"" for name, row in found})
+        return viewers, Changes(int(seq), {name: row or b"" for name, row in found}, int(beat or 0))
 
     def note(self) -> bytes:
         """See `Store`."""
@@ -141,7 +142,7 @@ class RedisStore:
         """
         with self._writing, self._server() as server:
             now = self._mget(server, [])[0]
-            _, seq, _, names, rows = self._present(self._run(server, READ, 0, b""))
+            _, seq, _, names, rows, _ = self._present(self._run(server, READ, 0, b""))
             dump = RedisDump(self._prefix + now[0] + b":v:", now)
             self._dumps.append(dump)
         candidates = [(name, row) for name, row in zip(names, rows, strict=True) if row]
@@ -196,6 +197,12 @@ class RedisStore:
             for dump in self._dumps:
                 dump.now[1] = b"%d" % seq
 
+    def beat(self) -> None:
+        """See `Store`."""
+        with self._writing, self._server() as server:
+            token, _ = self._epoch.held()
+            self._check(self._run(server, BEAT, token))
+
     def replace(self, seq: int, viewers: Packed, candidates: Packed, note: bytes = b"") -> None:
         """See `Store`. The server's settings determine the durability."""
         with self._writing, self._server() as server:
@@ -233,17 +240,20 @@ class RedisStore:
         if client is not None:
             client.close()
 
-    def _mget(self, server: redis.Redis, ids: Sequence[str]) -> tuple[list[bytes], list[bytes | None]]:
-        """Return [generation, number, id] of the store, and the rows, from one atomic MGET."""
+    def _mget(
+        self, server: redis.Redis, ids: Sequence[str]
+    ) -> tuple[list[bytes], bytes | None, list[bytes | None]]:
+        """Return [generation, number, id], the heartbeat and the rows, from one atomic MGET."""
         names = [encoded(id_) for id_ in ids]
         while True:
             # Read the attribute only once, because other threads change it too.
             generation = self._generation
             at = self._prefix + generation + b":v:"
-            found = server.execute_command("MGET", self._prefix + b"now", *[at + name for name in names])
+            own = self._prefix + b"now", self._prefix + b"beat"
+            found = server.execute_command("MGET", *own, *[at + name for name in names])
             now = self._present(found[0]).split(b" ")
             if now[0] == generation:
-                return now, found[1:]
+                return now, found[1], found[2:]
             self._generation = now[0]
 
     def _create(self) -> None:

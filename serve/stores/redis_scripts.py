@@ -30,7 +30,8 @@ def _lua(*names: str) -> str:
 CREATE = _lua("create", "publish")
 TAKE_EPOCH = _lua("take_epoch")
 READ = _lua("read")
-COMMIT = _lua("found", "commit", "publish") + "return found"
+COMMIT = _lua("found", "commit", "publish", "beat") + "return found"
+BEAT = _lua("found", "beat") + "return found"
 STAGE = _lua("found", "stage")
-REPLACE = _lua("found", "replace", "publish") + "return found"
+REPLACE = _lua("found", "replace", "publish", "beat") + "return found"
 TRIM = _lua("found", "trim")

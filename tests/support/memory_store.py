@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ class Rows:
     id: int = 0
     floor: int = 0
     note: bytes = b""
+    beat_ms: int = 0
     viewers: dict[str, bytes] = field(default_factory=dict)
     candidates: dict[str, tuple[int, bytes]] = field(default_factory=dict)
     journal: dict[int, bytes] = field(default_factory=dict)
@@ -59,7 +61,8 @@ class MemoryStore:
         with self._locked() as rows:
             if since == 0 or self._id < 0:
                 self._id = rows.id
-            changes = _changes(rows, since) if self._id == rows.id else Changes(0, {})
+            seq, changed = _changes(rows, since) if self._id == rows.id else (0, {})
+            changes = Changes(seq, changed, rows.beat_ms)
             return [rows.viewers.get(id_) for id_ in ids], changes
 
     def note(self) -> bytes:
@@ -109,6 +112,12 @@ class MemoryStore:
         """See `Store`."""
         self._commit(seq, viewers, candidates, journal, None)
 
+    def beat(self) -> None:
+        """See `Store`."""
+        with self._locked() as rows:
+            self._epoch.check(b"", rows.epoch)
+            rows.beat_ms = int(time.time() * 1e3)
+
     def replace(self, seq: int, viewers: Packed, candidates: Packed, note: bytes = b"") -> None:
         """See `Store`."""
         self._commit(seq, viewers, candidates, b"", note)
@@ -135,7 +144,7 @@ class MemoryStore:
                     rows.candidates[id_] = (seq, row)
             if journal:
                 rows.journal[seq] = journal
-            rows.seq = seq
+            rows.seq, rows.beat_ms = seq, int(time.time() * 1e3)
 
     def trim(self, through: int) -> None:
         """See `Store`."""
@@ -162,10 +171,10 @@ def _key(id_: str) -> bytes:
     return id_.encode("utf-32-be", "surrogatepass")
 
 
-def _changes(rows: Rows, since: int) -> Changes:
+def _changes(rows: Rows, since: int) -> tuple[int, dict[str, bytes]]:
     if since and not rows.floor <= since <= rows.seq:
-        return Changes(0, {})
-    return Changes(rows.seq, {id_: row for id_, (seq, row) in rows.candidates.items() if seq > since})
+        return 0, {}
+    return rows.seq, {id_: row for id_, (seq, row) in rows.candidates.items() if seq > since}
 
 
 _named: dict[str, Rows] = {}

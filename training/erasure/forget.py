@@ -9,16 +9,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from serve.contract.errors import TabrankError
 from serve.contract.rankings import MAX_ID_CHARACTERS
 from serve.features.rows import Schema
+from serve.log.lease import Lease
 from serve.log.snapshots import FOLDER, META, Snapshot, clean_up, leftovers, rewrite, snapshots
 from serve.model import artifact
 from serve.storage.atomic_files import exclusive
-from training.erasure.states import find_store, forget_in_store, forgotten
+from serve.storage.bucket import place
+from training.erasure.states import find_store, forget_in_store, forget_without_store, forgotten
 from training.erasure.tables import ORDER, ErasedViewers
 
 # The largest file of ids, which holds some hundred thousand. To forget so many takes seconds,
@@ -31,10 +34,12 @@ WAIT_S = 600.0
 def read_viewers(path: Path) -> list[str]:
     """Read the ids of a UTF-8 file with one id per line, without repetitions.
 
-    Empty lines are ignored. Spaces belong to an id; the end of its line (LF or CRLF) does not.
+    In a `.jsonl` file, each line is a JSON string, such as "two\\nlines". Empty lines are ignored.
+    Spaces belong to an id; the end of its line (LF or CRLF) does not.
 
     Raises:
-        TabrankError: the file cannot be read, is too large, holds no id, or an id is too long.
+        TabrankError: the file cannot be read, is too large, holds no id, or an id is too long or
+            not a JSON string.
     """
     try:
         with path.open("rb") as file:
@@ -45,6 +50,11 @@ def read_viewers(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise TabrankError(f"{path}: not readable as UTF-8 text: {error}") from None
     for number, viewer in enumerate(viewers, 1):
+        if path.suffix == ".jsonl" and viewer:
+            try:
+                viewers[number - 1] = viewer = msgspec.json.decode(viewer, type=str)
+            except msgspec.DecodeError as error:
+                raise TabrankError(f"{path}, line {number}: not a JSON string: {error}") from None
         if len(viewer) > MAX_ID_CHARACTERS:
             raise TabrankError(f"{path}, line {number}: an id has at most {MAX_ID_CHARACTERS} characters")
     if not any(viewers):
@@ -55,25 +65,31 @@ def read_viewers(path: Path) -> list[str]:
 def forget(
     log: Path,
     viewers: Sequence[str],
-    models: Path,
+    models: Path | None = None,
     *,
+    without_journal: bool = False,
     dry_run: bool = False,
     progress: Callable[[float], None] = lambda share: None,
 ) -> dict[str, Any]:
     """Erase viewers from a log and from the store behind it; with `dry_run`, only count their rows.
 
+    Without `models`, look where the service of the log has them, by its lease. If the store cannot
+    be read, nothing is erased, unless nobody needs it or it is lost for good (`without_journal`).
+
     Returns:
         `viewers` and `unknown`: how many ids were given, and how many of them were found nowhere.
         `rows`: how many rows of each table, and of the `snapshots`, are theirs. `store`: its
-        address, None if there is none. `models`: as `trained_on` returns them.
+        address, None if there is none here. `models`: as `trained_on` returns them. They are of
+        the `versions` in `models_folder`, which is None if the folder is not here.
 
     Raises:
         TabrankError: a file is damaged, the state of a snapshot is unknown, or the store or the log
-            cannot be written. What was erased stays erased, and another attempt continues.
+            cannot be read or written. What was erased stays erased, and another attempt continues.
     """
     lock = log / ".lock"
     held = partial(exclusive, lock, f"{log}: its service merges segments; try again later", WAIT_S)
-    lease, store, known = find_store(log, viewers)
+    lease, store, known = find_store(log, viewers, is_lost=without_journal)
+    models = models or place((lease or Lease).models)
     erased = ErasedViewers(viewers)
     with held() if lock.exists() or not dry_run else nullcontext():
         if not dry_run:
@@ -87,6 +103,8 @@ def forget(
     if not dry_run:
         if lease and store:
             forget_in_store(log, lease, store, viewers)
+        elif lease:
+            forget_without_store(log, lease, viewers, filter(None, erased.requests))
         with held():
             erased = ErasedViewers(viewers)
             counts, states = erased.scan(log), _snapshots(log, erased)
@@ -105,7 +123,9 @@ def forget(
         "viewers": len(viewers),
         "unknown": len(unknown),
         "rows": rows | {"snapshots": sum(num for *_, num in states)},
-        "store": store,
+        "store": store or None,
+        "models_folder": str(models) if models.is_dir() else None,
+        "versions": len(artifact.versions(models)),
         "models": trained_on(models, log, erased),
         "dry_run": dry_run,
     }
@@ -156,21 +176,23 @@ def trained_on(models: Path, log: Path, erased: ErasedViewers) -> dict[str, str 
     return found
 
 
-def describe(log: Path, models: Path, result: Mapping[str, Any]) -> list[str]:
+def describe(log: Path, result: Mapping[str, Any]) -> list[str]:
     """Return the result of `forget` as lines of text."""
 
     def count(num: int, what: str) -> str:
         return f"{num:,} {what if num != 1 else what.removesuffix('s')}"
 
     rows = ", ".join(count(num, name) for name, num in result["rows"].items())
-    learned = len(result["models"])
+    learned, folder = len(result["models"]), result["models_folder"]
     done = "dry run, nothing changed" if result["dry_run"] else "erased"
+    store = result["store"] or "none here; one that comes back is refused until `serve load` fills it again"
+    told = f", {learned:,} learned from them, or may have:" if learned else ", none learned from them"
+    looked = f"{count(result['versions'], 'versions')} in {folder}" + (told if result["versions"] else "")
     lines = [
         f"{log}: rows of {count(result['viewers'], 'viewers')}: {rows}; {done}",
-        f"store: {result['store'] or 'none behind this log'}",
+        f"store: {store}",
         f"found nowhere: {count(result['unknown'], 'viewers')}",
-        f"models: {count(len(artifact.versions(models)), 'versions')} in {models}, "
-        + (f"{learned:,} learned from them, or may have:" if learned else "none learned from them"),
+        f"models: {looked if folder else 'not looked at; name their folder with --models'}",
     ]
     for version, why in result["models"].items():
         verdict = "learned from them; fit and publish another" if why is None else f"may have learned: {why}"

@@ -49,8 +49,8 @@ def edited_surfaces(run: RunFolder, config: Path | None = None) -> Iterator[tupl
         if app.get("import_path") == OUR_APPLICATION:
             args = AppArgs.from_mapping(app["args"])
             if edit := args.edit(path.parent):
-                facts = {"surface": args.surface, "edit": edit, "file": path, "up": run.up_command(path)}
-                yield app["name"], diagnosis("surface_edited", **facts)
+                commands = {name: run.command(name, path) for name in ("diff", "up")}
+                yield app["name"], diagnosis("surface_edited", surface=args.surface, edit=edit, **commands)
 
 
 def unserved(run: RunFolder) -> TabrankError:

@@ -100,10 +100,10 @@ class RunFolder:
         """Return the folder of the logs of replicas, controller and proxies, or None."""
         return self.temp and self.temp / RAY / "session_latest" / "logs" / "serve"
 
-    def up_command(self, config: Path) -> str:
-        """Return the command that starts or restarts its service with a file."""
+    def command(self, name: str, config: Path) -> str:
+        """Return a command for its service and a file, such as `up`, which starts or restarts it."""
         given = "" if self.path == RUN.resolve() else f" --run {shlex.quote(str(self.path))}"
-        return f"python -m serve up {shlex.quote(str(config))}{given}"
+        return f"python -m serve {name} {shlex.quote(str(config))}{given}"
 
     def service(self) -> SupervisedState | None:
         """Return the content of `service.json`; None without one.
@@ -166,7 +166,7 @@ class RunFolder:
             config = Path(msgspec.json.decode(content, type=OfAnyVersion).config)
             raise TabrankError(
                 f"{path}: another version of tabrank wrote it ({error}), so no change can be confirmed; "
-                f"restart the service with: {self.up_command(config)} --yes"
+                f"restart the service with: {self.command('up', config)} --yes"
             ) from None
         except (FileNotFoundError, msgspec.DecodeError):
             return None

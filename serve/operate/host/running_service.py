@@ -93,7 +93,7 @@ class LocalService(RunningService):
 
     def restart_command(self, config: Path, yes: bool) -> str:
         """Return the command `up`, which restarts Serve if it has to."""
-        return self._run.up_command(config) + " --yes" * yes
+        return self._run.command("up", config) + " --yes" * yes
 
     def deploy(self, config: Config, timeout_s: float, progress: Progress) -> None:
         """Have the supervisor deploy in place, and wait until it has done so.

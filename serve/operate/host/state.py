@@ -97,7 +97,7 @@ def status(run_dir: Path) -> RunState:
 def _unwatched(run: RunFolder, service: ServiceState, processes: list[psutil.Process]) -> Diagnosis | None:
     """Return why `service.json` no longer describes the service, or None."""
     if not run.supervisors(processes):
-        return diagnosis("supervisor_gone", up=run.up_command(Path(service.config)))
+        return diagnosis("supervisor_gone", up=run.command("up", Path(service.config)))
     # A start has a timeout of its own. While a `down` runs, the file may be gone and have no age.
     if STALE_S.get(service.state, math.inf) < (age := run.age_s()) < math.inf:
         return diagnosis("supervisor_silent", age_s=age, run=run.path, log=run.log)

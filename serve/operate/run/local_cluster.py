@@ -148,7 +148,7 @@ class _Start:
             service, found, before = running.state, difference(running, self.config), running.document
             changes = found.plain()["changes"]
             if found.needs_yes and not yes:
-                confirm = UNCONFIRMED.format(command=self.run.up_command(self.config.path))
+                confirm = UNCONFIRMED.format(command=self.run.command("up", self.config.path))
                 refusal = "\n".join([*found.lines(), confirm])
                 if not taken_over:
                     raise TabrankError(refusal)

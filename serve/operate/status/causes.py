@@ -114,7 +114,7 @@ def _of_state(found: Report) -> Iterator[Cause]:
     """Yield what the state shows: nobody is served, no supervisor, or a failed deploy."""
     state, error = found.state, found.error.rstrip(".")
     run = RunFolder(Path(found.run or RUN))
-    up = run.up_command(Path(found.config))
+    up = run.command("up", Path(found.config))
     facts: dict[str, Any] = {"run": run.path, "up": up, "log": found.log or run.log}
     if state in DOWN:
         ended = error or "its processes are gone"

@@ -30,6 +30,7 @@ from serve.features.surface import read_surface
 from serve.http.app import Edge
 from serve.ingest.writer import Ingester
 from serve.log.events import IngestResult
+from serve.log.lease import Lease, swap_lease
 from serve.log.writer import write_log
 from serve.model.artifact import CANARY, CURRENT, FILES, load, point, save, unpoint
 from serve.operate.status.causes import of_answers
@@ -136,7 +137,8 @@ class Home:
         """Return the diagnoses of a replica; `meanwhile` does something with it before."""
 
         args = AppArgs(**self.args)
-        fetcher = RankingService(args, self.folder, self.peers, application=self.application["name"])
+        name = self.application["name"]
+        fetcher = RankingService(args, self.folder, self.peers, application=name, service="own")
         fetcher.configure(UserConfig.from_mapping(self.settings))
         await refresh(fetcher)
         running = asyncio.create_task(keep_up(fetcher))
@@ -189,6 +191,11 @@ def old_log(home):
 
 def another_log(home):
     home.args["log"] = "var/log"
+
+
+def viewers_erased(home):
+    lease = Lease.of(home.folder / "log", "lmdb:another", f"tiny-{STATE[:12]}", TOML, home.folder)
+    assert swap_lease(home.folder / "log", None, replace(lease, released=True, erasures=1))
 
 
 def log_ahead(home):
@@ -266,6 +273,7 @@ FAULTS = [
     (another_log, "other_log", "from the log log, but args.log is var/log", False),
     (log_ahead, "log_ahead", "up to number 500000, the store only up to 1:", False),
     (log_behind, "log_behind", "ends at number 0, but the store was filled from it up to 500000", False),
+    (viewers_erased, "viewers_erased", "it still knows them, and events are refused. Fill it again", False),
     (few_viewers, "join_coverage", "only 33% of viewers join", True),
     (no_model, "no_model", "get the popular order: model.", False),
     (model_of_another_state, "model_of_another_state", "fit a model with this surface", False),
@@ -322,6 +330,7 @@ def test_every_diagnosis_of_the_list_is_provoked():
         "current_lost",
         "outcomes_missing",
         "bucket_unreachable",
+        "log_refuses",
     } | of_state == set(DIAGNOSES)
 
 
@@ -533,9 +542,9 @@ def test_a_flat_log_with_numbers_is_not_behind_its_store(home):
     assert home.check() == []
 
 
-async def taken(home) -> None:
+async def taken(home, service="own") -> None:
     """Let the writer commit an event of now and flush it to the log."""
-    writer = Ingester(AppArgs(**home.args), home.folder)
+    writer = Ingester(AppArgs(**home.args), home.folder, service=service)
     running = asyncio.create_task(writer.run())
     now_ms = int(time.time() * 1e3)
     await writer.take([Event(f"e{now_ms}", "ann", "a", "click", now_ms)], 100)
@@ -572,18 +581,29 @@ def test_a_store_of_a_backup_catches_up_with_its_log(home):
     assert home.check() == asyncio.run(home.readyz()) == []
 
 
-def test_a_log_that_another_service_has_taken_over_is_told_while_this_one_runs(home):
-    asyncio.run(taken(home))
-    other = Ingester(AppArgs(**home.args | {"store": "lmdb:store2"}), home.folder)
+@pytest.mark.parametrize(
+    ("before", "after", "is_told"),
+    [
+        pytest.param("own", "other", True, id="another service"),
+        pytest.param("own", "own", False, id="a rollout of another state"),
+        pytest.param("own", "", False, id="a lease of an earlier release"),
+        pytest.param("other", "other", False, id="a service that has ended"),
+    ],
+)
+def test_a_log_that_another_service_has_taken_over_is_told_while_this_one_runs(home, before, after, is_told):
+    asyncio.run(taken(home, before))
+    other = Ingester(AppArgs(**home.args | {"store": "lmdb:store2"}), home.folder, service=after)
     shutil.copytree(home.folder / "store", home.folder / "store2")
 
     async def scenario(fetcher, client):
+        assert not fetcher.is_behind
         await other.take_over()
         await refresh(fetcher)
+        assert fetcher.is_behind, "a replica that starts waits for a writer of its store"
 
-    (found,) = asyncio.run(home.readyz(scenario))
-    assert found["name"] == "log_taken"
-    assert f"{home.folder}/store2, has taken over the log log" in found["cause"]
+    found = asyncio.run(home.readyz(scenario))
+    assert [one["name"] for one in found] == ["log_taken"] * is_told
+    assert all(f"{home.folder}/store2, has taken over the log log" in one["cause"] for one in found)
     assert home.check() == []
 
 

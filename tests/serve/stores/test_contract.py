@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -370,6 +371,48 @@ def test_a_read_is_of_viewers_and_changes_alike(open_: Open) -> None:
     assert store.read(["ann"], 3) == ([b"1"], Changes(0, {}))
 
 
+def test_only_the_writer_leaves_heartbeats_and_each_of_its_commits_is_one(open_: Open) -> None:
+    def beat_ms() -> int:
+        reader = open_(writable=False)
+        beats = {reader.read(["ann"], since)[1].beat_ms for since in (0, reader.seq(), 99)}
+        reader.close()
+        (found,) = beats
+        # The next heartbeat has another time.
+        time.sleep(0.01)
+        return found
+
+    store = open_()
+    assert beat_ms() == 0
+    writes = [
+        lambda: store.commit(1, {"ann": b"1"}, {"x": b"1"}),
+        store.beat,
+        lambda: store.replace(2, {"ann": b"1"}, {"x": b"1"}),
+        store.beat,
+    ]
+    for leave in writes:
+        before, begun_ms = beat_ms(), time.time() * 1e3
+        leave()
+        after = beat_ms()
+        assert before < after
+        # All clocks are those of this machine.
+        assert abs(after - begun_ms) < 1_000
+    last, seq = beat_ms(), store.seq()
+    second = open_()
+    refused = [(WriterFenced, store.beat), (WriterFenced, lambda: store.commit(3, {}, {}))]
+    refused += [(ValueError, lambda: second.commit(seq, {}, {})), (RuntimeError, open_(fenced=False).beat)]
+    refused += [(RuntimeError, open_(writable=False).beat)]
+    for error, leave in refused:
+        with pytest.raises(error):
+            leave()
+        assert beat_ms() == last
+    with pytest.raises(TabrankError):
+        second.refuse_writer("busy")
+    assert beat_ms() == last
+    second.beat()
+    assert beat_ms() > last
+    assert second.seq() == seq
+
+
 def test_the_journal_keeps_entries_until_they_are_trimmed(open_: Open) -> None:
     store = open_()
     entries = [(1, b"one"), (5, b"\0" * 3000), (300, bytes(range(256))), (70_000, b"four")]
@@ -445,6 +488,7 @@ def test_a_dump_stays_of_its_commit_while_others_follow(open_: Open) -> None:
             if i < 60:
                 changed = {VIEWERS[i]: b"2", VIEWERS[-i]: b"", VIEWERS[-i // 2]: b"3", f"new {i}": b"2"}
                 store.commit(2 + i, changed, {str(i): b"", "n": b"2"})
+                store.beat()
         assert (dump.seq, sorted(rows)) == expected
     assert dumped(store)[0] == 61
 

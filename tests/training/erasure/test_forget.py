@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from serve.contract.errors import TabrankError
 from serve.features.rows import Schema
 from serve.features.surface import read_surface
+from serve.log.lease import Lease, swap_lease
 from serve.log.reader import read_joined, read_log
 from serve.log.replay import Replay
 from serve.log.writer import write_log
@@ -27,7 +28,7 @@ from training.data.dataset import build
 from training.data.split import split
 from training.drafting.draft import draft
 from training.drafting.profile import read_tables
-from training.erasure.forget import forget, read_viewers
+from training.erasure.forget import describe, forget, read_viewers
 from training.experiment.served_log import read_exposures
 from training.fit.fit import fit
 from training.fit.loop import FitConfig
@@ -238,6 +239,16 @@ def test_a_file_holds_one_id_a_line_as_it_is_written(tmp_path, content, found):
     assert read_viewers(tmp_path / "ids.txt") == found
 
 
+def test_a_file_of_json_strings_holds_ids_with_line_breaks(tmp_path):
+    path = tmp_path / "ids.jsonl"
+    path.write_text('"ann"\n\n"two\\nlines"\r\n" \\u2028"\n"ann"\n')
+    assert read_viewers(path) == ["ann", "two\nlines", " \u2028"]
+    for wrong in ("ann", "17", '"ann" "bob"', '"\\ud800"', "[" * 100_000):
+        path.write_text(f'"ann"\n{wrong}\n')
+        with pytest.raises(TabrankError, match=r"ids\.jsonl, line 2: not a JSON string: "):
+            read_viewers(path)
+
+
 @pytest.mark.parametrize(
     ("content", "why"),
     [
@@ -290,7 +301,7 @@ def test_the_command_says_what_it_did(log_folder, tmp_path):
     said = CliRunner().invoke(app, [*command, "--dry-run"])
     assert said.stdout.splitlines() == [
         f"{log_folder}: rows of 2 viewers: 4 events, 2 exposures, 1 viewer, 0 snapshots; dry run, nothing changed",
-        "store: none behind this log",
+        "store: none here; one that comes back is refused until `serve load` fills it again",
         "found nowhere: 1 viewer",
         f"models: 1 version in {tmp_path / 'models'}, 1 learned from them, or may have:",
         f"{version} learned from them; fit and publish another",
@@ -300,11 +311,24 @@ def test_the_command_says_what_it_did(log_folder, tmp_path):
     (tmp_path / "ids.txt").write_text("nobody\n")
     lines = CliRunner().invoke(app, [*command, "--dry-run"]).stdout.splitlines()
     assert lines[-1] == f"models: 1 version in {tmp_path / 'models'}, none learned from them"
+    shutil.rmtree(tmp_path / "models" / version)
+    lines = CliRunner().invoke(app, [*command, "--dry-run"]).stdout.splitlines()
+    assert lines[-1] == f"models: 0 versions in {tmp_path / 'models'}"
     shutil.rmtree(tmp_path / "models")
     missing = CliRunner().invoke(app, [*command, "--dry-run"])
     assert (missing.exit_code, "models: no such folder" in missing.stderr) == (2, True)
     (tmp_path / "ids.txt").unlink()
     assert CliRunner().invoke(app, command).exit_code == 2
+
+
+def test_models_that_were_not_found_are_not_called_innocent(log_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = forget(log_folder, ["ann"], dry_run=True)
+    assert describe(log_folder, result)[-1] == "models: not looked at; name their folder with --models"
+    version = publish(log_folder, 1, log=str(log_folder), span_ms=[10_000, 30_000], seen_until_ms=40_000)
+    held = Lease.of(log_folder, "lmdb:store", "tiny-0", "", tmp_path)
+    assert swap_lease(log_folder, None, replace(held, released=True, models=str(tmp_path / "models")))
+    assert forget(log_folder, ["ann"])["models"] == {version: None}
 
 
 @pytest.mark.integration

@@ -16,10 +16,10 @@ import pytest
 from serve.contract.errors import TabrankError
 from serve.contract.hashing import hash64
 from serve.features.rows import Schema
+from serve.ingest.takeover import Claim
 from serve.log.events import entries
 from serve.log.snapshots import set_truncation_point, snapshots, truncation_point
 from serve.log.writer import write_log
-from serve.stores.factory import open_named
 from tests.support.live_service import event
 from tests.support.logging_service import Logging, assert_same_state
 from tests.support.row_values import audience, flat
@@ -239,12 +239,13 @@ def test_the_store_is_asked_for_some_viewers_at_a_time(service, monkeypatch):
     asked = []
 
     def opened(*given, **more):
-        store = open_named(*given, **more)
+        store = open_claimed(*given, **more)
         read = store.read
         store.read = lambda ids, since: asked.append(len(ids)) or read(ids, since)
         return store
 
-    monkeypatch.setattr(states, "open_named", opened)
+    open_claimed = Claim.open
+    monkeypatch.setattr(Claim, "open", opened)
     monkeypatch.setattr(states, "AT_ONCE", 30)
     assert forget(service.folder / "log", GONE, service.folder / "models", dry_run=True)["unknown"] == 0
     assert asked == [30, 30, 30, 10]
@@ -265,9 +266,10 @@ def test_a_running_service_goes_on(service):
 
 def test_a_log_that_lost_all_its_viewers_is_read(service):
     forget(service.folder / "log", [*VIEWERS, "ann", "bob"], service.folder / "models")
-    assert list((service.folder / "log" / "viewers").iterdir()) == []
+    (left,) = (service.folder / "log" / "viewers").iterdir()
+    assert pq.read_table(left)["removed"].to_pylist() == [True]
     log = service.log()
-    assert (len(log.viewers), log.exposures["viewer"].null_count) == (0, len(log.exposures))
+    assert (len(log.viewers), log.exposures["viewer"].null_count) == (1, len(log.exposures))
 
 
 def test_a_snapshot_is_of_its_own_surface(service, tmp_path):

@@ -18,6 +18,7 @@ from serve.contract.errors import TabrankError
 from serve.features.rows import Schema
 from serve.features.surface import read_surface, version_of
 from serve.log.snapshots import write
+from serve.log.writer import write_log
 from serve.model.artifact import CURRENT, FILES, load, point, save
 from serve.operate.diff.apply import diff
 from serve.operate.host.running_service import RunningService
@@ -25,7 +26,7 @@ from serve.operate.host.service_state import ApplicationState, DeploymentState, 
 from serve.operate.run import local_cluster
 from serve.stores.factory import open_store
 from tests.support.config_document import deployed, replaced
-from tests.support.small_surface import TOML
+from tests.support.small_surface import TOML, tables
 from tests.support.stub_artifact import MODEL, publish_stub
 
 ROOT = Path(__file__).parents[4]
@@ -214,6 +215,21 @@ def test_a_dangerous_change_says_what_it_means_and_is_applied_with_yes_only(
     result, lines, held = applied(old, changed(old, **change), yes=True, p50_ms=12.0)
     assert (held, result["applied"]) == (True, True)
     assert any(sentence in line for line in lines)
+
+
+def test_a_field_of_the_log_that_changes_its_type_is_dangerous_on_several_machines(
+    document, tmp_path, applied
+):
+    """On one machine, `check` refuses it, which `diff` runs first."""
+    write_log(tmp_path / "log", tables())
+    (tmp_path / "typed.toml").write_text(TOML.replace('hour = "number"', 'hour = "time"'))
+    places = {f"{APP}/args/{name}": str(tmp_path / name) for name in ("models", "log")}
+    pool = {"num_cpus": 2, "min_nodes": 1, "max_nodes": 1}
+    pools = {"head": pool, "workers": pool}
+    old = changed(document, **places, **{f"{APP}/args/store": "redis://nowhere:6379/0"}) | {"nodes": pools}
+    result, lines, held = applied(old, changed(old, **{f"{APP}/args/surface": "typed.toml"}))
+    assert (held, result["needs_yes"]) == (False, True)
+    assert any("Events would be refused: context.hour is number in the log" in line for line in lines), lines
 
 
 @pytest.mark.parametrize(

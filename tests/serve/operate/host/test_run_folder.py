@@ -140,8 +140,8 @@ def test_removed_state_includes_the_hashes_of_keys_that_earlier_versions_kept(tm
 
 
 def test_the_command_that_restarts_names_the_file_and_another_run_folder(tmp_path):
-    assert RunFolder(RUN).up_command(Path("my file.yaml")) == "python -m serve up 'my file.yaml'"
-    command = RunFolder(tmp_path).up_command(Path("cluster.yaml"))
+    assert RunFolder(RUN).command("up", Path("my file.yaml")) == "python -m serve up 'my file.yaml'"
+    command = RunFolder(tmp_path).command("up", Path("cluster.yaml"))
     assert command == f"python -m serve up cluster.yaml --run {tmp_path}"
 
 
