@@ -1,6 +1,6 @@
-"""Stand-in for Ray and the supervisor: the service's processes as objects of one process.
+"""Stand-in for Ray and the supervisor: the service's processes are objects of this process.
 
-The classes in the processes, the commands and all files are the real ones.
+The classes in these processes, the commands and all files are the real ones.
 """
 
 from __future__ import annotations
@@ -33,11 +33,13 @@ from serve.operate.host.service_state import ApplicationState, DeploymentState
 from serve.operate.run.supervisor import Supervisor
 from serve.ranking.service import RankingService
 from serve.ranking.upkeep import await_writer
+from serve.rollout.registry import ModelRegistry
+from serve.storage.bucket import place
 from serve.stores.lmdb import LmdbStore
 
 
 class Cluster:
-    """Ray, which holds a document, and the replicas that it started from it."""
+    """Ray: it holds a document, and starts replicas from what the last deploy bound to them."""
 
     def __init__(self, base):
         self.base = base
@@ -46,12 +48,14 @@ class Cluster:
         self.supervisor = None
         # True if the supervisor is to be killed once Ray has the next document.
         self.is_doomed = False
-        # What a version did wrong on a replica, and why a deploy failed.
-        self.verdicts, self.failures = [], []
-        # What the last build bound to each deployment, as Ray keeps it.
+        # The errors of deploys that failed.
+        self.failures = []
+        # The ids of the events and exposures that Ingest acknowledged, each with its viewer.
+        self.taken = {}
         self._bound = {}
-        self._runner = asyncio.Runner()
+        self._num_killed = 0
         self._pids = count(1)
+        self._runner = asyncio.Runner()
 
     def close(self):
         """End all processes without a word."""
@@ -63,30 +67,34 @@ class Cluster:
         """Let the processes work until something is done."""
         return self._runner.run(coroutine)
 
+    def start(self, run_folder):
+        """Start the service with what is wanted in a run folder."""
+        run_folder.log.touch()
+        self.supervisor = FakeSupervisor(run_folder, self)
+        self.supervisor._begin()
+
     def deploy(self, document):
-        """Bring the application to a document as Ray does: it rolls, or gets its live settings."""
+        """Bring the application to a document: it rolls, or gets its live settings."""
         (old,) = self.document.get("applications", [{}])
         (new,) = document["applications"]
         self.document = document
         if old.get("args") != new["args"]:
             front = built(new["args"])._bound_deployment
-            bound = [front, *(app._bound_deployment for app in front.init_args[2:])]
-            # Other arguments than settings and folder are the handles.
+            bound = [front, *(application._bound_deployment for application in front.init_args[2:])]
+            # Ray keeps the arguments packed. After settings and folder come handles.
             self._bound = {one.name: pickle.dumps(one.init_args[:2]) for one in bound}
             self.run(self._roll())
         elif live_settings(old) != live_settings(new):
             self.run(self._reconfigure())
-        self.scale(num_replicas(new))
+        self.scale(_front_of(new)["num_replicas"])
 
     async def _roll(self):
         before, writer = self.fronts, self.writer
-        self.writer = Ingester(*self._arguments("Ingest"))
-        await self.writer.take_over()
-        # The replicas before answer meanwhile, and the new writer takes what they send.
+        self.scorer, self.writer = self._scorer(), await self._writer()
+        # The old replicas still answer, and the new writer takes what they send.
         for front in before:
             await front.exposure_buffer.flush()
-        self.scorer = self._scorer()
-        self.fronts = [await self._front() for _ in range(max(len(before), 1))]
+        self.fronts = [await self._front() for _ in before or [None]]
         for front in before:
             await front.exposure_buffer.flush()
             front.live.close()
@@ -111,10 +119,11 @@ class Cluster:
             front.live.close()
         del self.fronts[num:]
 
-    def kill(self, kind, at):
+    def kill(self, kind):
         """Kill a process; Ray starts another one in its place, but no supervisor."""
+        self._num_killed += 1
         if kind == "FeatureFetch":
-            at %= len(self.fronts)
+            at = self._num_killed % len(self.fronts)
             self.fronts[at].live.close()
             self.fronts[at] = self.run(self._front())
         elif kind == "Scorer":
@@ -125,37 +134,41 @@ class Cluster:
             if kind == "Ingest in a flush":
                 with mock.patch.object(LmdbStore, "trim", dying):
                     self.writer.flush_journal()
-            self.writer = Ingester(*self._arguments("Ingest"))
-            self.run(self.writer.take_over())
+            self.writer = self.run(self._writer())
 
     def _arguments(self, name):
         args, base = pickle.loads(self._bound[name])
         return args, Path(base)
 
-    def _scorer(self):
-        args, base = self._arguments("Scorer")
-        models = ModelHolder(base / args.models, args.backend)
-        with suppress(TabrankError):
-            models.load_current()
-        return models
-
     async def _front(self):
         args, base = self._arguments(OUR_INGRESS)
-        in_process = ModelHolder(base / args.models, args.backend)
+        in_process = ModelHolder(place(args.models, base), args.backend)
         front = RankingService(args, base, Peers(self, in_process), None, in_process, "tiny")
         (application,) = self.document["applications"]
         front.configure(UserConfig.from_mapping(live_settings(application)))
         await await_writer(front)
         return front
 
+    def _scorer(self):
+        args, base = self._arguments("Scorer")
+        models = ModelHolder(place(args.models, base), args.backend)
+        with suppress(TabrankError):
+            models.load_current()
+        return models
+
+    async def _writer(self):
+        writer = Ingester(*self._arguments("Ingest"))
+        await writer.take_over()
+        return writer
+
     async def refresh(self, *, sends):
-        """Let each replica see what its background work sees within a second."""
+        """Let each replica do what its background work does within a second."""
         for front in self.fronts if sends else ():
             await front.exposure_buffer.flush()
         for front in self.fronts:
             with suppress(TabrankError):
                 front.live.read([])
-            # A version that is refused is tried no more, and the others are loaded.
+            # A version that is refused is reported and left out.
             with suppress(TabrankError):
                 await front.models.follow(front.config)
             await front.rollout.report()
@@ -164,29 +177,29 @@ class Cluster:
     def applications(self):
         """What Serve reports."""
         return {
-            app["name"]: ApplicationState(
+            application["name"]: ApplicationState(
                 status="RUNNING",
-                route_prefix=app["route_prefix"],
+                route_prefix=application["route_prefix"],
                 import_path=OUR_APPLICATION,
                 ingress=OUR_INGRESS,
                 deployments={name: DeploymentState() for name in DEPLOYMENTS},
             )
-            for app in self.document["applications"]
+            for application in self.document["applications"]
         }
 
     @contextmanager
     def patched(self):
-        """Let the commands find these processes instead of those of a machine."""
-        node = [SimpleNamespace(environ=dict)] * len(NODE)
-        environment = {"TABRANK_HOME": str(self.base), HAPROXY_PORT: "0", METRICS_PORT: "0"}
+        """Let the commands find these processes, and let nothing wait."""
         found = {
             "serve.operate.run.local_cluster.is_alive": lambda service: True,
             "serve.operate.run.local_cluster.answers_of": lambda service: {},
-            "serve.operate.run.local_cluster._detach": lambda *_: self.take_over(),
+            "serve.operate.run.local_cluster._detach": lambda config, run, *_: self.take_over(run),
             "serve.operate.run.supervisor.is_alive": lambda service: True,
             "serve.operate.run.supervisor.nodes": list,
             "serve.operate.host.running_service.status_code": lambda url: 200,
-            "serve.operate.diff.meaning.median_ms": lambda state, app: None,
+            "serve.operate.diff.meaning.median_ms": lambda state, application: None,
+            "serve.model.scorer_cache.load_scorer": FakeScorer,
+            # To parse a text takes a millisecond, and each process parses it.
             "serve.config.settings.read_surface": read_once,
             "serve.features.surface.read_surface": read_once,
             "serve.model.compatibility.read_surface": read_once,
@@ -195,43 +208,39 @@ class Cluster:
             "serve.stores.candidate_table.PATIENCE": 0,
             "serve.ingest.writer.TAKE_BACK_S": 0.0,
             "serve.ingest.writer.UPKEEP_SHARE": 1.0,
-            "serve.model.scorer_cache.load_scorer": FakeScorer,
-            # To wait for a thread takes a third of the time on a busy machine.
+            # To wait for threads takes a third of the time on a busy machine.
             "asyncio.to_thread": at_once,
         }
+        node = [SimpleNamespace(environ=dict)] * len(NODE)
+        of_the_machine = {
+            "supervisors": lambda run, processes=None: [self.supervisor] if self.supervisor else [],
+            "processes": lambda run: [],
+            "node": lambda run: node,
+            "temp": None,
+        }
+        environment = {"TABRANK_HOME": str(self.base), HAPROXY_PORT: "0", METRICS_PORT: "0"}
         with ExitStack() as stack:
             stack.enter_context(mock.patch.dict(os.environ, environment))
             for name, value in found.items():
                 stack.enter_context(mock.patch(name, value))
-            for name, value in {
-                "supervisors": lambda run, processes=None: [self.supervisor] if self.supervisor else [],
-                "processes": lambda run: [],
-                "node": lambda run: node,
-                "temp": None,
-            }.items():
+            for name, value in of_the_machine.items():
                 stack.enter_context(mock.patch.object(RunFolder, name, value))
             yield
 
-    def start(self, run):
-        """Start the service with what is wanted in a run folder."""
-        run.log.touch()
-        self.supervisor = FakeSupervisor(run, self)
-        self.supervisor._begin()
-
-    def take_over(self):
+    def take_over(self, run_folder):
         """Start a supervisor for the processes that run."""
-        self.supervisor = FakeSupervisor(self.run_folder, self)
+        self.supervisor = FakeSupervisor(run_folder, self)
         self.supervisor.attach()
+        # All of them have the id of this process.
         self.supervisor._save(pid=-next(self._pids))
 
 
 class FakeSupervisor(Supervisor):
-    """Supervisor that deploys at once when it gets a signal, and has no thread of its own."""
+    """Supervisor that deploys at once when it gets a signal."""
 
-    def __init__(self, run, cluster):
-        super().__init__(run, haproxy=True)
+    def __init__(self, run_folder, cluster):
+        super().__init__(run_folder, haproxy=True)
         self._cluster = cluster
-        cluster.run_folder = run
 
     def _start(self):
         pass
@@ -240,16 +249,16 @@ class FakeSupervisor(Supervisor):
         pass
 
     def _deploy(self, config):
+        cluster = self._cluster
         try:
-            self._cluster.deploy(pickle.loads(pickle.dumps(config.serve)))
+            cluster.deploy(pickle.loads(pickle.dumps(config.serve)))
         except Exception as error:
-            self._cluster.failures.append(error)
+            cluster.failures.append(error)
             raise
-        if self._cluster.is_doomed:
-            self._cluster.is_doomed, self._cluster.supervisor = False, None
+        if cluster.is_doomed:
+            cluster.is_doomed, cluster.supervisor = False, None
             raise Killed
-        applications = self._cluster.applications
-        document = document_of(config)
+        document, applications = document_of(config), cluster.applications
         self._save(config=str(config.path), document=document, applications=applications, stage="serving")
 
     def send_signal(self, number):
@@ -259,7 +268,7 @@ class FakeSupervisor(Supervisor):
 
 
 class Killed(BaseException):
-    """End of a process within a call; nothing handles it."""
+    """End of a process, which nothing in it handles."""
 
 
 class Peers:
@@ -280,14 +289,20 @@ class Peers:
         taking = asyncio.ensure_future(writer.take(records, len(payload)))
         await asyncio.sleep(0)
         await writer.commit_waiting()
-        return await taking
+        answer = await taking
+        for record in records:
+            # Viewers and candidates have ids too, and no viewer of their own.
+            if hasattr(record, "viewer"):
+                self._cluster.taken[getattr(record, "request_id", None) or record.id] = record.viewer
+        return answer
 
     async def roll_back(self, version, verdict):
-        self._cluster.verdicts.append((version, verdict))
+        args, base = self._cluster._arguments("Ingest")
+        ModelRegistry(place(args.models, base), args.load_surface(base)).roll_back(version, verdict.reason)
 
 
 class FakeScorer:
-    """Network whose outcomes order candidates in opposite ways, a little otherwise in each version."""
+    """Network whose two outcomes order candidates in opposite ways, in each version a little else."""
 
     def __init__(self, folder, backend):
         self._artifact = load(folder)
@@ -297,11 +312,20 @@ class FakeScorer:
         columns = self._artifact.encoder.columns
         assert numeric.shape[1] == len(columns.numeric), "the matrix is of another surface"
         price = np.nan_to_num(numeric[:, columns.numeric.index("price")], nan=2.5)
-        rising = 1 / (1 + np.exp(-price + 2 * self._tilt))
+        rising = 1 / (1 + np.exp(2 * self._tilt - price))
         return np.stack([rising, 1 - rising][: len(self._artifact.outcomes)], axis=1)
 
 
-# To parse a text takes a millisecond, and each process parses it.
+trim = LmdbStore.trim
+
+
+def dying(store, through):
+    """Stand for the `trim` of a process that is killed before it."""
+    if through:
+        raise StoreUnavailable("killed")
+    trim(store, through)
+
+
 read_once = cache(read_surface)
 
 
@@ -311,7 +335,7 @@ async def at_once(function, *arguments):
 
 
 def built(args):
-    """Return the application that our builder makes of `args`; importing it imports Ray."""
+    """Return the application that our builder makes of `args`, as Ray has it built."""
     # Ray's models warn about their own declarations of fields.
     with warnings.catch_warnings(action="ignore"):
         from serve.app import build
@@ -319,24 +343,9 @@ def built(args):
         return build(args)
 
 
-def dying(store, through):
-    """Stand for `LmdbStore.trim` of a process that ends before it."""
-    if through:
-        raise StoreUnavailable("killed")
-    raise_if_fenced(store, through)
-
-
-raise_if_fenced = LmdbStore.trim
-
-
 def live_settings(application):
-    """Return the live settings of an application's document."""
-    return _front_of(application).get("user_config") or {}
-
-
-def num_replicas(application):
-    """Return how many replicas of FeatureFetch a document asks for."""
-    return _front_of(application).get("num_replicas", 1)
+    """Return the live settings in the document of an application."""
+    return _front_of(application).get("user_config", {})
 
 
 def _front_of(application):
