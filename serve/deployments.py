@@ -180,7 +180,7 @@ class Ingest:
         os.umask(PRIVATE)
         self._metrics = IngestMetrics(_application())
         self._ingester = Ingester(args, Path(base), self._metrics.tick, service=_service())
-        self._releases = ModelRegistry(place(args.models, Path(base)), by="service")
+        self._releases = ModelRegistry(place(args.models, Path(base)), args.load_surface(Path(base)))
         self._running: asyncio.Task[None] | None = None
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:

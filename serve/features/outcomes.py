@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, StrictBool, ValidationInfo, WithJsonSchema, field_validator
 
 from serve.contract.errors import TabrankError, unknown
 from serve.contract.typed_reader import STRICT, Between, checked_by, refusal
-from serve.contract.validation import UNITS_MS, duration_ms, number
+from serve.contract.validation import UNITS_MS, duration, duration_ms, number
 from serve.features.kind import DURATION_SCHEMA
 
 # Names become part of names of metrics, such as `join_per_viewer`.
@@ -64,6 +64,18 @@ class Outcome:
     def known_ms(self) -> int:
         """Return how long after an impression its amount is known: a stay may last its cap."""
         return self.within_ms + (int(UNITS_MS["m"] * self.scale) if self.until else 0)
+
+    @property
+    def meaning(self) -> Outcome:
+        """Return the part on which its amounts depend; a unit and `bad` are for people."""
+        return replace(self, unit="", bad=False)
+
+    def __str__(self) -> str:
+        """Return its meaning in words, such as `join within 30m`."""
+        what = f"values of {self.event}" if self.sum else self.event
+        what = f"minutes from {self.event} to {self.until}" if self.until else what
+        most = "" if self.cap is None else f", at most {self.cap:g}"
+        return f"{what} within {duration(self.within_ms)}{most}"
 
     @field_validator("sum")
     @classmethod

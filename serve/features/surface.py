@@ -6,7 +6,7 @@ import hashlib
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -161,7 +161,7 @@ class Surface:
         the hash.
         """
         bias = "examined" if self.is_debiased else "ignored"
-        predicted = {name: replace(self.outcomes[name], unit="", bad=False) for name in self.worth}
+        predicted = {name: outcome.meaning for name, outcome in self.predicted.items()}
         parts = (self.name, self.events, predicted, self.popular, self.fields, self.features, bias)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 

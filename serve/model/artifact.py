@@ -76,7 +76,7 @@ class Artifact:
 
         The value is the amount that a score of 1 stands for: one event, or the outcome's cap.
         """
-        return {name: float(about["scale"]) for name, about in self.manifest["outcomes"].items()}
+        return {name: float(about["scale"]) for name, about in self.manifest.get("outcomes", {}).items()}
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -128,7 +128,7 @@ def load(folder: Path) -> Artifact:
     """
     if folder.is_symlink():
         raise ArtifactRefused(f"artifact {folder}: is a link; name the folder itself")
-    artifact = Artifact(folder, _checked(folder, _read(folder, MANIFEST)))
+    artifact = opened(folder)
     known = {MANIFEST, *artifact.manifest["files"]}
     for path in sorted(folder.iterdir()):
         if path.name not in known:
@@ -138,10 +138,15 @@ def load(folder: Path) -> Artifact:
     return artifact
 
 
+def opened(folder: Path) -> Artifact:
+    """Return the artifact in `folder` after verifying its manifest only; raise ArtifactRefused."""
+    return Artifact(folder, _checked(folder, _read(folder, MANIFEST)))
+
+
 def peek(folder: Path) -> Artifact | None:
     """Return the artifact in `folder` after reading only its manifest; None if that is invalid."""
     with suppress(ArtifactRefused):
-        return Artifact(folder, _checked(folder, _read(folder, MANIFEST)))
+        return opened(folder)
     return None
 
 

@@ -1,4 +1,4 @@
-"""Compatibility of an artifact with the state and the features of a surface."""
+"""Compatibility of an artifact with the state, the features and the outcomes of a surface."""
 
 from __future__ import annotations
 
@@ -22,30 +22,60 @@ def load_for(folder: Path, features: Features, *, may_lack_outcomes: bool = Fals
     """Load an artifact that is to rank with these features.
 
     Raises:
-        StateMismatch: the artifact was trained on another state.
-        TabrankError: it was trained on other columns, or does not predict an outcome that the
-            surface weighs (unless `may_lack_outcomes`), or `load` refuses it.
+        TabrankError: `check_fit` or `load` refuses it.
     """
-    artifact, surface = load(folder), features.schema.surface
+    artifact = load(folder)
+    artifact = replace(artifact, context=trained_context(artifact, features.schema.surface))
+    # This reads the encoder, which the artifact then keeps. A copy of the artifact would read it
+    # again.
+    check_fit(artifact, features, may_lack_outcomes=may_lack_outcomes)
+    return artifact
+
+
+def check_fit(artifact: Artifact, features: Features, *, may_lack_outcomes: bool = False) -> None:
+    """Refuse an artifact that cannot rank with these features; reads three of its files at most.
+
+    An outcome that the surface only measures counts too if the artifact predicts it, because an arm
+    may weigh it and answers name its predictions.
+
+    Raises:
+        StateMismatch: the artifact was trained on another state.
+        TabrankError: it was trained on other columns, or predicts an outcome that means something
+            else in the surface, or does not predict one that the surface weighs (unless
+            `may_lack_outcomes`).
+    """
+    surface = features.schema.surface
     _check_state(artifact, features.schema)
     if not may_lack_outcomes and not surface.worth.keys() <= artifact.outcomes.keys():
         raise TabrankError(
             f"the surface {surface.name} weighs {', '.join(surface.worth)}, and it predicts "
             f"{', '.join(artifact.outcomes)}; fit a model with this surface and publish it"
         )
-    artifact = replace(artifact, context=trained_context(artifact, surface))
-    # This reads the encoder, which the artifact then keeps. A copy of the artifact would read it
-    # again.
+    learned = surface_of(artifact).outcomes
+    for name, now in surface.outcomes.items():
+        was = learned.get(name, now)
+        if name in artifact.outcomes and was.meaning != now.meaning:
+            raise TabrankError(
+                f"it predicts {name} as {was}, and in the surface {surface.name} {name} is {now}; fit a model with "
+                "this surface and publish it"
+            )
     artifact.encoder.check(features.columns)
-    return artifact
+
+
+def surface_of(artifact: Artifact) -> Surface:
+    """Return the surface with which an artifact was trained; raise ArtifactRefused without it."""
+    text = artifact.read("surface.toml").decode(errors="replace")
+    try:
+        return read_surface(text, f"artifact {artifact.path}: surface.toml")
+    except TabrankError as error:
+        raise ArtifactRefused(f"{error}; fit again") from error
 
 
 def check_own_state(folder: Path) -> None:
     """Raise StateMismatch if this release keeps another state for the artifact's surface."""
     artifact = load(folder)
     if "state_fingerprint" in artifact.manifest:
-        text = artifact.read("surface.toml").decode()
-        _check_state(artifact, Schema(read_surface(text, str(folder / "surface.toml"))))
+        _check_state(artifact, Schema(surface_of(artifact)))
 
 
 def require_promotable(models: Path, version: str) -> None:

@@ -94,13 +94,16 @@ class ActiveModels:
         """
         failed: list[Exception] = []
         self.failures = {name: error for name, error in self.failures.items() if name not in self._pointers}
+        before, stated = set(self._pointers.values()), set(config.versions.values())
         self._pointers = {pointer: self._pointed(pointer, failed) for pointer in self._pointers}
+        self._release(before, stated)
         self._follow_history(failed)
-        stated = config.versions.values()
-        wanted = set(filter(None, (*self._usable(), *self._incumbents().values(), *stated)))
-        self._release(wanted)
-        for name in sorted(wanted):
-            await self._load(self._version(name), failed)
+        tried: set[str] = set()
+        # If a version is refused, the one before it is wanted.
+        while wanted := {*filter(None, (*self._usable(), *self._incumbents().values())), *stated} - tried:
+            for name in sorted(wanted):
+                await self._load(self._version(name), failed)
+            tried |= wanted
         # Only these must fit. An earlier version, to which a rollback would lead, may be of another
         # state.
         ranking = (*filter(None, self._usable()), *stated, *self._pointers.values())
@@ -138,10 +141,17 @@ class ActiveModels:
             elif version.state is State.ROLLED_BACK:
                 version.release()
 
-    def _release(self, wanted: set[str]) -> None:
-        """Forget the verdicts about versions that no pointer names any more."""
-        for version in set(self._versions.values()) - set(self._named):
-            if version.state is not State.REFUSED or version.name not in wanted:
+    def _release(self, before: set[str | None], stated: set[str]) -> None:
+        """Forget the verdicts about versions that no pointer names any more, or names anew.
+
+        `before` are the versions that the pointers named until now. A refused version is not tried
+        again while the settings state it or it was current before.
+        """
+        named = set(self._pointers.values())
+        refused = stated.union(self._history.read().earlier(self._pointers[CURRENT])) - named
+        for version in self._versions.values():
+            is_refused = version.state is State.REFUSED and version.name in refused
+            if version.name not in named & before and not is_refused:
                 version.release()
 
     async def _load(self, version: Version, failed: list[Exception]) -> None:
@@ -198,8 +208,9 @@ class ActiveModels:
         return [self._version(name) for name in self._pointers.values() if name is not None]
 
     def _before(self, name: str | None) -> str | None:
-        """Return the last good version before this one whose files still exist."""
-        return self._history.read().previous(name, versions(self._folder))
+        """Return the last good version before this one whose files exist and were not refused."""
+        refused = {each.name for each in self._versions.values() if each.state is State.REFUSED}
+        return self._history.read().previous(name, set(versions(self._folder)) - refused)
 
     def _version(self, name: str) -> Version:
         return self._versions.setdefault(name, Version(name))

@@ -56,12 +56,16 @@ class History:
                 found.pop(entry.version, None)
         return found
 
-    def previous(self, current: str | None, published: Collection[str]) -> str | None:
-        """Return the last good version that was current before `current` and still is published."""
-        for version in self._before(current):
-            if version != current and version not in self.rolled_back and version in published:
-                return version
-        return None
+    def earlier(self, current: str | None) -> Iterator[str]:
+        """Return the good versions that were current before `current`, the last one first.
+
+        A version that was current several times comes several times.
+        """
+        return (each for each in self._before(current) if each != current and each not in self.rolled_back)
+
+    def previous(self, current: str | None, usable: Collection[str]) -> str | None:
+        """Return the last good version that was current before `current` and is usable."""
+        return next((version for version in self.earlier(current) if version in usable), None)
 
     def promoted_ms(self, current: str | None) -> int | None:
         """Return when `current` was promoted; None if it is current because of a rollback."""
@@ -72,14 +76,14 @@ class History:
         return None
 
     def _before(self, current: str | None) -> Iterator[str]:
-        """Follow the promotions back from `current`, or from the last change if it has none."""
+        """Follow the changes back from `current`, or from the last one if it has none."""
         is_known = any(current in (entry.was, entry.version) for entry in self.entries)
         version = current if is_known else None
         for entry in reversed(self.entries):
             if version is None and entry.now is not None:
                 version = entry.now
                 yield version
-            if entry.action == "promote" and entry.version == version:
+            if entry.was != entry.now and entry.now == version:
                 version = entry.was
                 if version is not None:
                     yield version

@@ -10,8 +10,11 @@ from typing import Any, Literal
 
 from serve.contract.errors import ArtifactRefused, TabrankError
 from serve.contract.validation import refuse_file
-from serve.model.artifact import CANARY, CURRENT, Artifact, load, peek, point, pointed, unpoint, versions
-from serve.model.compatibility import require_promotable
+from serve.features.matrix import Features
+from serve.features.rows import Schema
+from serve.features.surface import Surface
+from serve.model.artifact import CANARY, CURRENT, load, opened, point, pointed, unpoint, versions
+from serve.model.compatibility import check_fit, load_for, require_promotable, surface_of
 from serve.rollout.history import Action, CachedHistory, HistoryEntry, append
 from serve.storage.atomic_files import content_of, exclusive
 
@@ -26,11 +29,15 @@ class NothingBefore(TabrankError):
 
 
 class ModelRegistry:
-    """Version pointers of a models folder. Each change is in the history before a pointer moves."""
+    """Version pointers of a models folder. Each change is in the history before a pointer moves.
 
-    def __init__(self, models: Path, by: Literal["command", "service"] = "command") -> None:
+    `surface` is that of the service which changes them. Commands know no service: they go by the
+    surface with which the current version was trained.
+    """
+
+    def __init__(self, models: Path, surface: Surface | None = None) -> None:
         self.models = models
-        self._by = by
+        self._surface = surface
         self._history = CachedHistory(models)
 
     @property
@@ -64,7 +71,8 @@ class ModelRegistry:
         """Make a published version the canary, which ranks for arms with the scorer `canary`.
 
         Raises:
-            TabrankError: the version cannot be promoted, or is current, or no version is current.
+            TabrankError: the version cannot be promoted, or is current, or no version is current,
+                or no service can rank with both.
         """
         with self._locked() as held:
             require_promotable(self.models, version)
@@ -76,8 +84,29 @@ class ModelRegistry:
                 raise TabrankError(
                     f"models {self.models}: {version} is the current version; name another as canary"
                 )
+            if misfit := self.misfit(version):
+                raise TabrankError(f"models {self.models}: {misfit}; promote it instead")
             self._record("canary", version, self.current)
             point(self.models, CANARY, version, held[CANARY])
+
+    def misfit(self, version: str) -> str:
+        """Return why no service can rank with both a version and the current one, "" if one can.
+
+        A damaged version is not compared.
+        """
+        current = self.current
+        try:
+            if current is not None:
+                features = Features(Schema(surface_of(opened(self.models / current))))
+                check_fit(load(self.models / version), features, may_lack_outcomes=True)
+        except ArtifactRefused:
+            return ""
+        except TabrankError as error:
+            return (
+                f"{version} does not fit the surface of {current}, which is current: {str(error).partition(';')[0]}; "
+                "replicas with that surface refuse it until `python -m serve up` deploys its own"
+            )
+        return ""
 
     def end_canary(self, reason: str) -> str:
         """End the canary and return its version; raise TabrankError without a canary."""
@@ -96,7 +125,7 @@ class ModelRegistry:
         the version that is current afterwards, or None if `version` was neither current nor canary.
 
         Raises:
-            NothingBefore: no good version of its state and outcomes exists before it.
+            NothingBefore: no version before it is known to be good and to fit the service.
             TabrankError: the folder cannot be written.
         """
         with self._locked() as held:
@@ -109,9 +138,6 @@ class ModelRegistry:
             if version is None or version != was:
                 return None
             before = self._previous(version)
-            if before is None:
-                none = f"no good version of its state and outcomes was current before {was}"
-                raise NothingBefore(f"models {self.models}: {none}; promote another")
             self._record("rollback", version, before, reason)
             point(self.models, CURRENT, before, held[CURRENT])
             return before
@@ -120,7 +146,9 @@ class ModelRegistry:
         """Return all published versions, newest first, each with state, reason and metrics."""
         history, published = self._history.read(), versions(self.models)
         current = self.current
-        roles = {self._previous(current): "previous", self.canary: "canary", current: "current"}
+        roles = {self.canary: "canary", current: "current"}
+        with suppress(NothingBefore):
+            roles = {self._previous(current): "previous", **roles} if current else roles
         found = []
         for version in reversed(published):
             manifest: Mapping[str, Any] = {}
@@ -137,12 +165,30 @@ class ModelRegistry:
             found.append({**row, "current": version == current, "metrics": metrics, **yardstick})
         return found
 
-    def _previous(self, version: str | None) -> str | None:
-        """Return the good version before this one with which the service can rank."""
-        found = {each: peek(self.models / each) for each in versions(self.models)}
-        was = found.get(version or "")
-        alike = [each for each, artifact in found.items() if artifact and _can_replace(artifact, was)]
-        return self._history.read().previous(version, alike)
+    def _previous(self, version: str) -> str:
+        """Return the last good version before this one that the service accepts.
+
+        Raises:
+            NothingBefore: there is none, or nobody knows what the service accepts.
+        """
+        why, earlier = "", dict.fromkeys(self._history.read().earlier(version))
+        try:
+            features = Features(Schema(self._surface or surface_of(opened(self.models / version))))
+        except ArtifactRefused as error:
+            cause, last = str(error).partition("; ")[0], next(iter(earlier), "another")
+            raise NothingBefore(
+                f"{cause}, so nobody knows what the service accepts; promote {last} if it has the service's surface"
+            ) from None
+        for each in earlier:
+            try:
+                # This rules out most versions without reading all their files.
+                check_fit(opened(self.models / each), features)
+                load_for(self.models / each, features)
+                return each
+            except TabrankError as error:
+                why = why or f" ({each}: {str(error).partition(';')[0]})"
+        none = f"no good version of its state and outcomes was current before {version}"
+        raise NothingBefore(f"models {self.models}: {none}{why}; promote another")
 
     def _pointed(self, pointer: str) -> str | None:
         with suppress(ArtifactRefused):
@@ -152,7 +198,8 @@ class ModelRegistry:
     def _record(self, action: Action, version: str, now: str | None, reason: str = "") -> None:
         """Record a change before a pointer moves; `now` is the version that is then current."""
         at_ms = int(time.time() * 1e3)
-        entry = HistoryEntry(at_ms, action, version, self.current, now, self._by, reason[:500])
+        by: Literal["command", "service"] = "service" if self._surface else "command"
+        entry = HistoryEntry(at_ms, action, version, self.current, now, by, reason[:500])
         try:
             append(self.models, entry)
         except OSError as error:
@@ -185,12 +232,3 @@ class ModelRegistry:
 def _made(version: str) -> str:
     """Return when a version was made, as ISO 8601, from its name."""
     return f"{version[:4]}-{version[4:6]}-{version[6:11]}:{version[11:13]}:{version[13:16]}"
-
-
-def _can_replace(artifact: Artifact, was: Artifact | None) -> bool:
-    """Return True if a service that ranks with `was` would accept an artifact."""
-    if was is None:
-        return True
-    one, other = artifact.manifest, was.manifest
-    is_of_state = one.get("state_fingerprint") == other.get("state_fingerprint")
-    return is_of_state and other.get("outcomes", {}).keys() <= one.get("outcomes", {}).keys()

@@ -224,7 +224,8 @@ def bench_work(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     table = read_log(work.log, surface)
     data = build(Schema(surface), table)
     encoder = fit_encoder(surface, data.columns, data.matrix, category_strings(surface, table))
-    save(work.data / "model", *artifact_files(random_network(rng, encoder, NetworkConfig()), rng))
+    files, manifest = artifact_files(random_network(rng, encoder, NetworkConfig()), rng)
+    save(work.data / "model", files | {"surface.toml": surface.text.encode()}, manifest)
     point(work.data / "models", CURRENT, publish(work.data / "model", work.data / "models"))
     load(surface, work.log, "lmdb:store", work.data)
     return work

@@ -133,7 +133,8 @@ class Live:
 
     async def roll_back(self, version, verdict):
         """Roll a version back, as the writer does."""
-        ModelRegistry(self.folder / self.args.models, by="service").roll_back(version, verdict.reason)
+        surface = self.args.load_surface(self.folder)
+        ModelRegistry(self.folder / self.args.models, surface).roll_back(version, verdict.reason)
 
     async def post(self, path, body):
         """Return the response to a JSON body."""

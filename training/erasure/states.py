@@ -8,7 +8,6 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from serve.config.settings import AppArgs
@@ -88,11 +87,9 @@ def forget_in_store(log: Path, lease: Lease, address: str, viewers: Sequence[str
     surface = read_surface(lease.surface, str(log / FILE))
     if lease.name != name_of(surface.name, Schema(surface).fingerprint):
         raise TabrankError(f"{log}: its store {lease.name} is of another release of tabrank; use that one")
-    with TemporaryDirectory() as folder:
-        path = Path(folder, "surface.toml")
-        path.write_text(lease.surface)
-        args = AppArgs(str(path), address, lease.models, str(log), keep_log_days=0, keep_viewers_days=0)
-        epoch = asyncio.run(_commit(log, args, viewers))
+    args = AppArgs(surface.name, address, lease.models, str(log), surface_text=lease.surface)
+    args = replace(args, keep_log_days=0, keep_viewers_days=0)
+    epoch = asyncio.run(_commit(log, args, viewers))
     now = read_lease(log)
     if now and now.epoch == epoch and not now.released:
         raise TabrankError(

@@ -10,6 +10,7 @@ from serve.model import artifact
 from serve.model.compatibility import check_own_state
 from serve.model.scorers import load_scorer
 from serve.rollout.registry import ModelRegistry
+from training.terminal import print_progress
 
 
 def publish(model: Path, models: Path, *, make_current: bool = True) -> str:
@@ -23,20 +24,25 @@ def publish(model: Path, models: Path, *, make_current: bool = True) -> str:
     load_scorer(model, "onnx")
     check_own_state(model)
     check_surface(models, str(artifact.load(model).manifest["surface"]))
-    version = artifact.publish(model, models)
+    version, registry = artifact.publish(model, models), ModelRegistry(models)
+    if misfit := registry.misfit(version):
+        print_progress(misfit)
     if make_current:
-        ModelRegistry(models).promote(version)
+        registry.promote(version)
     return version
 
 
 def check_surface(models: Path, surface: str) -> None:
-    """Raise TabrankError if `models` is a file, or its current model is of another surface."""
+    """Raise TabrankError if `models` is a file, or its current model is of another surface.
+
+    A current model that cannot be read has no surface: another one may take its place.
+    """
     refuse_file(models)
     version = artifact.current(models)
     if version is None:
         return
-    other = artifact.load(models / version).manifest.get("surface")
-    if other != surface:
+    found = artifact.peek(models / version)
+    if found and (other := found.manifest.get("surface")) != surface:
         raise TabrankError(
             f"{models}: its current model is of the surface {other!r}, not {surface!r}; "
             "use a separate folder for each surface"

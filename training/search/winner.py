@@ -146,15 +146,15 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
 def predicted(last: Artifact, matrix: Matrix, surface: Surface) -> tuple[Values, list[Examination]]:
     """Return the shares `[N, O]` of a model and their examinations, by the outcomes of a surface.
 
-    They are shares of the scales of the surface, and NaN for what the model does not predict.
+    They are NaN for what the model does not predict.
     """
     given, examined = score(last.path, matrix), Examination.of(last.manifest)
     shares = np.full((len(given), len(surface.predicted)), np.nan, given.dtype)
     examinations = [IGNORED] * len(surface.predicted)
-    for k, (name, outcome) in enumerate(surface.predicted.items()):
+    for k, name in enumerate(surface.predicted):
         if name in last.outcomes:
             at = list(last.outcomes).index(name)
-            shares[:, k] = given[:, at] * (last.outcomes[name] / outcome.scale)
+            shares[:, k] = given[:, at]
             examinations[k] = examined[at]
     return shares, examinations
 

@@ -37,7 +37,11 @@ def promote(version: Version, folder: Folder = MODELS, as_json: Json = False) ->
     """Let a version rank for arms with the scorer `current`; the service loads it within 1 s."""
     from serve.rollout.registry import ModelRegistry
 
-    was = ModelRegistry(folder).promote(version)
+    releases = ModelRegistry(folder)
+    misfit = releases.misfit(version)
+    was = releases.promote(version)
+    if misfit:
+        print(misfit, file=sys.stderr)
     before = "it was already" if was == version else f"before: {was}"
     answer({"current": version, "was": was}, as_json, f"{version} is current{f'; {before}' if was else ''}")
 

@@ -173,6 +173,7 @@ def no_store(home):
 
 def other_state(home):
     (home.folder / "tiny.toml").write_text(OTHER_TOML)
+    publish_stub(home.folder / "models", OTHER_TOML)
 
 
 def other_surface(home):

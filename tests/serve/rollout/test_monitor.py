@@ -188,6 +188,7 @@ class Real(Out):
         for version, shape in {MODEL: {"width": 4, "n_steps": 1}, NEW: {"width": 64, "n_steps": 10}}.items():
             files, manifest = artifact_files(random_network(rng, encoder, NetworkConfig(**shape)), rng)
             shutil.rmtree(folder / "models" / version)
+            files["surface.toml"] = TOML.encode()
             save(folder / "models" / version, files, manifest | {"version": version})
         self.holder = ModelHolder(folder / "models", "onnx")
 

@@ -21,7 +21,7 @@ from serve.contract.errors import ArtifactRefused, TabrankError
 from serve.features.matrix import Features
 from serve.features.rows import Schema
 from serve.features.surface import read_surface
-from serve.model.artifact import CURRENT, FILES, load, point, save
+from serve.model.artifact import CURRENT, point
 from serve.rollout import history
 from serve.rollout.active_models import ActiveModels
 from serve.rollout.registry import ModelRegistry, NothingBefore
@@ -70,26 +70,19 @@ def test_a_rollback_goes_to_the_good_one_before_and_is_remembered(models, releas
     assert states(releases) == {A: "previous", B: "rolled back", C: "current"}
 
 
-def publish_of_state(models, toml, version):
-    """Publish a version that names its surface and its state."""
-    made = load(models / A)
-    contents = {name: made.read(name) for name in FILES} | {"surface.toml": toml.encode()}
-    state = Schema(read_surface(toml)).fingerprint
-    save(models / version, contents, {"version": version, "state_fingerprint": state})
-
-
 def test_a_rollback_goes_to_no_version_of_another_state(tmp_path):
     models = tmp_path / "models"
-    publish_stub(models, TOML, A)
     changed = TOML.replace('half_life = "10s"', 'half_life = "12s"')
-    for version, toml in ((FIRST, changed), (B, TOML), (C, changed)):
-        publish_of_state(models, toml, version)
+    for version, toml in ((FIRST, changed), (A, TOML), (B, TOML), (C, changed)):
+        publish_stub(models, toml, version)
     command(models, "promote", FIRST)
     command(models, "promote", B)
     # The service with the state of B would refuse it.
     refusal = command(models, "rollback", code=1)
-    assert f"no good version of its state and outcomes was current before {B}; promote another" in refusal
+    assert f"no good version of its state and outcomes was current before {B} ({FIRST}: it was tr" in refusal
+    assert "; promote another" in refusal
     assert ModelRegistry(models).current == B
+    assert f"{C} does not fit the surface of {B}, which is current" in command(models, "canary", C, code=2)
     command(models, "promote", C)
     assert states(ModelRegistry(models)) == {FIRST: "previous", A: "published", B: "published", C: "current"}
     assert command(models, "rollback")["current"] == FIRST
@@ -319,3 +312,79 @@ def test_a_pointer_that_holds_no_version_can_be_promoted_over(models, releases):
     point(models, "CANARY", B)
     (models / "CANARY").write_text("what")
     assert releases.canary is None
+
+
+def test_a_change_of_meaning_goes_out_with_its_surface(tmp_path):
+    models, changed = tmp_path / "models", TOML.replace('within = "10s"', 'within = "20s"')
+    for version, toml in ((A, TOML), (B, changed), (C, changed)):
+        publish_stub(models, toml, version)
+    command(models, "promote", A)
+    refusal = command(models, "canary", B, code=2)
+    assert "it predicts join as join within 20s, and in the surface tiny join is join within 10s" in refusal
+    assert "; promote it instead" in refusal
+    for version in (B, C):
+        done = CliRunner().invoke(app, ["models", "promote", version, "--models", str(models)])
+        assert done.stdout.startswith(f"{version} is current")
+        told = f"{B} does not fit the surface of {A}, which is current: it predicts join as join within 20s"
+        assert done.stderr.startswith(told) if version == B else done.stderr == ""
+
+    # Both start after the promotions: one before `serve up` deploys the surface, and one after it.
+    assert (ranking(models, TOML), ranking(models, changed)) == (A, C)
+    # The service knows what it accepts, and the command goes by the current version.
+    assert ModelRegistry(models, read_surface(TOML)).roll_back(C, "broken") == A
+    command(models, "promote", C)
+    assert command(models, "rollback")["current"] == B
+    refusal = command(models, "rollback", code=1)
+    assert (
+        f"({A}: it predicts join as join within 10s, and in the surface tiny join is join within 20s)"
+        in refusal
+    )
+
+
+def ranking(models, toml):
+    """Return the version with which a replica ranks that starts with a surface."""
+
+    async def load(version):
+        """Load a version into the scorer."""
+
+    replica = ActiveModels(models, Features(Schema(read_surface(toml))), load)
+    with contextlib.suppress(TabrankError):
+        asyncio.run(replica.follow(UserConfig()))
+    return replica.current.version
+
+
+def test_without_the_surface_of_the_current_version_a_command_picks_none(models, releases):
+    for version in (A, B):
+        releases.promote(version)
+    (models / B / "manifest.json").write_bytes(b"{}")
+    refusal = command(models, "rollback", code=1)
+    assert f"so nobody knows what the service accepts; promote {A} if it has the service's surface" in refusal
+    assert releases.current == B
+    assert ModelRegistry(models, read_surface(TOML)).roll_back(B, "refused") == A
+
+
+def test_a_refused_version_is_tried_again_only_once_it_is_promoted(models, releases):
+    for version in (A, B, C):
+        releases.promote(version)
+    for version in (B, C):
+        (models / version / "model.onnx").write_bytes(b"other")
+
+    async def load(version):
+        """Load a version into the scorer."""
+
+    async def followed():
+        replica = ActiveModels(models, Features(Schema(read_surface(TOML))), load)
+        found = []
+        for repaired in (False, False, True):
+            if repaired:
+                (models / B / "model.onnx").write_bytes(b"")
+                releases.promote(B)
+            refused = False
+            try:
+                await replica.follow(UserConfig())
+            except ArtifactRefused:
+                refused = True
+            found.append((replica.current.version, refused))
+        return found
+
+    assert asyncio.run(followed()) == [(A, True), (A, False), (B, False)]

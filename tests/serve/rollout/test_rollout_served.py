@@ -55,6 +55,7 @@ class Service:
                 if version == SHIFTED:
                     patch.setattr(networks, "CALIBRATIONS", (Calibration(0.7, 2.0),))
                 files, manifest = artifact_files(network, rng)
+            files["surface.toml"] = surface.text.encode()
             save(folder / "models" / version, files, manifest | {"version": version})
         (folder / "models" / ALTERED / "model.onnx").write_bytes(b"altered")
         self.releases.promote(GOOD)

@@ -7,11 +7,12 @@ import pytest
 from typer.testing import CliRunner
 
 from serve.contract.errors import TabrankError
-from serve.model.artifact import CURRENT, FILES, point, publish, save
+from serve.model.artifact import CURRENT, FILES, current, point, publish, save
 from tests.support.networks import artifact_files, random_config, random_encoder, random_network
 from tests.support.small_surface import TOML
 from training.__main__ import app
 from training.fit.publish import check_surface
+from training.fit.publish import publish as publish_and_promote
 
 VERSION = "20260102T030405Z-0a1b"
 
@@ -27,6 +28,22 @@ def test_a_folder_of_models_is_of_one_surface(tmp_path):
         match=r"models: its current model is of the surface 'spaces', not 'shop'.*separate folder",
     ):
         check_surface(models, "shop")
+    # Only another model can take the place of a damaged one.
+    (models / VERSION / "manifest.json").write_bytes(b"{}")
+    check_surface(models, "spaces")
+
+
+def test_a_model_whose_outcome_means_something_else_is_published_with_a_word(tmp_path, capsys):
+    rng, later = np.random.default_rng(0), "20260103T030405Z-0a1b"
+    network = random_network(rng, random_encoder(rng, 2, 1, 0), random_config(rng, "entmax"))
+    files, manifest = artifact_files(network, rng)
+    for version, window in ((VERSION, "10s"), (later, "20s")):
+        toml = TOML.replace('within = "10s"', f'within = "{window}"')
+        save(tmp_path / version, files | {"surface.toml": toml.encode()}, manifest | {"version": version})
+        publish_and_promote(tmp_path / version, tmp_path / "models")
+    told = "it predicts join as join within 20s, and in the surface tiny join is join within 10s; replicas"
+    assert told in capsys.readouterr().err
+    assert current(tmp_path / "models") == later
 
 
 @pytest.mark.parametrize(("known", "told"), [({"verdict": "It is good."}, "It is good. See"), ({}, "See")])

@@ -71,12 +71,16 @@ def test_a_current_model_that_cannot_be_loaded_is_a_reason_not_to_replace_it(tmp
     encoder = fit_encoder(surface, data.columns, data.matrix, {})
     files, about = artifact_files(random_network(rng, encoder, NetworkConfig(width=4)), rng)
     about |= {"version": OLD, "state_fingerprint": Schema(surface).fingerprint}
-    save(tmp_path / OLD, files, about)
+    save(tmp_path / OLD, files | {"surface.toml": TOML.encode()}, about)
     last, reasons = followed(tmp_path, OLD, Schema(surface))
     assert (last.version, reasons) == (OLD, [])
-    # Another label or another removal of position bias leaves the columns as they are.
+    # Another removal of position bias leaves the columns as they are.
     other = Schema(replace(surface, position_bias="ignored"))
     assert followed(tmp_path, OLD, other)[0].version == OLD
+    longer = read_surface(surface.text.replace('within = "10s"', 'within = "20s"'))
+    last, (reason,) = followed(tmp_path, OLD, Schema(longer))
+    assert last is None
+    assert "it predicts join as join within 10s, and in the surface tiny join is join within 20s" in reason
     fewer = {name: kind for name, kind in surface.features.items() if name != "topic_affinity"}
     last, (reason,) = followed(tmp_path, OLD, Schema(replace(surface, features=fewer)))
     assert last is None
@@ -179,7 +183,7 @@ def test_a_current_model_without_an_outcome_of_the_surface_is_not_compared(tmp_p
     files, about = artifact_files(random_network(rng, encoder, NetworkConfig(width=4)), rng)
     schema = Schema(weighed('outcomes.tap = { event = "click", within = "10s" }'))
     about |= {"version": OLD, "state_fingerprint": schema.fingerprint}
-    save(tmp_path / OLD, files, about)
+    save(tmp_path / OLD, files | {"surface.toml": TOML.encode()}, about)
     last, (reason,) = followed(tmp_path, OLD, schema)
     assert last is None
     assert "it predicts join, and the surface weighs tap" in reason
@@ -207,11 +211,10 @@ def test_predictions_of_the_current_model_are_told_by_the_outcomes_of_the_surfac
     examined = {"stay": learned, "join": IGNORED, "gone": IGNORED}
     last = SimpleNamespace(
         path=Path("m"),
-        outcomes={"stay": 60.0, "join": 1.0, "gone": 1.0},
+        outcomes={"stay": 30.0, "join": 1.0, "gone": 1.0},
         manifest={"outcomes": {name: {"examination": asdict(one)} for name, one in examined.items()}},
     )
     shares, examinations = predicted(last, None, surface)
-    # A share of 60 minutes is twice one of 30.
-    np.testing.assert_allclose(shares[:, :2], [[0.2, 0.2], [0.4, 0.6]], rtol=1e-6)
+    np.testing.assert_array_equal(shares[:, :2], theirs[:, [1, 0]])
     assert np.isnan(shares[:, 2]).all()
     assert examinations == [IGNORED, learned, IGNORED]

@@ -330,7 +330,7 @@ EDITED = [
         'by another rule: (not set) → {"sort": ["jo',
         False,
     ),
-    ('within = "10s"', 'within = "9s"', 'join.within: "10s" → "9s". A model that predicts', False),
+    ('within = "10s"', 'within = "9s"', 'join.within: "10s" → "9s". A model that predicts', True),
     ('half_life = "10s"', 'half_life = "12s"', "another state: it needs a store that", True),
     ('half_life = "10s"', 'half_life = "12s"', 'the model\'s inputs: joins.half_life: "10s" → "12s"', True),
     ("(?m)^hour = .*$", "", "callers that still send these get errors: context.hour", True),
