@@ -108,7 +108,8 @@ def open_parquet(path: Path, **options: Any) -> pq.ParquetFile:
             next(file.reader.iter_batches(0, [number]), None)
     for number, group, columns in chunks(meta):
         for one in columns:
-            # The values of a list are read together. Those that no ranking may have count 8 bytes each.
+            # The values of a list are read together. Those that no ranking may have count 8 bytes
+            # each.
             beyond = max(0, one.num_values - MAX_CANDIDATES * group.num_rows)
             size = one.total_uncompressed_size + 8 * beyond
             limit = FREE_BYTES + MAX_GROWTH * one.total_compressed_size
