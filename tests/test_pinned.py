@@ -311,9 +311,7 @@ class Play:
             assert (taken.duplicates, taken.rejected) == (0, {})
             assert read_lease(self.log).surface == self.deployed_text
         context = {name: VALUES[of.type] for name, of in surface.context.items() if name in COME_AND_GO}
-        await front.rank(
-            RankRequest(viewer, CANDIDATES, request_id=f"{viewer}x{number}", context=context)
-        )
+        await front.rank(RankRequest(viewer, CANDIDATES, request_id=f"{viewer}x{number}", context=context))
 
     async def check(self):
         """Check that all replicas are one service, and the one that was deployed."""
@@ -426,7 +424,12 @@ EDITS = [
 ]
 PREPARATIONS = [None, None, ("publish", True), ("publish", False)]
 COMMANDS = [
-    *((name, yes, loads) for name in ("up", "apply") for yes in (True, False) for loads in (True, True, False)),
+    *(
+        (name, yes, loads)
+        for name in ("up", "apply")
+        for yes in (True, False)
+        for loads in (True, True, False)
+    ),
     *((name, at) for name in ("promote", "canary") for at in range(3)),
     *[("rollback",), ("end_canary",), ("load",), ("forget",), ("popular", True), ("popular", False)],
 ]
