@@ -192,7 +192,7 @@ def check(config: ConfigFile = CONFIG, run: RunFolder = RUN, as_json: Json = Fal
         warnings, problems = tuple(refused.warnings), refused.problems
     for warning in warnings:
         _progress(f"warning: {warning}")
-    edited = [f"{app}: {one}" for app, one in edited_surfaces(Folder(run), config)]
+    edited = [f"{app}: {one}" for app, one in edited_surfaces(Folder(run), config.resolve())]
     for line in edited:
         _progress(f"warning: {line}")
     result = {

@@ -145,11 +145,12 @@ class DeclaredService:
             yield from self.foreign_names()
             if self.args.store.startswith("lmdb:"):
                 yield from self.store_faults()
-            checked_types(place(self.args.log, self.base), self.features.schema.surface.text)
+            try:
+                checked_types(place(self.args.log, self.base), self.features.schema.surface.text)
+            except StoreUnavailable as error:
+                yield self.error_fault("log_refuses", error)
         except BucketError as error:
             yield self.unreachable(str(error.filename), error)
-        except TabrankError as error:
-            yield self.error_fault("log_refuses", error)
 
     def store_faults(self) -> Iterator[Diagnosis]:
         """Diagnose the store as a replica would find it now."""

@@ -17,7 +17,7 @@ import numpy as np
 
 from serve.config.diagnoses import MAX_CATCH_UP, LoadNote
 from serve.config.settings import AppArgs
-from serve.contract.errors import Busy, StoreUnavailable, TabrankError, WriterFenced
+from serve.contract.errors import Busy, StoreMissing, StoreUnavailable, TabrankError, WriterFenced
 from serve.contract.logs import SeldomWarning
 from serve.contract.records import Event
 from serve.contract.validation import UNITS_MS
@@ -54,6 +54,7 @@ FLUSH_BYTES = 64 << 20
 # seconds. The share grows once the journal is more than an eighth full, up to a whole core when it
 # is half full.
 UPKEEP_SHARE = 0.25
+# After a failure, a flush and an idle writer's look at its store wait for this time.
 RETRY_FLUSH_S = 5.0
 # A writer whose log another writer took over refuses records for this time, and then takes the log
 # over again. In a rollout it has ended by then. If two services share one log by mistake, neither
@@ -113,6 +114,10 @@ class Ingester:
         self._claim.lease = replace(self._claim.lease, service=service, models=models)
         # When this writer found that another one has taken over the log, on the monotonic clock.
         self._fenced_s: float | None = None
+        # True once a file of the log was refused, because the lease has another epoch by now.
+        self._lost_lease = False
+        # After a failure, an idle writer tries again from this time on, on the monotonic clock.
+        self._idle_until_s = 0.0
         keep_ms = args.keep_log_days * UNITS_MS["d"]
         self._retain = partial(enforce_retention, self._segments, schema, keep_ms)
         self._clock = clock or WallClock()
@@ -198,11 +203,18 @@ class Ingester:
     async def take_over(self) -> None:
         """Take over a store that exists, and its log, and leave a heartbeat.
 
-        If that fails, the next heartbeat or commit tries again.
+        If that fails, a later heartbeat or the next commit tries again.
         """
+        if time.monotonic() < self._idle_until_s:
+            return
         try:
             await asyncio.to_thread(self._beat)
+        # A store that does not exist is diagnosed elsewhere. A lease may be released at any moment.
+        except (StoreMissing, WriterFenced):
+            pass
+        # What refuses a store takes many files of the log to find out.
         except Exception as error:
+            self._idle_until_s = time.monotonic() + RETRY_FLUSH_S
             self._warn("no heartbeat is left in the store", error)
 
     def _release(self) -> None:
@@ -352,6 +364,9 @@ class Ingester:
             StoreUnavailable: this store is missing or far behind the log, or the store that the
                 log's last writer used cannot be read.
         """
+        if self._lost_lease:
+            self._lost_lease = False
+            self._close()
         if self._store is None:
             held = self._lease_to_take(is_idle)
             self._segments.damaged.clear()
@@ -394,7 +409,7 @@ class Ingester:
         if held is not None and self.epoch not in (None, held.epoch) and not held.released:
             if not is_idle:
                 self._fenced_s = self._fenced_s or time.monotonic()
-            if self._fenced_s is None or is_idle or time.monotonic() - self._fenced_s < TAKE_BACK_S:
+            if is_idle or time.monotonic() - (self._fenced_s or 0.0) < TAKE_BACK_S:
                 raise WriterFenced(
                     f"another writer has taken over {self._segments.folder}: its lease has the store {held.name} "
                     f"at {held.store}; send the records to that one"
@@ -451,7 +466,7 @@ class Ingester:
                     self._retain(store, self._now_ms, step)
         # Another writer has taken over, and does the work.
         except WriterFenced:
-            return
+            self._lost_lease = True
         except Exception as error:
             self.counts["roll_failed"] += 1
             log.warning("upkeep of the log failed, will retry: %s: %s", type(error).__name__, error)

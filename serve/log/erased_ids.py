@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 
 from serve.contract.errors import TabrankError
 from serve.contract.records import Forget
-from serve.log.events import EXPOSURE_IDS, VIEWERS, JournalEntry, Record, entries, key, viewer_of
+from serve.log.events import EXPOSURE_IDS, VIEWERS, Exposure, JournalEntry, Record, entries, key, viewer_of
 from serve.stores.protocol import Store
 
 KEY_BYTES = 16
@@ -63,7 +63,7 @@ class ErasedIds:
         the exposure that says whose its request is, so the journal is read twice.
         """
         theirs = (record for _, entry in entries(store) for record in entry.records if self.owns(record))
-        self.add(EXPOSURE_IDS, filter(None, (getattr(record, "request_id", None) for record in theirs)))
+        self.add(EXPOSURE_IDS, (record.request_id for record in theirs if isinstance(record, Exposure)))
         for last, entry in entries(store):
             for at, record in enumerate(entry.records):
                 if self.owns(record):

@@ -33,6 +33,8 @@ ARROW: Mapping[FieldType, pa.DataType] = {
 # The ledger names a column by its owner, such as `viewer.country`. The parts of the column
 # `context` of exposures have such names already.
 PREFIXES = {"viewers": "viewer.", "candidates": "candidate.", "exposures": ""}
+# Comes before the types of a column that fits each of them and has none yet.
+UNDECIDED: Any = "undecided"
 # Limits the ledger, because the lease is read for each segment. A surface has at most 128 KiB, and
 # the ledger has the columns of an import too.
 MAX_BYTES = 1 << 20
@@ -50,14 +52,21 @@ def held_types(folder: Path, surface: str) -> Ledger:
 
     If its lease has no ledger, they are those of the files' schemas, and of the journal that the
     lease names. A segment tells the type exactly. A column of an import may fit several types, such
-    as whole numbers; it has the type that the `surface` declares, if that one fits.
+    as whole numbers; it has the type that the `surface` declares, if that one fits. Otherwise it is
+    `UNDECIDED`, before the types that fit, until a surface declares it.
     """
     held, declared, ledger = read_lease(folder), fields_of(surface), Ledger()
     if held is not None and held.types is not None:
         return held.types
     for name, types in (*_columns(folder), *fields_of(held.surface if held else "").items()):
         own = [type_ for type_ in types if [type_] == declared.get(name)]
-        ledger[name] = [*dict.fromkeys([*ledger.get(name, ()), *(own or types)])]
+        new = own or ([UNDECIDED, *types] if len(types) > 1 else types)
+        old = ledger.get(name, [])
+        # What is known exactly stands for what fits.
+        if {*old} & {*new} and UNDECIDED in (*old, *new):
+            ledger[name] = min(old, new, key=len)
+        else:
+            ledger[name] = [one for one in dict.fromkeys([*old, *new]) if one != UNDECIDED or not old]
     return ledger
 
 
@@ -70,9 +79,13 @@ def checked_types(folder: Path, surface: str) -> Ledger:
     held, declared = held_types(folder, surface), fields_of(surface)
     for name, (new,) in declared.items():
         if new not in held.get(name, [new]):
-            old, remedy = " and ".join(held[name]), "give the field a new name, or its old type back"
+            old, remedy = (
+                " and ".join(held[name]).removeprefix("undecided and "),
+                "give the field a new name, or its old type back",
+            )
             raise StoreUnavailable(f"{name} is {old} in the log {folder}, but {new} in the surface; {remedy}")
-    if len(str(ledger := declared | held)) > MAX_BYTES:
+    decided = {name: types for name, types in held.items() if UNDECIDED not in types or name not in declared}
+    if len(str(ledger := declared | decided)) > MAX_BYTES:
         raise StoreUnavailable(f"{folder}: names of fields exceed {MAX_BYTES:,} bytes; begin a new log")
     return ledger
 
@@ -110,7 +123,7 @@ class Unmixed:
         self._mixed = {
             name: next((type_ for type_ in types if [type_] == declared.get(name)), types[-1])
             for name, types in held_types(folder, surface).items()
-            if len(types) > 1
+            if len(types) > 1 and UNDECIDED not in types
         }
 
     def __call__(self, table: str, rows: pa.Table) -> pa.Table:

@@ -52,8 +52,8 @@ class Lease:
             the last time still knows them.
         service: Identifies the service that took the lease; empty if no service did.
         types: Types of every field that the log ever held; None in a lease of an earlier release.
-        erased: None if the store took part in all of them. Otherwise its rows still know the
-            viewers, and so does its journal, unless this is empty. It is the text of `ErasedIds`.
+        erased: What the store missed of them. None: nothing. "": its rows still know viewers. Else
+            its journal does too, and this is the text of `ErasedIds` by which to find its records.
         machine: Name of the machine on which the lease was taken; an embedded store is there.
         models: Where the service of the writer has its published models.
     """

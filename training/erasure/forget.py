@@ -21,6 +21,7 @@ from serve.log.snapshots import FOLDER, META, Snapshot, clean_up, leftovers, rew
 from serve.model import artifact
 from serve.storage.atomic_files import exclusive
 from serve.storage.bucket import place
+from serve.stores.protocol import shown
 from training.erasure.states import find_store, forget_in_store, forget_without_store, forgotten
 from training.erasure.tables import ORDER, ErasedViewers
 
@@ -89,6 +90,8 @@ def forget(
     lock = log / ".lock"
     held = partial(exclusive, lock, f"{log}: its service merges segments; try again later", WAIT_S)
     lease, store, known = find_store(log, viewers, is_lost=without_journal)
+    if without_journal and store:
+        raise TabrankError(f"--without-journal: the store {shown(store)} can be read; leave the option out")
     models = models or place((lease or Lease).models)
     erased = ErasedViewers(viewers)
     with held() if lock.exists() or not dry_run else nullcontext():
@@ -124,6 +127,7 @@ def forget(
         "unknown": len(unknown),
         "rows": rows | {"snapshots": sum(num for *_, num in states)},
         "store": store or None,
+        "has_lease": lease is not None,
         "models_folder": str(models) if models.is_dir() else None,
         "versions": len(artifact.versions(models)),
         "models": trained_on(models, log, erased),
@@ -185,7 +189,9 @@ def describe(log: Path, result: Mapping[str, Any]) -> list[str]:
     rows = ", ".join(count(num, name) for name, num in result["rows"].items())
     learned, folder = len(result["models"]), result["models_folder"]
     done = "dry run, nothing changed" if result["dry_run"] else "erased"
-    store = result["store"] or "none here; one that comes back is refused until `serve load` fills it again"
+    store = "none here; one that comes back is refused until `serve load` fills it again"
+    if result["store"] or not result["has_lease"]:
+        store = result["store"] or "none behind this log"
     told = f", {learned:,} learned from them, or may have:" if learned else ", none learned from them"
     looked = f"{count(result['versions'], 'versions')} in {folder}" + (told if result["versions"] else "")
     lines = [

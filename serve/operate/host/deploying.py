@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +40,14 @@ def config_of(path: Path, document: Mapping[str, Any]) -> Config:
 def edited_surfaces(run: RunFolder, config: Path | None = None) -> Iterator[tuple[str, Diagnosis]]:
     """Yield the applications whose surface's file is not as the running service got it, and why.
 
-    If `config` is given, nothing is said of a service of another file.
+    If `config` is given, nothing is said of a service of another file, and of a service of another
+    release neither.
     """
-    service = run.service() or SupervisedState()
-    path = Path(service.config)
-    if config is not None and config.resolve() != path:
-        return
-    for app in service.document.get("applications", ()):
-        if app.get("import_path") == OUR_APPLICATION:
+    with suppress(TabrankError):
+        service = run.service() or SupervisedState()
+        path = Path(service.config)
+        apps = service.document.get("applications", ()) if config in (None, path) else ()
+        for app in (app for app in apps if app.get("import_path") == OUR_APPLICATION):
             args = AppArgs.from_mapping(app["args"])
             if edit := args.edit(path.parent):
                 commands = {name: run.command(name, path) for name in ("diff", "up")}

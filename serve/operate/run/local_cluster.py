@@ -223,9 +223,11 @@ class _Start:
 
 
 def _deployed(run: RunFolder) -> tuple[Wanted, ...]:
-    """Return what was deployed, and was to be; nothing if another version wrote it."""
+    """Return what was deployed, and was to be; of another version's files, what is readable."""
     with contextlib.suppress(TabrankError):
         return run.deployed()
+    with contextlib.suppress(TabrankError):
+        return (run.wanted() or Wanted("", {}),)
     return ()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 from serve.config.diagnoses import DIAGNOSES, RUNBOOK, Diagnosis, diagnosis
 from serve.config.known_keys import APPLICATION
 from serve.contract.commands import RUN
-from serve.contract.errors import TabrankError
 from serve.operate.host.deploying import edited_surfaces
 from serve.operate.host.field import get
 from serve.operate.host.run_folder import RunFolder
@@ -125,9 +123,7 @@ def _of_state(found: Report) -> Iterator[Cause]:
         yield _named("deploy_failed", "", **facts, error=error)
     elif state != "ready" and not found.deploying:
         yield _named("not_deployed", "", state=state.replace("_", " "), why=error and f": {error}")
-    # Another release may have written the document.
-    with suppress(TabrankError):
-        yield from (_cause(one, app) for app, one in (edited_surfaces(run) if found.run else ()))
+    yield from (_cause(one, app) for app, one in (edited_surfaces(run) if found.run else ()))
 
 
 def _of_replicas(found: Report, now: datetime) -> Iterator[Cause]:

@@ -23,6 +23,7 @@ from serve.features.rows import Schema
 from serve.ingest.backfill import load
 from serve.ingest.writer import MAX_WAITING, MAX_WAITING_BYTES, Busy, Ingester
 from serve.log.events import Exposure, entries
+from serve.log.lease import read_lease, swap_lease
 from serve.log.retention import rewriting
 from serve.log.throttle import CpuThrottle
 from serve.log.writer import write_log
@@ -609,15 +610,15 @@ def test_a_surface_of_viewers_without_any_state_takes_events(tmp_path):
 
 def test_a_segment_that_cannot_be_opened_just_now_is_not_damaged(service, monkeypatch):
     service.run(lambda service: service.events(event("e9")))
-    read = serve.log.segments.pq.read_table
+    read = serve.log.segments.open_parquet
 
     def too_many_files(path, **more):
         raise OSError(errno.EMFILE, "too many open files")
 
     async def scenario(service):
-        monkeypatch.setattr("serve.log.segments.pq.read_table", too_many_files)
+        monkeypatch.setattr("serve.log.segments.open_parquet", too_many_files)
         refused = await service.post("/v1/events", {"records": [event("e9")]})
-        monkeypatch.setattr("serve.log.segments.pq.read_table", read)
+        monkeypatch.setattr("serve.log.segments.open_parquet", read)
         return refused, await service.events(event("e9"))
 
     refused, again = service.run(scenario)
@@ -690,3 +691,16 @@ def test_a_journal_not_written_to_the_log_takes_events_but_not_exposures(service
     service.run(lambda service: service.events(event("e10", ts_ms=80_000)))
     assert len(served(service, "exposures")) == 3
     assert served(service, "events")["id"].to_pylist() == ["e9", "e10"]
+
+
+def test_a_writer_whose_lease_is_gone_acknowledges_nothing_that_it_cannot_log(service):
+    async def scenario(service):
+        await service.events(event("e1"))
+        folder = service.folder / service.args.log
+        held = read_lease(folder)
+        assert swap_lease(folder, held, replace(held, epoch=held.epoch + 1))
+        await service.post("/v1/events", {"records": [event("e2")]})
+        await asyncio.to_thread(service.ingester.flush_journal)
+        return await service.post("/v1/events", {"records": [event("e3")]})
+
+    assert service.run(scenario).status_code == 503

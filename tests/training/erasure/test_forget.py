@@ -301,7 +301,7 @@ def test_the_command_says_what_it_did(log_folder, tmp_path):
     said = CliRunner().invoke(app, [*command, "--dry-run"])
     assert said.stdout.splitlines() == [
         f"{log_folder}: rows of 2 viewers: 4 events, 2 exposures, 1 viewer, 0 snapshots; dry run, nothing changed",
-        "store: none here; one that comes back is refused until `serve load` fills it again",
+        "store: none behind this log",
         "found nowhere: 1 viewer",
         f"models: 1 version in {tmp_path / 'models'}, 1 learned from them, or may have:",
         f"{version} learned from them; fit and publish another",
