@@ -311,9 +311,7 @@ class Play:
             assert (taken.duplicates, taken.rejected) == (0, {})
             assert read_lease(self.log).surface == self.deployed_text
         context = {name: VALUES[of.type] for name, of in surface.context.items() if name in COME_AND_GO}
-        await front.rank(
-            RankRequest(viewer, CANDIDATES, request_id=f"{viewer}x{number}", context=context)
-        )
+        await front.rank(RankRequest(viewer, CANDIDATES, request_id=f"{viewer}x{number}", context=context))
 
     async def check(self):
         """Check that all replicas are one service, and the one that was deployed."""
@@ -338,8 +336,15 @@ class Play:
             assert version == surface.version
             assert ("kill_switch" in degraded) == self.is_popular
             if model is not None and (model, text) not in self.accepted:
-                load_for(self.models / model, features_of(text))
+                self.check_version(model, text)
                 self.accepted.add((model, text))
+
+    def check_version(self, version, text):
+        """Check that a version has the state of a surface, and means by outcomes what it weighs."""
+        artifact = load_for(self.models / version, features_of(text))
+        learned, surface = surface_of(artifact.read("surface.toml").decode()), surface_of(text)
+        assert Schema(learned).fingerprint == features_of(text).schema.fingerprint
+        assert surface.predicted.items() <= learned.predicted.items()
 
     async def probe(self, front, arm):
         """Return what all replicas have to answer alike."""
@@ -424,11 +429,17 @@ EDITS = [
     *(("configure", key, option) for key, options in SETTINGS.items() for option in range(len(options))),
     *[("delete", "tiny.toml"), ("delete", "cluster.yaml")],
 ]
-PREPARATIONS = [None, None, ("publish", True), ("publish", False)]
+PREPARATIONS = [None, None, ("publish", True), ("publish", True), ("publish", False)]
 COMMANDS = [
-    *((name, yes, loads) for name in ("up", "apply") for yes in (True, False) for loads in (True, True, False)),
+    *(
+        (name, yes, loads)
+        for name in ("up", "apply")
+        for yes in (True, False)
+        for loads in (True, True, False)
+    ),
     *((name, at) for name in ("promote", "canary") for at in range(3)),
-    *[("rollback",), ("end_canary",), ("load",), ("forget",), ("popular", True), ("popular", False)],
+    *[("rollback",), ("end_canary",), ("load",), ("forget",)],
+    *[("popular", True), ("popular", False)] * 2,
 ]
 EVENTS = [
     *(("kill", kind) for kind in ("FeatureFetch", "Scorer", "Ingest", "Ingest in a flush", "supervisor")),

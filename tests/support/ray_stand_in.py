@@ -302,7 +302,7 @@ class Peers:
 
 
 class FakeScorer:
-    """Network whose two outcomes order candidates in opposite ways, in each version a little else."""
+    """Network whose two outcomes order candidates in opposite ways, by version a little else."""
 
     def __init__(self, folder, backend):
         self._artifact = load(folder)
