@@ -90,6 +90,7 @@ def down(run: RunFolder = RUN, as_json: Json = False) -> None:
 
 @app.command()
 def status(
+    config: Annotated[Path | None, typer.Argument(help="The file that the service must be of.")] = None,
     run: AnyRunFolder = None,
     address: Address = None,
     watch: Annotated[bool, typer.Option("--watch", help="Refresh until Ctrl-C.")] = False,
@@ -107,9 +108,9 @@ def status(
     from serve.operate.status.vitals import look
 
     if watch:
-        found = keep_showing(run, address, every, as_json)
+        found = keep_showing(run, address, every, as_json, config)
     else:
-        found = look(run, address)
+        found = look(run, address, None, config)
         show(found, as_json)
     if found.state != "ready" or found.degraded:
         raise typer.Exit(1)

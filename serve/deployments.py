@@ -36,6 +36,8 @@ NICENESS = 10
 # Once one Scorer replica has loaded a version, wait this long for the others to load it.
 OTHERS_S = 2.0
 EVERY_ADDRESS = "0.0.0.0"
+# How often a replica asks Serve's controller how many replicas run.
+COUNT_S = 5.0
 # Plain pickle is enough for calls whose arguments and results are bytes.
 PICKLED = {"request_serialization": "pickle", "response_serialization": "pickle"}
 # Give a replica that stops 2 s to send its last exposures.
@@ -139,8 +141,8 @@ class FeatureFetch:
         current settings: Ray would stop a running replica that raises, and its successors would
         raise too.
         """
-        self._keys.num_replicas = _num_replicas()
         if self._refreshing is None:
+            self._counting = asyncio.get_running_loop().create_task(_share_rates(self._keys))
             self._keys.host = await _http_host()
             self._service.configure(UserConfig.from_mapping(user_config))
             await await_writer(self._service)
@@ -260,13 +262,16 @@ def _service() -> str:
     return f"{ray.get_runtime_context().get_session_name()}/{_application()}"
 
 
-def _num_replicas() -> int:
-    """Return the number of replicas that share a key's rate; 1 if Ray does not report it.
-
-    Ray does not report it under autoscaling.
-    """
-    size = serve.get_replica_context().world_size
-    return size if isinstance(size, int) and size > 0 else 1
+async def _share_rates(keys: Authenticator) -> None:
+    """Keep the number of replicas that share the rate of each key, until cancelled."""
+    me = serve.get_replica_context()
+    while True:
+        # While Serve's controller restarts, the number stays.
+        with contextlib.suppress(Exception):
+            # Under autoscaling, the replica's own context has no number.
+            found = (await asyncio.to_thread(serve.status)).applications[me.app_name]
+            keys.num_replicas = max(1, found.deployments[me.deployment].replica_states.get("RUNNING", 0))
+        await asyncio.sleep(COUNT_S)
 
 
 async def _http_host() -> str:

@@ -26,6 +26,7 @@ from serve.log import events as records
 from serve.log import segments as log_segments
 from serve.operate.host import environment
 from serve.ranking import exposure_buffer, reasons, record_intake
+from serve.storage import parquet
 from serve.stores.lmdb_environment import MAP_SIZE
 
 ROOT = Path(__file__).parents[1]
@@ -90,6 +91,7 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
         "serve/http/test_auth.py::test_a_keys_rate_is_divided_by_the_replicas_with_a_burst_of_1_s",
     ),
     "nesting of JSON": ((), "serve/http/test_hostile.py::test_deep_and_long_bodies_are_refused_in_few_words"),
+    "a key of one JSON object": ((), f"{EDGE}::test_of_a_key_that_comes_twice_the_last_value_counts"),
     "candidates of a ranking": (
         (api.MAX_CANDIDATES,),
         f"{EDGE}::test_what_means_nothing_is_refused_with_a_pointer",
@@ -252,7 +254,7 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
         "serve/log/test_compaction.py::test_few_that_fill_a_segment_are_merged",
     ),
     "rows read at once to merge segments": (
-        (compaction.AT_ONCE_ROWS["events"], compaction.AT_ONCE_LONG_ROWS),
+        (compaction.AT_ONCE_ROWS["events"], compaction.AT_ONCE_LONG_ROWS, mib(parquet.FREE_BYTES)),
         "serve/log/test_compaction.py::test_many_segments_become_one_with_the_same_records",
     ),
     "a row group of a snapshot": (
@@ -262,6 +264,10 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
     "records after the newest snapshot": (
         (retention.EVERY_RECORDS,),
         "serve/log/test_retention.py::test_a_snapshot_is_due_after_an_hour_or_many_records",
+    ),
+    "a column of a row group of a log": (
+        (mib(parquet.FREE_BYTES), parquet.MAX_GROWTH, api.MAX_CANDIDATES),
+        "serve/storage/test_parquet.py::test_few_bytes_that_stand_for_many_are_refused_by_every_reader",
     ),
     "values of a column that `load` reads at once": (
         (stream.VALUES_AT_ONCE, mib(stream.BYTES_AT_ONCE)),

@@ -16,7 +16,7 @@ from loadtest.errors import LoadtestError
 from loadtest.workload.profiles import Profile
 from serve.contract.rankings import MAX_ID_CHARACTERS, Id
 from serve.storage.conversion import IDS, converted
-from serve.storage.parquet import readable
+from serve.storage.parquet import open_parquet, readable
 
 IMPRESSION = "impression"
 Some = Annotated[list[Id], msgspec.Meta(min_length=1)]
@@ -148,6 +148,8 @@ def _table(log: Path, name: str, needed: tuple[str, ...], wanted: tuple[str, ...
         raise LoadtestError(f"--log {log}: {name}.parquet is missing; name a folder that holds a log")
     with readable(path):
         data = ds.dataset(path, format="parquet")
+        for file in data.files:
+            open_parquet(Path(file)).close()
         for column in needed:
             if column not in data.schema.names:
                 raise LoadtestError(f"{path}: the column {column!r} is missing; name another log with --log")

@@ -39,6 +39,11 @@ MIN_COVERAGE = 0.8
 # records meanwhile, so this limits them to what takes seconds. If there are more, `serve load` must
 # fill the store first, while the old writer still runs.
 MAX_CATCH_UP = 200_000
+# What to do before a store can be filled, if there is no log.
+NO_LOG = (
+    ", once there is a log: `{python} -m training import csv` makes one of your data, and "
+    "`{python} -m training simulate --out {log} --end now` one of the shipped surface"
+)
 # Names in the shipped `cluster.yaml`: the surface, which is also the application, and the
 # experiment.
 SHIPPED_NAMES = ("spaces", "launch")
@@ -304,5 +309,7 @@ class DeclaredService:
         facts |= {"log": args.log, "store": store, "models": shlex.quote(args.models), "python": python}
         given = shlex.join(["--surface", args.surface, "--log", args.log, "--store", store])
         load = LOAD.replace("python", python).replace("--log LOG", given)
+        if not (is_bucket(args.log) or place(args.log, self.base).exists()):
+            load += NO_LOG.format(python=python, log=shlex.quote(args.log))
         found = diagnosis(name, **facts)
         return replace(found, cause=found.cause.replace(LOAD, load), remedy=found.remedy.replace(LOAD, load))

@@ -84,7 +84,7 @@ Rung = Literal["full", "partial", "fallback"]
 class StatedCandidate(Struct, forbid_unknown_fields=True):
     """Candidate with the fields that the surface allows a request to state."""
 
-    candidate: Id
+    candidate: KeptId
     fields: dict[str, Any] = {}
 
 
@@ -93,7 +93,7 @@ class RankRequest(Struct, forbid_unknown_fields=True):
 
     viewer: Annotated[KeptId | None, Meta(description="The viewer to rank for; null is an anonymous viewer.")]
     candidates: Annotated[
-        list[Id | StatedCandidate],
+        list[KeptId | StatedCandidate],
         Meta(max_length=MAX_CANDIDATES, description="Items to rank; each id once."),
     ]
     limit: Annotated[int, Meta(ge=1, le=MAX_MS, description=LIMIT)] | None = None

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
-from serve.contract.rankings import MAX_MS, Id, KeptId
+from serve.contract.rankings import MAX_MS, MAX_NUMBER, Id, KeptId
 
 MAX_EVENTS_BODY_BYTES = 1024 * 1024
 # Limit the JSON of one record; MessagePack takes at most twice as many bytes.
@@ -33,7 +33,10 @@ class Event(Struct, tag_field="type", tag="event", forbid_unknown_fields=True, o
     kind: Annotated[str, Meta(description="One of the surface's events.")]
     ts_ms: TsMs = None
     request_id: Annotated[Id | None, Meta(description="The ranking that showed the candidate.")] = None
-    value: float | None = None
+    # The service checks the limit when a client sends the event. A journal may hold larger ones.
+    value: (
+        Annotated[float, Meta(extra_json_schema={"minimum": -MAX_NUMBER, "maximum": MAX_NUMBER})] | None
+    ) = None
 
 
 class Viewer(Struct, tag_field="type", tag="viewer", forbid_unknown_fields=True, omit_defaults=True):

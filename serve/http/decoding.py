@@ -21,7 +21,11 @@ def decode_request(body: bytes, surface: Surface, *, event_clock: bool) -> RankR
         RequestError: 400 for malformed JSON; 422 with a JSON Pointer for invalid values.
     """
     request = decoded(_decoder, body, _FIELDS)
-    check_kept(request.viewer, "/viewer")
+    # In JSON, only an escape can write NUL. Most bodies have none, and looking takes 0.2 µs.
+    if b"\\" in body:
+        check_kept(request.viewer, "/viewer")
+        for i, name in enumerate(candidate_ids(request)):
+            check_kept(name, f"/candidates/{i}")
     _check_candidates(request, surface)
     if request.pins:
         _check_pins(request)

@@ -92,7 +92,8 @@ class LiveQuality:
     def __init__(self, surface: Surface, models: Path, max_bytes: int = MAX_BYTES) -> None:
         self._by_client, self._primary = surface.impression_events, next(iter(surface.predicted))
         held = {name: one for name, one in surface.outcomes.items() if one.known_ms <= MAX_WITHIN_MS}
-        if left_out := [name for name in surface.outcomes if name not in held]:
+        # Of an outcome that is not predicted, there is nothing to measure but its amount.
+        if left_out := [name for name in surface.predicted if name not in held]:
             log.warning("live quality: windows of more than two hours are not measured: %s", left_out)
         # Outcomes whose windows close first come first.
         self._outcomes = dict(sorted(held.items(), key=lambda of: of[1].known_ms))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -15,7 +16,7 @@ from serve.contract.errors import TabrankError
 from serve.log.reader import TABLES
 from serve.log.segments import MAX_SEQ, Segment, Segments, draft_segment, segments
 from serve.log.throttle import OnStep
-from serve.storage.parquet import readable
+from serve.storage.parquet import bounded_batches, readable
 
 log = logging.getLogger("tabrank")
 
@@ -58,7 +59,7 @@ def compact(served: Segments, cuts: Sequence[int] = (), step: OnStep = lambda: T
                 # Find the segment that cannot be read, so that the others are merged the next time.
                 for segment in group:
                     with served.unless_damaged(segment.path), readable(segment.path):
-                        pq.read_table(segment.path)
+                        deque(batches(segment.path), 0)
                 log.warning("%s: segments are not merged: %s", served.folder / name, error)
 
 
@@ -127,8 +128,7 @@ def _batches(paths: Iterable[Path]) -> Iterator[pa.RecordBatch]:
 
 def batches(path: Path) -> Iterator[pa.RecordBatch]:
     """Yield the rows of a table's file, as many at a time as fit in memory."""
-    with pq.ParquetFile(path) as file:
-        yield from file.iter_batches(AT_ONCE_ROWS.get(path.parent.name, AT_ONCE_LONG_ROWS))
+    yield from bounded_batches(path, AT_ONCE_ROWS.get(path.parent.name, AT_ONCE_LONG_ROWS))
 
 
 def row_groups(parts: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.Table]:

@@ -11,6 +11,7 @@ from msgspec import Meta, Struct
 
 from serve.contract.errors import RequestError, did_you_mean
 from serve.contract.messages import below, check_kept, decoded, invalid, malformed, quoted
+from serve.contract.rankings import MAX_NUMBER
 from serve.contract.records import (
     MAX_RECORD_BYTES,
     MAX_RECORDS,
@@ -198,6 +199,11 @@ def _decode(raw: msgspec.Raw, surface: Surface, *, event_clock: bool) -> ClientR
             hint = did_you_mean(record.kind, surface.events)
             detail = f"{quoted(record.kind)} is not an event of the surface{hint}; its events are {names}"
             raise RequestError(422, "invalid record", detail, "/kind")
+        if abs(record.value or 0.0) > MAX_NUMBER:
+            detail = (
+                f"{record.value:g} is not a number up to {MAX_NUMBER:g}; send the amount in a larger unit"
+            )
+            raise RequestError(422, "invalid record", detail, "/value")
     elif not isinstance(record, Forget):
         owner: Entity = "viewer" if isinstance(record, Viewer) else "candidate"
         for name, value in record.fields.items():

@@ -8,8 +8,6 @@ from itertools import groupby, takewhile
 from operator import itemgetter
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from serve.contract.errors import TabrankError
 from serve.features.rows import Schema
 from serve.features.slots import I64
@@ -20,7 +18,7 @@ from serve.log.segments import MAX_SEQ, Segments, segments
 from serve.log.snapshots import Snapshot, numbers, set_truncation_point, snapshots, truncation_point, write
 from serve.log.throttle import OnStep
 from serve.storage.atomic_files import exclusive
-from serve.storage.parquet import readable
+from serve.storage.parquet import bounded_batches, readable
 from serve.stores.protocol import Store
 
 # How many snapshots the retention time has. With four, the log keeps at most a quarter more than
@@ -148,8 +146,8 @@ def _first_ms(folder: Path) -> int | None:
     for name in TABLES:
         for segment in segments(folder, name):
             # If a segment is damaged, the next one tells the time well enough.
-            with suppress(TabrankError, FileNotFoundError), readable(segment.path):
-                times.append(pq.read_table(segment.path, columns=["ts_ms"])["ts_ms"][0].as_py())
+            with suppress(TabrankError, FileNotFoundError, StopIteration), readable(segment.path):
+                times.append(next(bounded_batches(segment.path, 1, columns=["ts_ms"]))["ts_ms"][0].as_py())
                 break
     return min(times, default=None)
 

@@ -27,7 +27,7 @@ from serve.log.snapshots import numbers
 from serve.log.throttle import OnStep
 from serve.storage.atomic_files import draft_path, put_once, sync
 from serve.storage.bucket import BucketPath
-from serve.storage.parquet import Damaged, footer, readable, unmerged
+from serve.storage.parquet import Damaged, footer, open_parquet, readable, unmerged
 
 log = logging.getLogger("tabrank")
 # Number of a record, time of its arrival in ms, and the record.
@@ -136,7 +136,7 @@ class Segments:
         for name, column, window in (("events", "id", EVENT_IDS), ("exposures", "request_id", EXPOSURE_IDS)):
             parts: list[list[bytes]] = []
             for first, table in self._newest(name, [column]):
-                parts.append([key(window, id_.as_py()) for id_ in table[column]])
+                parts.append([key(window, id_) for id_ in table[column].to_pylist()])
                 if sum(map(len, parts)) >= num or first <= after:
                     break
             keys += chain.from_iterable(reversed(parts))
@@ -169,7 +169,8 @@ class Segments:
             with self.unless_damaged(segment.path), readable(segment.path):
                 if segment.last == MAX_SEQ:
                     last_record(segment.path)
-                yield segment.first, pq.read_table(segment.path, columns=columns)
+                with open_parquet(segment.path) as file:
+                    yield segment.first, file.read(columns)
 
     @contextmanager
     def unless_damaged(self, path: Path) -> Iterator[None]:

@@ -32,6 +32,7 @@ from serve.features.surface import read_surface
 from serve.log.throttle import OnStep
 from serve.storage.atomic_files import draft_path, put, remove_folder, sync, write_whole
 from serve.storage.bucket import BucketError
+from serve.storage.parquet import bounded_batches, open_parquet
 from serve.stores.protocol import Store
 
 logger = logging.getLogger("tabrank")
@@ -100,7 +101,8 @@ class Snapshot:
 
     def ids(self, entity: Entity) -> pa.ChunkedArray:
         """Return the ids of all rows."""
-        ids = pq.read_table(self.file(entity), columns=["id"])["id"]
+        with open_parquet(self.file(entity), read_dictionary=None) as file:
+            ids = file.read(["id"])["id"]
         return ids.filter(pc.invert(pc.starts_with(ids, VALUE)))
 
     def rows(self, among: Entity) -> Iterator[tuple[Entity, dict[str, bytes]]]:
@@ -109,12 +111,11 @@ class Snapshot:
         `among` selects the rows that a store keeps among viewers, or among candidates. Rows of
         fields' values are included.
         """
-        with pq.ParquetFile(self.file(among)) as file:
-            for batch in file.iter_batches(AT_ONCE):
-                parts: defaultdict[Entity, dict[str, bytes]] = defaultdict(dict)
-                for name, row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                    parts[f"candidate.{field_of_key(name)}" if name[0] == VALUE else among][name] = row
-                yield from parts.items()
+        for batch in bounded_batches(self.file(among), AT_ONCE):
+            parts: defaultdict[Entity, dict[str, bytes]] = defaultdict(dict)
+            for name, row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                parts[f"candidate.{field_of_key(name)}" if name[0] == VALUE else among][name] = row
+            yield from parts.items()
 
 
 def numbers(log: Path) -> list[int]:

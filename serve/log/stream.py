@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from serve.contract.errors import TabrankError
@@ -38,15 +37,21 @@ from serve.log.snapshots import truncation_point
 from serve.log.table_reader import TableReader
 from serve.storage.conversion import IDS, converted
 from serve.storage.memory import available_bytes
-from serve.storage.parquet import data_files, footer, readable, unmerged
+from serve.storage.parquet import (
+    FEW_AT_ONCE,
+    chunks,
+    data_files,
+    footer,
+    open_parquet,
+    readable,
+    rows_at_once,
+    unmerged,
+)
 
 # Limits the values of a column that are read at once, where each id of a list counts, and their
 # bytes. This is some 2,000 rankings of 55 candidates. A replay takes some 100 bytes for each value.
 VALUES_AT_ONCE = 1 << 17
 BYTES_AT_ONCE = 16 << 20
-# How many bytes of a column are read from the disk at once. Otherwise pyarrow reads whole row
-# groups.
-BUFFER_BYTES = 1 << 20
 # How many shown candidates a sample of the joins has: 10,000 rankings of 55. Counting them takes
 # some 100 MB.
 SAMPLE_VALUES = 1 << 19
@@ -256,8 +261,8 @@ def join_sample(folder: Path) -> tuple[dict[str, pa.Table], float]:
     If a log has many rankings, the tables have only a share of the viewers and requests, chosen by
     hash, and their events. They have all ids of viewers and candidates.
     """
-    sizes = [size for path in _paths(folder, "exposures") for size in _sizes(footer(path), ["candidates"])]
-    one_of = 1 + sum(num_values for _, num_values, _ in sizes) // SAMPLE_VALUES
+    groups = (group for path in _paths(folder, "exposures") for group in chunks(footer(path), ["candidates"]))
+    one_of = 1 + sum(column.num_values for *_, columns in groups for column in columns) // SAMPLE_VALUES
     sample = {}
     for name in TABLES:
         parts = [_joining(TableReader(folder, pa.table({}), IDS[name]), name)]
@@ -314,32 +319,13 @@ def _batches(
     that are read.
     """
     # Strings are not read as dictionaries, which would take a sixth more memory here.
-    with readable(path), pq.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER_BYTES) as file:
+    with readable(path), open_parquet(path, read_dictionary=None, **FEW_AT_ONCE) as file:
         names = file.schema_arrow.names
         names = [column for column in names if column in columns] or names
         first_row = 0
-        size = _rows_at_once(file.metadata, sized_by or names)
-        for batch in file.iter_batches(size, columns=names):
+        rows = rows_at_once(path, file.metadata, sized_by or names, VALUES_AT_ONCE, BYTES_AT_ONCE)
+        for batch in file.iter_batches(rows, columns=names):
             # The strings of a damaged file may not be UTF-8.
             batch.validate(full=True)
             yield first_row, converted(pa.Table.from_batches([batch]), IDS[name])
             first_row += len(batch)
-
-
-def _rows_at_once(metadata: pq.FileMetaData, names: Collection[str]) -> int:
-    """Return how many rows of these columns fit within the limits."""
-    rows = VALUES_AT_ONCE
-    for num_rows, num_values, num_bytes in _sizes(metadata, names):
-        share = max(num_values / VALUES_AT_ONCE, num_bytes / BYTES_AT_ONCE)
-        rows = min(rows, int(num_rows / max(share, 1e-9)))
-    return max(1, rows)
-
-
-def _sizes(metadata: pq.FileMetaData, names: Collection[str]) -> Iterator[tuple[int, int, int]]:
-    """Yield each row group's rows, the values in the longest of these columns, and their bytes."""
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
-        columns = [group.column(i) for i in range(group.num_columns)]
-        columns = [column for column in columns if column.path_in_schema.split(".")[0] in names]
-        num_values = max((column.num_values for column in columns), default=0)
-        yield group.num_rows, num_values, sum(column.total_uncompressed_size for column in columns)

@@ -5,7 +5,7 @@ The rows of a file can take 100,000 times as many bytes as the file.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -16,11 +16,19 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from serve.contract.errors import TabrankError
+from serve.contract.rankings import MAX_CANDIDATES
 from serve.storage.bucket import BucketError, BucketPath, repeated, told
 from serve.storage.memory import available_bytes
 
 # Limits the bytes of a batch. Pyarrow can turn dictionaries into at most 2 GiB of strings at once.
 BATCH_BYTES = 512 << 20
+# A column of a row group may take this many bytes in memory, and besides so many times its bytes in
+# the file. There, one id 40 million times has 116 bytes, and 200 MiB of one letter have 6,534.
+FREE_BYTES = 64 << 20
+MAX_GROWTH = 10_000
+# Reads these many bytes of a column from the disk at once. Otherwise pyarrow reads whole row
+# groups.
+FEW_AT_ONCE: Mapping[str, Any] = {"pre_buffer": False, "buffer_size": 1 << 20}
 # How many bytes at the end of a file are read at first. Most footers of a log's files are shorter.
 FOOTER_BYTES = 64 << 10
 # Exceptions that pyarrow raises for a damaged file.
@@ -28,7 +36,7 @@ UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
 
 
 class Damaged(TabrankError):
-    """A file is not Parquet, is incomplete, or was not written by a service."""
+    """A file is not Parquet, is incomplete, takes too much memory, or is not of a service."""
 
 
 class Unreadable(TabrankError):
@@ -85,12 +93,82 @@ def _footer_source(path: Path) -> Any:
         return pa.BufferReader(end(size) if found.endswith(b"PAR1") and size > len(found) else found)
 
 
-def open_parquet(path: Path) -> pq.ParquetFile:
-    """Open a file to read strings as dictionaries: a string that repeats takes 4 bytes per row."""
+def open_parquet(path: Path, **options: Any) -> pq.ParquetFile:
+    """Open a file whose columns take a bounded multiple of its bytes; pass `options` to pyarrow.
+
+    By default, strings are read as dictionaries: a string that repeats takes 4 bytes per row.
+
+    Raises:
+        Damaged: few bytes of the file stand for too many in memory.
+    """
     meta = pq.read_metadata(path)
+    # The Python process ends where `chunks` meets some damage. Reading no rows raises an error.
+    with pq.ParquetFile(path, metadata=meta, **FEW_AT_ONCE) as file:
+        for number in range(meta.num_row_groups):
+            next(file.reader.iter_batches(0, [number]), None)
+    for number, group, columns in chunks(meta):
+        for one in columns:
+            # The values of a list are read together. Those that no ranking may have count 8 bytes
+            # each.
+            beyond = max(0, one.num_values - MAX_CANDIDATES * group.num_rows)
+            size = one.total_uncompressed_size + 8 * beyond
+            limit = FREE_BYTES + MAX_GROWTH * one.total_compressed_size
+            if size > limit:
+                raise Damaged(
+                    f"{path}: column {one.path_in_schema!r}, row group {number}: {one.num_values:,} values in "
+                    f"{group.num_rows:,} rows take {size:,} bytes or more, and {one.total_compressed_size:,} in the "
+                    f"file; the limit is {limit:,}: shorten the lists and strings, or write smaller row groups"
+                )
     leaves = map(meta.schema.column, range(meta.num_columns))
     texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
-    return pq.ParquetFile(path, metadata=meta, read_dictionary=texts)
+    return pq.ParquetFile(path, metadata=meta, **{"read_dictionary": texts, **options})
+
+
+def chunks(meta: Any, names: Collection[str] | None = None) -> Iterator[tuple[int, Any, list[Any]]]:
+    """Yield each row group's number, and its footer and that of each of these columns."""
+    for number in range(meta.num_row_groups):
+        group = meta.row_group(number)
+        columns = map(group.column, range(group.num_columns))
+        yield number, group, [c for c in columns if names is None or c.path_in_schema.split(".")[0] in names]
+
+
+def rows_at_once(path: Path, meta: pq.FileMetaData, names: Collection[str], values: int, size: int) -> int:
+    """Return how many rows have on average at most so many values in a column, and bytes in all."""
+    rows = values
+    for number, group, columns in chunks(meta, names):
+        num_values = max((column.num_values for column in columns), default=0)
+        num_bytes = sum(_most_bytes(path, meta, number, column, size) for column in columns)
+        share = max(num_values / values, num_bytes / size)
+        rows = min(rows, int(group.num_rows / max(share, 1e-9)))
+    return max(1, rows)
+
+
+def _most_bytes(path: Path, meta: pq.FileMetaData, number: int, column: Any, enough: int) -> int:
+    """Return the bytes of a column's values if each string were the longest of its dictionary."""
+    name, size = column.path_in_schema, int(column.total_uncompressed_size)
+    # No string of the dictionary is longer than the column.
+    if column.physical_type != "BYTE_ARRAY" or size * column.num_values <= enough:
+        return size
+    with pq.ParquetFile(path, metadata=meta, read_dictionary=[name], **FEW_AT_ONCE) as file:
+        # The first string brings the whole dictionary.
+        for batch in file.iter_batches(1_024, row_groups=[number], columns=[name]):
+            values = batch.column(0)
+            while pa.types.is_nested(values.type):
+                parts = values.flatten()
+                values = parts[0] if isinstance(parts, list) else parts
+            if pa.types.is_dictionary(values.type) and len(values.dictionary):
+                longest = pc.max(pc.binary_length(values.dictionary)).as_py() or 0
+                return max(size, int(longest * column.num_values))
+    return size
+
+
+def bounded_batches(
+    path: Path, rows: int = 65_536, size: int = 64 << 20, columns: Collection[str] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a file: at most so many, and on average so many bytes, at a time."""
+    with open_parquet(path, read_dictionary=None) as file:
+        names = [name for name in file.schema_arrow.names if columns is None or name in columns]
+        yield from file.iter_batches(rows_at_once(path, file.metadata, names, rows, size), columns=names)
 
 
 def sized_batches(file: pq.ParquetFile, path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:

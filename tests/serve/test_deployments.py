@@ -26,6 +26,43 @@ def test_a_file_without_user_config_configures_the_replica_all_the_same():
     assert FeatureFetch.user_config == {}, "with None Ray never calls reconfigure, and nothing is kept fresh"
 
 
+def test_a_replica_counts_those_that_share_the_rate_of_a_key(monkeypatch):
+    from ray.serve.schema import ApplicationStatusOverview, DeploymentStatusOverview, ServeStatus
+
+    from serve import deployments
+
+    states = [{"RUNNING": 1, "STARTING": 1}, {"RUNNING": 3, "STOPPING": 1}, None, {"STARTING": 1}]
+    seen, keys = [], SimpleNamespace(num_replicas=1)
+
+    def status():
+        seen.append(keys.num_replicas)
+        if (states_now := states[min(len(seen), len(states)) - 1]) is None:
+            raise ConnectionError("the controller restarts")
+        common = {"status": "HEALTHY", "message": ""}
+        deployment = DeploymentStatusOverview(
+            **common, status_trigger="UNSPECIFIED", replica_states=states_now
+        )
+        application = ApplicationStatusOverview(
+            **(common | {"status": "RUNNING"}),
+            last_deployed_time_s=0.0,
+            deployments={"FeatureFetch": deployment},
+        )
+        return ServeStatus(applications={"tiny": application})
+
+    async def scenario():
+        counting = asyncio.create_task(deployments._share_rates(keys))
+        while len(seen) <= len(states):
+            await asyncio.sleep(0.01)
+        counting.cancel()
+
+    me = SimpleNamespace(app_name="tiny", deployment="FeatureFetch")
+    monkeypatch.setattr(deployments.serve, "get_replica_context", lambda: me)
+    monkeypatch.setattr(deployments.serve, "status", status)
+    monkeypatch.setattr(deployments, "COUNT_S", 0.0)
+    asyncio.run(scenario())
+    assert seen[:5] == [1, 1, 3, 3, 1]
+
+
 def test_a_replica_whose_loop_has_ended_is_unwell():
     from serve.deployments import FeatureFetch
 

@@ -17,7 +17,7 @@ from serve.log.compaction import batches, row_groups
 from serve.log.reader import table_paths
 from serve.storage.atomic_files import file_draft_of, sync
 from serve.storage.conversion import IDS, converted
-from serve.storage.parquet import data_files, readable
+from serve.storage.parquet import bounded_batches, data_files, readable
 
 # Events come before exposures: if the command is interrupted, the exposures still say which
 # requests are the viewers', so another attempt finds the rest.
@@ -140,9 +140,8 @@ def _ids(log: Path, *names: str) -> Iterator[tuple[str, Path, pa.Table]]:
     """Yield (table, file, rows) with up to 65,536 rows at a time, which hold only ids and times."""
     files = ((name, path) for name in names for found in table_paths(log, name) for path in data_files(found))
     for name, path in files:
-        with readable(path), pq.ParquetFile(path) as file:
-            known = set(file.schema_arrow.names) - {"candidates"}
-            for batch in file.iter_batches(columns=[n for n in (*IDS[name], "ts_ms") if n in known]):
+        with readable(path):
+            for batch in bounded_batches(path, columns={*IDS[name], "ts_ms"} - {"candidates"}):
                 yield name, path, converted(pa.Table.from_batches([batch]), IDS[name])
 
 

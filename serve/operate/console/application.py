@@ -137,9 +137,9 @@ def _about(folder: Path) -> dict[str, Any]:
 
 def _newest(segment: Path) -> list[dict[str, Any]]:
     # The other pages of the console do without it.
-    import pyarrow.parquet as pq
+    from serve.storage.parquet import open_parquet
 
-    with pq.ParquetFile(segment) as file:
+    with open_parquet(segment, read_dictionary=None) as file:
         columns = [name for name in LOGGED if name in file.schema_arrow.names]
         rows = file.read_row_group(file.num_row_groups - 1, columns)
     newest: list[dict[str, Any]] = rows.slice(max(len(rows) - NUM_NEWEST, 0)).to_pylist()

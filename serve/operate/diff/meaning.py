@@ -152,8 +152,9 @@ def _surface(old: DeclaredService, new: DeclaredService, _: Measured) -> Meaning
         edits.setdefault(path[0], []).append(
             f"{field}: " * bool(field) + f"{in_words(was)} → {in_words(now)}"
         )
-        if now is ... and path[0] in OWNERS:
-            gone.append(".".join(path))
+        is_refused = now is not True if path[2:] == ("request_time",) else now is ... and len(path) < 3
+        if path[0] in OWNERS and is_refused:
+            gone.append(".".join(path[:2]))
     gone += [f"the event {name}" for name in {*schemas[0].surface.events} - {*schemas[1].surface.events}]
     if gone:
         yield _meaning("surface_gone", gone=", ".join(gone))

@@ -101,7 +101,7 @@ class RunFolder:
         return self.temp and self.temp / RAY / "session_latest" / "logs" / "serve"
 
     def command(self, name: str, config: Path) -> str:
-        """Return a command for its service and a file, such as `up`, which starts or restarts it."""
+        """Return a command for its service and a file, such as `up`, which restarts it."""
         given = "" if self.path == RUN.resolve() else f" --run {shlex.quote(str(self.path))}"
         return f"python -m serve {name} {shlex.quote(str(config))}{given}"
 

@@ -44,20 +44,22 @@ def show(found: Report, as_json: bool) -> None:
         console.print(screen(found, console.width if console.is_terminal else None), soft_wrap=True)
 
 
-def keep_showing(run: Path | None, address: str | None, every_s: float, as_json: bool) -> Report:
+def keep_showing(
+    run: Path | None, address: str | None, every_s: float, as_json: bool, config: Path | None = None
+) -> Report:
     """Refresh the screen, or print lines of JSON, until Ctrl-C; return the last report."""
     from serve.operate.status.vitals import look
 
     history, found = PageHistory(every_s), unread("unknown")
     with contextlib.suppress(KeyboardInterrupt), Live(auto_refresh=False) as live:
-        found = look(run, address)
+        found = look(run, address, None, config)
         while True:
             if live.console.is_terminal and not as_json:
                 live.update(screen(found, live.console.width), refresh=True)
             else:
                 show(found, as_json)
             time.sleep(every_s)
-            found = look(run, address, history)
+            found = look(run, address, history, config)
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 import socket
 import time
@@ -44,6 +45,7 @@ from serve.storage.atomic_files import content_of
 from tests.support.s3_server import environment
 from tests.support.small_surface import TOML, tables
 from tests.support.stub_artifact import MODEL, publish_stub
+from training.__main__ import app as training
 from training.data.split import split
 from training.fit.publish import publish
 
@@ -322,6 +324,20 @@ def test_a_fault_is_named_everywhere_in_the_same_words(home, fault, name, words,
     assert not loadable or loaded == found
     # One fault has one diagnosis, but without a model a broken one leaves none before it.
     assert {one["name"] for one in ready} - {name} <= {"no_model"}
+
+
+def test_where_there_is_no_log_to_load_a_way_to_one_is_named(home):
+    no_store(home)
+    (checked,) = home.check()
+    assert "training simulate" not in checked
+    shutil.rmtree(home.folder / "log")
+    (checked,) = home.check()
+    assert "once there is a log: `" in checked
+    # The command works as it is written.
+    simulate = re.search(r"python -m training (simulate [^`]*)`", checked)[1].split()
+    done = CliRunner().invoke(training, [*simulate, "--rows", "5000"])
+    assert done.exit_code == 0, done.output
+    assert (home.folder / "log").is_dir()
 
 
 def test_every_diagnosis_of_the_list_is_provoked():

@@ -76,6 +76,15 @@ def test_a_record_whose_fields_are_too_long_is_rejected_alone(fields, pointer, s
     assert all(said in one.detail for one in rejected)
 
 
+def test_an_event_of_a_number_beyond_the_limit_is_rejected_alone():
+    event = {"type": "event", "viewer": None, "candidate": "a", "kind": SURFACE.events[0]}
+    good, (rejected,) = batch(
+        *({**event, "id": str(value), "value": value} for value in (1e30, -1e30, 1e300, 0.0, None))
+    )
+    assert list(good) == [0, 1, 3, 4]
+    assert (rejected.pointer, "up to 1e+30" in rejected.detail) == ("/records/2/value", True)
+
+
 def test_fields_as_long_as_may_be_are_taken():
     assert rank(place=LONGEST, labels=MOST, x=None).context == {"place": LONGEST, "labels": MOST, "x": None}
     good, rejected = batch({"type": "viewer", "id": "a", "fields": {"place": LONGEST, "labels": MOST}})
@@ -116,14 +125,18 @@ def test_a_record_takes_no_id_that_begins_as_a_key_of_a_value(record, pointer):
     assert rejected.detail == "the id '\\x00host=00' begins with NUL, as no id may; leave that character out"
 
 
-def test_a_ranking_takes_no_viewer_that_begins_as_a_key_of_a_value():
-    request = json.dumps({"viewer": NUL, "candidates": ["a"]}).encode()
+@pytest.mark.parametrize(
+    ("request_", "pointer"),
+    [
+        ({"viewer": NUL, "candidates": ["a"]}, "/viewer"),
+        ({"viewer": None, "candidates": ["a\0", NUL]}, "/candidates/1"),
+        ({"viewer": None, "candidates": ["a", "\t", {"candidate": NUL}]}, "/candidates/2"),
+    ],
+)
+def test_a_ranking_takes_no_id_that_begins_as_a_key_of_a_value(request_, pointer):
     with pytest.raises(RequestError, match=r"'\\x00host=00' begins with NUL") as error:
-        decode_request(request, SURFACE, event_clock=False)
-    assert (error.value.status, error.value.pointer) == (422, "/viewer")
-    # Nothing is kept under these: a check of each would hold up the event loop.
-    request = json.dumps({"viewer": None, "candidates": [NUL]}).encode()
-    assert decode_request(request, SURFACE, event_clock=False).candidates == [NUL]
+        decode_request(json.dumps(request_).encode(), SURFACE, event_clock=False)
+    assert (error.value.status, error.value.pointer) == (422, pointer)
 
 
 @pytest.mark.parametrize("fields", [{"place": ""}, {"labels": ["a", ""]}])

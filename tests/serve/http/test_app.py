@@ -819,6 +819,7 @@ REFUSED = [
     (body(candidates=["a", 3]), 422, "/candidates/1", "str"),
     (body(candidates=["a", ""]), 422, "/candidates/1", "a string with a length of at least 1"),
     (body(candidates=["x" * 257]), 422, "/candidates/0", "a length of at most 256"),
+    (body(candidates=["a", "\0b"]), 422, "/candidates/1", "begins with NUL"),
     (body(candidates="a"), 422, "/candidates", "array"),
     (body(viewer=7), 422, "/viewer", "str"),
     (body(limit=0), 422, "/limit", "a whole number of at least 1"),
@@ -845,6 +846,11 @@ REFUSED = [
     ({"candidates": []}, 422, "", "viewer"),
     ([], 422, "", "object"),
 ]
+
+
+def test_of_a_key_that_comes_twice_the_last_value_counts(service):
+    twice = json.dumps(body(candidates=["a", "b"])).removesuffix("}") + ', "limit": 2, "limit": 1}'
+    assert len(service.ask(raw=twice).json()["ranking"]) == 1
 
 
 @pytest.mark.parametrize(("asked", "status", "pointer", "said"), REFUSED)

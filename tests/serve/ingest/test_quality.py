@@ -228,8 +228,8 @@ def test_each_outcome_counts_once_its_own_window_has_closed(several, caplog):
     assert stay["expected_labels"] == pytest.approx(whole[[0, 2], 1].sum())
     assert stay["auc"] == 1.0
     assert several._num_bytes == 0
-    (said,) = caplog.get_records("setup")
-    assert "more than two hours are not measured: ['late']" in said.getMessage()
+    # `late` has a long window, but is not predicted, so there is nothing to warn of.
+    assert not caplog.get_records("setup")
 
 
 def test_a_stay_lasts_until_the_next_end_of_the_same_viewer_and_candidate_and_at_most_its_cap(several):
@@ -248,7 +248,7 @@ def test_a_stay_lasts_until_the_next_end_of_the_same_viewer_and_candidate_and_at
 def test_a_stay_that_may_last_longer_than_two_hours_is_not_measured(models, caplog):
     toml = SEVERAL.replace('cap = "1m", within = "20s"', 'cap = "2h", within = "20s"')
     quality = LiveQuality(read_surface(toml), models)
-    assert "not measured: ['stay', 'late']" in caplog.text
+    assert "not measured: ['stay']" in caplog.text
     quality.add([predicted(), act("a", 2_000)], 2_000)
     # The outcomes with short windows do not wait for it.
     quality.add([], 1_000 + 30_000 + GRACE_MS)

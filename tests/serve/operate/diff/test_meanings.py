@@ -333,6 +333,8 @@ EDITED = [
     ('within = "10s"', 'within = "9s"', 'join.within: "10s" → "9s". A model that predicts', True),
     ('half_life = "10s"', 'half_life = "12s"', "another state: it needs a store that", True),
     ('half_life = "10s"', 'half_life = "12s"', 'the model\'s inputs: joins.half_life: "10s" → "12s"', True),
+    (", request_time = true", "", "callers that still send these get errors: candidate.price", True),
+    ("(?m)^follows = .*$", 'follows = "set"', "fields of viewers: follows: {", True),
     ("(?m)^hour = .*$", "", "callers that still send these get errors: context.hour", True),
     (r"\[viewer]", "# A comment.\n[viewer]", "only comments, order or spelling of the surface", False),
 ]

@@ -11,6 +11,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from serve.__main__ import app
+from serve.operate.host.state import RunState
 from serve.operate.status import screen as module
 from serve.operate.status.report import Report
 from serve.operate.status.screen import keep_showing, screen, show
@@ -242,6 +243,21 @@ def test_the_exit_code_is_0_only_for_a_ready_service_that_is_not_degraded(monkey
     done = CliRunner().invoke(app, ["status", "--json"])
     assert done.exit_code == code
     assert msgspec.json.decode(done.stdout, type=Report) == report(**changed)
+
+
+def test_a_file_names_the_service_that_is_meant(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    def said(*given):
+        return CliRunner().invoke(app, ["status", *given, "--run", "run"])
+
+    assert "python -m serve up mine.yaml --run" in said("mine.yaml").stdout
+    running = RunState(state="dead", config=str(tmp_path / "mine.yaml"))
+    monkeypatch.setattr("serve.operate.status.vitals.status", lambda run: running)
+    assert said("mine.yaml").exit_code == said("./mine.yaml").exit_code == said().exit_code == 1
+    other = said("other.yaml")
+    assert (other.exit_code, other.stdout) == (2, "")
+    assert "mine.yaml; name the folder of other.yaml with --run" in other.stderr
 
 
 @pytest.mark.parametrize("command", [["status"], ["status", "--json"], ["status", "--watch"]])
