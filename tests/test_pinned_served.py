@@ -36,8 +36,8 @@ from training.world.simulate import simulate
 pytestmark = [pytest.mark.integration, pytest.mark.proof]
 ROOT = Path(__file__).parents[1]
 TEXT = (SHIPPED / "spaces.toml").read_text()
-# Each time, so many requests with a connection of their own: both replicas get some of them.
-ASKED = 12
+# The replicas of FeatureFetch, and the ports on which they answer behind HAProxy.
+NUM_FRONTS, OWN_PORTS = 2, range(30_000, 31_000)
 # Another process has taken the place of a killed one within this time, also on a busy machine.
 RESTART_S = 60.0
 CLOSE = {"connection": "close"}
@@ -66,7 +66,7 @@ class Service:
         (application,) = self.document["applications"]
         application["args"] |= {"surface": "my.toml", "store": "lmdb:store", "models": "models", "log": "log"}
         front = application["deployments"][0]
-        front["autoscaling_config"] |= {"min_replicas": 2, "max_replicas": 2}
+        front["autoscaling_config"] |= {"min_replicas": NUM_FRONTS, "max_replicas": NUM_FRONTS}
         front["graceful_shutdown_timeout_s"] = 15
         # The test machine may be busy.
         self.configure(deadline_ms=10_000, stale_after_ms=60_000)
@@ -142,6 +142,18 @@ class Service:
         replicas = [one.replicas for one in application.deployments.values()]
         return application.status == "RUNNING" and all(set(one) == {"RUNNING"} for one in replicas)
 
+    def addresses(self):
+        """Return the own addresses of the replicas of FeatureFetch that answer."""
+        found = []
+        for process in self.processes("FeatureFetch"):
+            with contextlib.suppress(psutil.Error, httpx.HTTPError):
+                ports = {one.laddr.port for one in process.net_connections("tcp") if one.status == "LISTEN"}
+                (port,) = ports.intersection(OWN_PORTS) or [0]
+                url = f"http://127.0.0.1:{port}"
+                if port and httpx.get(f"{url}/readyz", timeout=5, headers=CLOSE).status_code == 200:
+                    found.append(url)
+        return found
+
     def send(self, viewer):
         """Send events until they are acknowledged; return their ids."""
         number = time.monotonic_ns()
@@ -166,18 +178,19 @@ class Service:
         (application,) = self.run_folder.service().document["applications"]
         assert application["args"]["surface_text"] == self.text
         surface, seen = read_surface(self.text), set()
-        with httpx.Client(base_url=self.url, timeout=30, headers=CLOSE) as client:
-            for _ in range(ASKED):
-                model = client.get("/v1/model").json()
-                assert model["surface_version"] == surface.version
-                assert model["weights"] == surface.worth
-                assert model["kill_switch"] == is_popular
-                body = {"viewer": "nobody", "candidates": self.rooms, "traffic": "test"}
-                answer = client.post("/v1/rank", json=body).json()
-                assert answer["surface_version"] == surface.version
-                signs = {np.sign(one["score"] or 0) for one in answer["ranking"]}
-                seen.add((answer["model"], *answer["degraded"], *signs))
-        (((version, *degraded, sign),)) = seen
+        self.wait(lambda: len(self.addresses()) == NUM_FRONTS)
+        # HAProxy passes a request to either of them, and may not know a new one yet.
+        for address in [self.url, *self.addresses()] * 2:
+            model = httpx.get(f"{address}/v1/model", timeout=30, headers=CLOSE).json()
+            assert model["surface_version"] == surface.version
+            assert model["weights"] == surface.worth
+            assert model["kill_switch"] == is_popular
+            body = {"viewer": "nobody", "candidates": self.rooms, "traffic": "test"}
+            answer = httpx.post(f"{address}/v1/rank", json=body, timeout=30, headers=CLOSE).json()
+            assert answer["surface_version"] == surface.version
+            signs = {np.sign(one["score"] or 0) for one in answer["ranking"]}
+            seen.add((answer["model"], *answer["degraded"], *signs))
+        ((version, *degraded, sign),) = seen
         if is_popular:
             assert degraded == ["kill_switch"]
         else:
