@@ -33,6 +33,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # processes: those that begin last must be short, or one process waits for the other.
 LONGEST_FIRST = (
     "tests/test_readme.py",
+    "tests/test_pinned.py",
     "tests/test_end_to_end.py",
     "tests/serve/operate/run/test_local_cluster.py",
     "tests/serve/operate/diff/test_consequences.py",

@@ -336,8 +336,15 @@ class Play:
             assert version == surface.version
             assert ("kill_switch" in degraded) == self.is_popular
             if model is not None and (model, text) not in self.accepted:
-                load_for(self.models / model, features_of(text))
+                self.check_version(model, text)
                 self.accepted.add((model, text))
+
+    def check_version(self, version, text):
+        """Check that a version has the state of a surface, and means by outcomes what it weighs."""
+        artifact = load_for(self.models / version, features_of(text))
+        learned, surface = surface_of(artifact.read("surface.toml").decode()), surface_of(text)
+        assert Schema(learned).fingerprint == features_of(text).schema.fingerprint
+        assert surface.predicted.items() <= learned.predicted.items()
 
     async def probe(self, front, arm):
         """Return what all replicas have to answer alike."""
@@ -422,7 +429,7 @@ EDITS = [
     *(("configure", key, option) for key, options in SETTINGS.items() for option in range(len(options))),
     *[("delete", "tiny.toml"), ("delete", "cluster.yaml")],
 ]
-PREPARATIONS = [None, None, ("publish", True), ("publish", False)]
+PREPARATIONS = [None, None, ("publish", True), ("publish", True), ("publish", False)]
 COMMANDS = [
     *(
         (name, yes, loads)
@@ -431,7 +438,8 @@ COMMANDS = [
         for loads in (True, True, False)
     ),
     *((name, at) for name in ("promote", "canary") for at in range(3)),
-    *[("rollback",), ("end_canary",), ("load",), ("forget",), ("popular", True), ("popular", False)],
+    *[("rollback",), ("end_canary",), ("load",), ("forget",)],
+    *[("popular", True), ("popular", False)] * 2,
 ]
 EVENTS = [
     *(("kill", kind) for kind in ("FeatureFetch", "Scorer", "Ingest", "Ingest in a flush", "supervisor")),
