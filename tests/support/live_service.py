@@ -74,6 +74,12 @@ class Live:
         await refresh(fetcher)
         self.fetcher = fetcher
         committing = asyncio.create_task(self.ingester.run())
+        # As a replica does, wait for the heartbeat: the store may have been filled long ago.
+        for _ in range(50):
+            if fetcher.event_clock or fetcher.live.error or not fetcher.live.silent_s:
+                break
+            await asyncio.sleep(0.1)
+            await refresh(fetcher)
         refreshing = asyncio.create_task(keep_up(fetcher))
         transport = httpx.ASGITransport(Edge(fetcher))
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
