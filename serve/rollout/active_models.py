@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Set
 from pathlib import Path
 
 from serve.config.settings import CANARY as CANARY_SCORER
@@ -98,12 +98,9 @@ class ActiveModels:
         self._pointers = {pointer: self._pointed(pointer, failed) for pointer in self._pointers}
         self._release(before, stated)
         self._follow_history(failed)
-        tried: set[str] = set()
-        # If a version is refused, the one before it is wanted.
-        while wanted := {*filter(None, (*self._usable(), *self._incumbents().values())), *stated} - tried:
-            for name in sorted(wanted):
-                await self._load(self._version(name), failed)
-            tried |= wanted
+        # If an earlier version is refused, the one before it is wanted the next time.
+        for name in sorted({*filter(None, (*self._usable(), *self._incumbents().values())), *stated}):
+            await self._load(self._version(name), failed)
         # Only these must fit. An earlier version, to which a rollback would lead, may be of another
         # state.
         ranking = (*filter(None, self._usable()), *stated, *self._pointers.values())
@@ -179,10 +176,15 @@ class ActiveModels:
             log.info("the canary is %s", canary.version if canary else "none")
 
     def _usable(self) -> tuple[str | None, str | None]:
-        """Return the promoted version, or the good one before it, and the canary if it is good."""
+        """Return the promoted version, or the last one before it that is good and was not refused.
+
+        Also return the canary if it is good.
+        """
         good = {version.name for version in self._named if not version.is_bad}
+        refused = {version.name for version in self._versions.values() if version.state is State.REFUSED}
         promoted, canary = self._pointers.values()
-        return promoted if promoted in good else self._before(promoted), canary if canary in good else None
+        earlier = promoted if promoted in good else self._before(promoted, refused)
+        return earlier, canary if canary in good else None
 
     def _update_trials(self) -> None:
         incumbents = self._incumbents()
@@ -207,9 +209,8 @@ class ActiveModels:
     def _named(self) -> list[Version]:
         return [self._version(name) for name in self._pointers.values() if name is not None]
 
-    def _before(self, name: str | None) -> str | None:
-        """Return the last good version before this one whose files exist and were not refused."""
-        refused = {each.name for each in self._versions.values() if each.state is State.REFUSED}
+    def _before(self, name: str | None, refused: Set[str] = frozenset()) -> str | None:
+        """Return the last good version before this one whose files still exist."""
         return self._history.read().previous(name, set(versions(self._folder)) - refused)
 
     def _version(self, name: str) -> Version:
