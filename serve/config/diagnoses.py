@@ -167,8 +167,8 @@ class DeclaredService:
             own = Lease.of(log, self.args.store, name, "", self.base)
             is_other = held is not None and not held.released and not held.names(own, log)
             other = f"{held.name} at {held.store}" if held and is_other else ""
-            is_fit = held is None or (held.erased is None and held.names(own, log))
-            return LogEnd(log_end(log), last_arrival_ms(log), other, 0 if is_fit else held.erasures)
+            lacks = held is not None and (held.erased is not None or not held.names(own, log))
+            return LogEnd(log_end(log), last_arrival_ms(log), other, held.erasures if held and lacks else 0)
         except BucketError:
             raise
         # One of the newest segments may be damaged, or may have been merged away meanwhile.

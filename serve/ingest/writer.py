@@ -397,8 +397,8 @@ class Ingester:
                 f"fill it again with {LOAD}"
             )
         # The lease's own store took part in the erasures, unless it was away.
-        has_forgotten = held is None or (is_own and held.origin == origin and held.erased is None)
-        if seq and not has_forgotten and note.erasures < held.erasures:
+        has_forgotten = held and is_own and held.origin == origin and held.erased is None
+        if held and seq and not has_forgotten and note.erasures < held.erasures:
             raise StoreUnavailable(
                 f"viewers were erased from {folder} since the store was filled, which still knows them; "
                 f"fill it again with {LOAD}"

@@ -1,4 +1,4 @@
-"""Erase viewers from a log while the store behind it cannot be opened; the store then comes back."""
+"""Erase viewers from a log whose store cannot be opened; then the store comes back."""
 
 from __future__ import annotations
 
