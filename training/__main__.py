@@ -361,7 +361,7 @@ def audit(
 def forget(
     log: LogFolder,
     viewers: Annotated[
-        Path, typer.Option(help="File with a viewer's id, or in .jsonl a JSON string, per line.")
+        Path, typer.Option(help="A file with one viewer's id per line; in a .jsonl file, as a JSON string.")
     ],
     models: Annotated[Path | None, anywhere(help="The published models. Default: the service's.")] = None,
     without_journal: Annotated[
@@ -375,6 +375,8 @@ def forget(
     The service may run meanwhile. Rankings and events of these viewers still count for the
     candidates, but no longer say whose they were. The command lists the published models that
     learned from the viewers. If it is interrupted, run it again.
+
+    Exit code 2: for example, the log still needs the journal of a store that cannot be read here.
     """
     from training.erasure.forget import describe, read_viewers
     from training.erasure.forget import forget as run

@@ -21,7 +21,6 @@ from serve.log.snapshots import FOLDER, META, Snapshot, clean_up, leftovers, rew
 from serve.model import artifact
 from serve.storage.atomic_files import exclusive
 from serve.storage.bucket import place
-from serve.stores.protocol import shown
 from training.erasure.states import find_store, forget_in_store, forget_without_store, forgotten
 from training.erasure.tables import ORDER, ErasedViewers
 
@@ -90,8 +89,6 @@ def forget(
     lock = log / ".lock"
     held = partial(exclusive, lock, f"{log}: its service merges segments; try again later", WAIT_S)
     lease, store, known = find_store(log, viewers, is_lost=without_journal)
-    if without_journal and store:
-        raise TabrankError(f"--without-journal: the store {shown(store)} can be read; leave the option out")
     models = models or place((lease or Lease).models)
     erased = ErasedViewers(viewers)
     with held() if lock.exists() or not dry_run else nullcontext():

@@ -276,7 +276,7 @@ FAULTS = [
     (another_log, "other_log", "from the log log, but args.log is var/log", False),
     (log_ahead, "log_ahead", "up to number 500000, the store only up to 1:", False),
     (log_behind, "log_behind", "ends at number 0, but the store was filled from it up to 500000", False),
-    (viewers_erased, "viewers_erased", "it still knows them, and events are refused. Fill it again", False),
+    (viewers_erased, "viewers_erased", "so Ingest does not start with it. Fill it again", False),
     (few_viewers, "join_coverage", "only 33% of viewers join", True),
     (no_model, "no_model", "get the popular order: model.", False),
     (model_of_another_state, "model_of_another_state", "fit a model with this surface", False),

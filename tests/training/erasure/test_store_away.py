@@ -1,4 +1,4 @@
-"""Erase viewers from a log while its store cannot be opened; the store then comes back."""
+"""Erase viewers from a log whose store cannot be opened; then the store comes back."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from serve.contract.errors import StoreUnavailable, TabrankError
 from serve.contract.records import Event
 from serve.features.rows import Schema
 from serve.ingest.backfill import load
+from serve.ingest.takeover import Claim
 from serve.log.lease import read_lease
 from serve.log.writer import write_log
 from serve.storage.bucket import place
@@ -96,6 +97,7 @@ async def served(service):
             event(f"ann-join{now_ms}", viewer="ann", ts_ms=now_ms),
             event(f"bob-join{now_ms}", viewer="bob", ts_ms=now_ms),
             event(f"ann-click{now_ms}", "click", viewer=None, ts_ms=now_ms, request_id="ann-51000"),
+            event(f"ann-again{now_ms}", "click", viewer=None, ts_ms=now_ms, request_id=f"ann-{now_ms}"),
         )
         if now_ms == 51_000:
             await asyncio.to_thread(service.ingester.flush_journal)
@@ -211,13 +213,19 @@ def test_a_store_that_nobody_needs_may_be_gone_and_is_refused_when_it_is_back(se
     assert traces(service) == []
 
 
-def test_a_store_in_the_place_of_another_one(service):
+def test_a_store_in_the_place_of_another_one(service, monkeypatch):
     service.run(served)
     service.lose()
     service.fill()
     # Nobody needs the lost one, so the command forgets in the new one.
     assert service.forget()["store"]
     assert list(service.stored()[0].index) == ["bob"]
+    service.lose()
+    with monkeypatch.context() as earlier:
+        earlier.setattr(Claim, "erasures", lambda claim: 0)
+        service.fill()
+    assert "viewers were erased" in refusal(service)
+    service.fill()
     service.run(killed)
     service.lose()
     open_store(service.args.store, "tiny", service.state, base=service.folder, writable=True).close()
