@@ -55,6 +55,8 @@ def load(
     check_address(store_url, base)
     schema = Schema(surface)
     claim = Claim(log, store_url, name_of(surface.name, schema.fingerprint), surface.text, base)
+    # Before the store's writer: nobody should stop a service for a surface that is refused anyway.
+    claim.refuse_changed_types()
     args = AppArgs(named or surface.name, store_url, log=str(log))
     service = DeclaredService(args, base, Features(schema), UserConfig())
     busy = (
@@ -63,7 +65,6 @@ def load(
     )
     with suppress(StoreUnavailable), closing(service.open()) as present:
         present.refuse_writer(busy)
-    claim.refuse_changed_types()
     if without_journal:
         claim.give_up()
     erasures, through = claim.erasures(), claim.written()
