@@ -253,7 +253,7 @@ class Experiment:
     primary_metric: str | None = None
     guardrails: Mapping[str, Annotated[float, Between(1e-4, 0.99)]] = field(default_factory=dict)
     smallest_effect: Annotated[float, Between(1e-4, 1)] = 0.02
-    min_days: Annotated[int, Between(0, 365)] = 2
+    min_days: Annotated[int, Between(0, 365)] = 7
     min_exposures: Annotated[int, Between(0, 1_000_000_000)] = 500
 
     def runs(self, now_ms: int) -> bool:

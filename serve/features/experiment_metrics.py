@@ -31,6 +31,8 @@ class Metric:
     below: str | None = None
     # True if less of it is better.
     bad: bool = False
+    # True if `above` adds up amounts, such as money or minutes, and does not count events.
+    is_sum: bool = False
 
     @property
     def denominator(self) -> str:
@@ -75,6 +77,7 @@ def no_metric(name: str, surface: Surface) -> str:
 def _metrics(name: str, outcome: Outcome, bad: bool) -> Iterator[Metric]:
     event, until, unit = outcome.event, outcome.until, outcome.unit
     events: tuple[str, ...] = (event,)
+    is_sum = bool(until or outcome.sum)
     counted = f"values of {event} events" if outcome.sum else f"{event} events"
     if until is not None:
         events, unit = (event, until), "minutes"
@@ -84,4 +87,4 @@ def _metrics(name: str, outcome: Outcome, bad: bool) -> Iterator[Metric]:
     words, amount = name.replace("_", " ").capitalize(), f", {unit}" if unit else ""
     for one, below in (("viewer", None), ("exposure", EXPOSURES.above)):
         title, by = f"{words} per {one}{amount}", f"{unit or name} per {one}"
-        yield Metric(f"{name}_per_{one}", title, by, counted, name, events, below, bad)
+        yield Metric(f"{name}_per_{one}", title, by, counted, name, events, below, bad, is_sum)

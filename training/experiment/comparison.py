@@ -11,8 +11,9 @@ import numpy as np
 
 from serve.features.experiment_metrics import ACTIVE_DAYS, Metric
 from training.experiment.confidence_sequence import DAYS, always_valid, level, needed_at_a_look
+from training.experiment.contrast import Contrast, as_row, both_intervals, contrast
 from training.experiment.panel import BEFORE, F64, Panel
-from training.experiment.statistics import Effect, aggregates, compare, explains, holm, solve
+from training.experiment.statistics import compare, holm, solve
 
 # The fields of a metric that the report shows.
 DEFINITION = ("name", "title", "unit", "numerator", "denominator", "bad")
@@ -42,32 +43,41 @@ def comparisons(
     If the experiment has `ended`, this is the interval of one look (fixed horizon), and before the
     end it is the interval that holds at any look.
     """
-    totals, limits = capped(people.totals(), people.rows(arms))
-    control, treatment = (aggregates(totals, people.arm == arm) for arm in arms)
-    best_at = best_after(people, arms)
+    raw = people.totals()
+    totals, limits = capped(raw, people.rows(arms))
+    flags, best_at = {arm: people.arm == arm for arm in arms}, best_after(people, arms)
     p, rows = {}, []
     for metric in metrics:
-        adjusted = explains(metric, control, treatment)
-        effect = compare(metric, control, treatment, adjusted=adjusted)
-        row: dict[str, Any] = {name: getattr(metric, name) for name in DEFINITION} | {"effect": None}
+        found = contrast(metric, totals, flags, best_at)
+        effect, valid = found.effect, found.valid
+        row: dict[str, Any] = {name: getattr(metric, name) for name in DEFINITION}
+        row |= {"effect": None, "few": found.few, "raw": None, "cut_share": None}
         row["capped"] = {name: limits[name] for name in (metric.above, metric.below) if name in limits}
         rows.append(row)
-        if effect is None:
+        if found.few and not found.few["by_share"]:
+            row["viewers_needed"] = _until_enough(found)
+        if effect is None or valid is None:
             continue
+        if not found.few and any(limit["viewers"] for limit in row["capped"].values()):
+            row["raw"] = both_intervals(contrast(metric, raw, flags, best_at))
+            kept, given = (
+                {arm: sums[metric.above][mine].sum() for arm, mine in flags.items()} for sums in (totals, raw)
+            )
+            row["cut_share"] = {arm: float(1 - kept[arm] / given[arm]) for arm in arms}
+        (control, treatment), adjusted = found.arms, found.adjusted
         plain = compare(metric, control, treatment, adjusted=False) if adjusted else None
         both = control + treatment
         design: dict[str, Any] = {"ratio": ratio, "adjusted": adjusted}
         now = design if ended else {**design, "alpha": level(both.count(), best_at)}
-        valid = always_valid(effect, both.count(), best_at)
         p[metric.name] = effect.p if ended else valid.p
         needed = solve("n_obs", metric, both, effect=smallest_effect, **design)
         row |= {
             "control": effect.control,
             "treatment": effect.treatment,
-            "effect": _row(effect, p[metric.name]),
+            "effect": as_row(effect, p[metric.name]),
             "always_valid": asdict(valid),
             "unadjusted": plain
-            and _row(plain, plain.p if ended else always_valid(plain, both.count(), best_at).p),
+            and as_row(plain, plain.p if ended else always_valid(plain, both.count(), best_at).p),
             "variance_removed": None if plain is None else 1 - (effect.se / plain.se) ** 2,
             "power": solve("power", metric, both, effect=smallest_effect, **now),
             "detectable": solve("rel_effect_size", metric, both, **now),
@@ -82,6 +92,13 @@ def comparisons(
     return rows
 
 
+def _until_enough(found: Contrast) -> int | None:
+    """Return how many viewers of both arms it takes until enough of each have any; None if unknown."""
+    assert found.few
+    fewest = min(found.few["viewers"].values())
+    return math.ceil(found.num_viewers * found.few["needed"] / fewest) if fewest else None
+
+
 def daily(people: Panel, arms: Arms, metrics: Sequence[Metric]) -> list[list[dict[str, Any]]]:
     """Return for each metric its cumulative effect by day, for the days on which it is defined.
 
@@ -90,16 +107,16 @@ def daily(people: Panel, arms: Arms, metrics: Sequence[Metric]) -> list[list[dic
     best_at = best_after(people, arms)
     curves: list[list[dict[str, Any]]] = [[] for _ in metrics]
     for day, sums in people.by_day():
-        here = [(people.arm == arm) & (people.first_day <= day) for arm in arms]
-        if min(int(flags.sum()) for flags in here) < 2:
+        here = {arm: (people.arm == arm) & (people.first_day <= day) for arm in arms}
+        if min(int(flags.sum()) for flags in here.values()) < 2:
             continue
-        so_far, _ = capped({**sums, **people.before}, here[0] | here[1])
-        control, treatment = (aggregates(so_far, flags) for flags in here)
+        so_far, _ = capped({**sums, **people.before}, np.logical_or(*here.values()))
         for metric, curve in zip(metrics, curves, strict=True):
-            effect = compare(metric, control, treatment, adjusted=explains(metric, control, treatment))
-            if effect is not None:
-                valid = always_valid(effect, control.count() + treatment.count(), best_at)
-                curve.append({"day": day, **_row(effect, valid.p), "always_valid": asdict(valid)})
+            found = contrast(metric, so_far, here, best_at)
+            if found.effect is not None and found.valid is not None:
+                curve.append(
+                    {"day": day, **as_row(found.effect, found.valid.p), "always_valid": asdict(found.valid)}
+                )
     return curves
 
 
@@ -146,8 +163,3 @@ def capped(sums: Mapping[str, F64], flags: Any) -> tuple[dict[str, F64], dict[st
         limits[name] = {"at": float(at), "viewers": int((ours > at).sum())}
         most[name] = np.minimum(sums[name], at)
     return most, limits
-
-
-def _row(effect: Effect, p: float) -> dict[str, Any]:
-    names = ("difference", "low", "high", "relative", "relative_low", "relative_high")
-    return {name: getattr(effect, name) for name in names} | {"p": p}

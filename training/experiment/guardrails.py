@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from scipy.stats import fisher_exact, norm
+from scipy.stats import norm
 
 from serve.config.settings import Experiment
 from serve.features.experiment_metrics import EXPOSURES, Metric
 from training.experiment.comparison import best_after
-from training.experiment.confidence_sequence import always_valid, needed_at_a_look
+from training.experiment.confidence_sequence import needed_at_a_look
+from training.experiment.contrast import contrast
 from training.experiment.panel import Panel
-from training.experiment.statistics import POWER, Z, aggregates, compare
-from training.experiment.verdict import deciding, sized, span
+from training.experiment.statistics import POWER, Z
+from training.experiment.verdict import deciding, sized, span, too_few
 
 # The rung of answers that no model ranked, which an arm with a model and one without can have.
 FALLBACK = "fallback"
@@ -62,8 +64,8 @@ def tests(here: pd.DataFrame, people: Panel, arms: tuple[str, str], *, ended: bo
     `here` [N] holds the exposures of the panel `people`. A share that does not vary has no test.
     Viewers are the unit of the variance.
     """
-    flags = [people.arm == arm for arm in arms]
-    if min(int(mine.sum()) for mine in flags) < 2:
+    flags = {arm: people.arm == arm for arm in arms}
+    if min(int(mine.sum()) for mine in flags.values()) < 2:
         return []
     rung = here["rung"]
     shares: dict[str, tuple[str, Any]] = {
@@ -74,23 +76,20 @@ def tests(here: pd.DataFrame, people: Panel, arms: tuple[str, str], *, ended: bo
     viewer = pd.factorize(here["viewer"])[0]
     counted = {"exposures": None} | {name: is_one for name, (_, is_one) in shares.items()}
     sums = {name: np.bincount(viewer, is_one).astype(np.float64) for name, is_one in counted.items()}
-    control, treatment = (aggregates(sums, mine) for mine in flags)
-    num_viewers, best_at = control.count() + treatment.count(), best_after(people, arms)
+    best_at = best_after(people, arms)
     rows = []
     for name, (title, _) in shares.items():
         metric = Metric(name, title, "share of exposures", title, name, below="exposures")
-        effect = compare(metric, control, treatment, adjusted=False)
-        base, share = (arm.mean(name) / arm.mean("exposures") for arm in (control, treatment))
-        if effect is not None:
-            interval = effect if ended else always_valid(effect, num_viewers, best_at)
-            low, high, p = interval.low, interval.high, interval.p
-        elif base != share:
-            # All answers of one arm have it and none of the other, so that nothing varies. Fisher's
-            # exact test works nevertheless.
-            p = float(fisher_exact([[treatment.count(), 0], [0, control.count()]]).pvalue)
-            low = high = share - base
-        else:
+        found = contrast(metric, sums, flags, best_at)
+        if found.few:
+            # Too few viewers have any for a share of exposures. Whether any differ, viewers tell.
+            metric, title = replace(metric, below=None), f"viewers with {title}"
+            found = contrast(metric, sums, flags, best_at)
+        if found.effect is None or found.valid is None:
             continue
+        base, share = found.effect.control, found.effect.treatment
+        interval = found.effect if ended else found.valid
+        low, high, p = interval.low, interval.high, interval.p
         row = {"name": name, "title": title, "control": base, "treatment": share, "difference": share - base}
         row |= {"low": low, "high": high, "p": p, "worse": "higher", "margin": FLAG_SHARE}
         rows.append(row | {"state": _state(low, high, "higher", FLAG_SHARE)})
@@ -142,16 +141,32 @@ def _of_metric(row: Mapping[str, Any], margin: float, ended: bool) -> dict[str, 
     within the margin.
     """
     worse = "higher" if row["bad"] else "lower"
-    found = {name: row.get(name) for name in ("name", "title", "control", "treatment", "capped")}
+    found = {name: row.get(name) for name in ("name", "title", "control", "treatment", "capped", "few")}
     found |= {"worse": worse, "margin": margin}
     if row["effect"] is None:
-        return found | dict.fromkeys((*ABSOLUTE, *RELATIVE, "p")) | {"state": NO_SIZE}
+        state: State = "not shown" if row.get("few") else NO_SIZE
+        return found | dict.fromkeys((*ABSOLUTE, *RELATIVE, "p")) | {"state": state}
     interval = {**row["effect"], **deciding(row, ended)}
-    if interval["relative_low"] is None and row["control"] > 0:
-        # If the treatment has no events, the logarithm of the ratio has no interval.
-        interval |= {of: interval[name] / row["control"] for of, name in zip(RELATIVE, ABSOLUTE, strict=True)}
     state = _state(interval["relative_low"], interval["relative_high"], worse, margin)
+    # A limit may hide the harm to those above it, so what they do has to agree.
+    if state == "holds" and row["raw"] and _state(*_within_one_error(row["raw"]), worse, margin) != "holds":
+        state = "not shown"
     return found | interval | {"state": state}
+
+
+def _within_one_error(raw: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """Return the relative effect minus and plus its standard error; None if it has no size."""
+    effect = raw["effect"]
+    log_se = _log_se(effect)
+    if log_se is None:
+        return None, None
+    return tuple((1 + effect["relative"]) * math.exp(sign * log_se) - 1 for sign in (-1, 1))
+
+
+def _log_se(effect: Mapping[str, Any]) -> float | None:
+    """Return the standard error of the logarithm of a ratio; None if a bound has no logarithm."""
+    low, high = (effect[name] for name in RELATIVE[1:])
+    return None if low is None or high is None or low <= -1 else math.log((1 + high) / (1 + low)) / (2 * Z)
 
 
 def _needed(
@@ -162,10 +177,9 @@ def _needed(
     This assumes that the treatment does not change the metric. Returns None if the metric has no
     relative interval.
     """
-    low, high = (row["effect"][name] for name in RELATIVE[1:])
-    if low is None:
+    log_se = _log_se(row["effect"])
+    if log_se is None:
         return None
-    log_se = math.log((1 + high) / (1 + low)) / (2 * Z)
     bound = math.log1p(margin) if row["bad"] else -math.log1p(-margin)
     errors = (Z + float(norm.ppf(POWER))) * log_se / bound
     num = max(3.0, int(people.rows(arms).sum()) * errors**2)
@@ -173,8 +187,9 @@ def _needed(
 
 
 def _state(low: float | None, high: float | None, worse: str, margin: float) -> State:
-    if low is None or high is None:
+    if low is None:
         return NO_SIZE
+    high = math.inf if high is None else high
     # How much worse it gets at best and at worst.
     best, worst = (-high, -low) if worse == "lower" else (low, high)
     return "worse" if best > margin else "holds" if worst <= margin else "not shown"
@@ -196,6 +211,8 @@ def unproven(tested: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 def why_unproven(row: Mapping[str, Any], control: str) -> str:
     """Return in words what the data leave open about a guardrail, and what would help."""
+    if few := row.get("few"):
+        return f"the guardrail {row['name']}: {too_few(few)}"
     if row["state"] == NO_SIZE:
         return (
             f"the guardrail {row['name']} has no relative size, as it is 0 in {control!r} or does not vary: wait "

@@ -15,13 +15,13 @@ from serve.contract.errors import TabrankError
 from serve.features.experiment_metrics import EXPOSURES, Metric, metrics_of
 from serve.features.surface import Surface
 from training.evaluation.slate_cost import cost_of_arm
-from training.experiment import guardrails
+from training.experiment import fading, guardrails
 from training.experiment.comparison import comparisons, days_needed
 from training.experiment.declared import Declared
 from training.experiment.panel import Panel, panel
 from training.experiment.served_log import hashed, read_events, read_exposures
 from training.experiment.statistics import MIN_VIEWERS, sample_ratio
-from training.experiment.verdict import Verdict, by_denominator, faults, outlook, too_early, verdict
+from training.experiment.verdict import Verdict, by_denominator, by_limit, faults, outlook, too_early, verdict
 from training.experiment.window import ALL_VIEWERS, Window, partial_days, utc, window
 from training.terminal import print_progress
 
@@ -29,6 +29,8 @@ from training.terminal import print_progress
 MISSING = {"model": "no model", "weights": "{}", "rules": ""}
 # At most this many rows of an arm are ranked again to find what its rules cost. That takes seconds.
 COST_ROWS = 100_000
+# What is said of a verdict whose effect fades, though it is still there.
+FADES = "the effect fades, so run on until it stays the same"
 
 
 def report(
@@ -75,6 +77,7 @@ def report(
     primary = _primary(declaration, metrics)
     smallest = declaration.smallest_effect
     compared: list[dict[str, Any]] = []
+    lasting: dict[str, Any] | None = None
     result: Verdict = "invalid"
     reason, days, instead = "; ".join(why), None, None
     awaited = f"an effect of {smallest:.1%} shows with 80 % probability{' at a look' * (not ended)}"
@@ -85,11 +88,16 @@ def report(
         row = rows_of[primary.name]
         tested = guardrails.of_metrics(rows_of, every, declaration, people, arms, ended=ended) + of_answers
         result, reason = verdict(row, smallest, ended=ended)
+        lasting = fading.by_period(people, arms, primary, ended=ended)
         against = guardrails.harm(tested) if result == "won" else []
+        against += by_limit(result, row, *arms)
         if primary.below:
             parts = rows_of[f"{primary.above}_per_viewer"], rows_of[EXPOSURES.name]
             against += by_denominator(result, *parts, ended=ended)
+        against += fading.against(result, lasting, primary.bad, ended=ended)
         wanted = row.get("viewers_needed")
+        if row["few"] and not row["effect"]:
+            awaited = "enough viewers have any"
         if against:
             result, reason = "no difference shown", f"not {result}: {'; '.join(against)}; {reason}"
             instead = "more days alone need not change this verdict"
@@ -101,6 +109,7 @@ def report(
             awaited = "a guardrail that has not changed is shown to hold with 80 % probability"
         elif result in ("won", "lost"):
             wanted, awaited = 0, "the minimum run is reached"
+            instead = FADES if lasting["fades"] else None
         whole = [day not in partial_days(span) for day in span.days]
         days = days_needed(people, arms, wanted, whole, MIN_VIEWERS)
         if early:
@@ -149,6 +158,7 @@ def report(
         "metrics_without_events": [metric.title for metric in every if metric not in metrics],
         "guardrails": guardrails.by_arm(here, arms),
         "guardrail_tests": tested,
+        "fading": lasting,
         "slate": {
             arm.name: _cost_of_rules(arm, here, surface, declaration.models, log)
             for arm in declaration.arms

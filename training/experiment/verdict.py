@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from serve.config.settings import Experiment
-from training.experiment.statistics import MIN_VIEWERS
+from training.experiment.statistics import MIN_VIEWERS, Z
 
 Verdict = Literal["won", "lost", "no difference shown", "invalid"]
 # Below this p-value of the sample ratio test, an experiment is invalid.
@@ -70,18 +70,48 @@ def verdict(metric: Mapping[str, Any], smallest_effect: float, *, ended: bool) -
     Once the declared end has passed, the fixed-horizon interval decides. Before, and without a
     declared end, the interval that holds at every look decides.
     """
-    title, effect = metric["title"], metric["effect"]
+    title, effect, few = metric["title"], metric["effect"], metric["few"]
     if effect is None:
-        return "no difference shown", f"{title} does not vary in either arm"
+        why = too_few(few) if few else "it does not vary in either arm"
+        return "no difference shown", f"{title}: {why}"
     interval = deciding(metric, ended)
     low, high = interval["low"], interval["high"]
-    reason = f"{title} {sized(effect)}, 95 % interval {span(interval)}, {DECIDES[ended]}"
+    what = f"{title} (the share of viewers with any, as few have)" if few else title
+    reason = f"{what} {sized(effect)}, 95 % interval {span(interval)}, {DECIDES[ended]}"
     is_better, is_worse = (high < 0, low > 0) if metric["bad"] else (low > 0, high < 0)
     result: Verdict = "won" if is_better else "lost" if is_worse else "no difference shown"
     bounds = interval["relative_low"], interval["relative_high"]
     if low <= 0 <= high and None not in bounds and max(-bounds[0], bounds[1]) < smallest_effect:
         reason += f": an effect of {smallest_effect:.1%} or more is excluded"
     return result, reason
+
+
+def too_few(few: Mapping[str, Any]) -> str:
+    """Return in words how many viewers differ from what is usual, and how many are missing."""
+    each = " and ".join(f"{num:,} in {arm!r}" for arm, num in few["viewers"].items())
+    missing = few["needed"] - min(few["viewers"].values())
+    return (
+        f"too few viewers differ from the usual amount ({each}): a comparison needs {few['needed']} in each arm, "
+        f"{missing} more"
+    )
+
+
+def by_limit(result: Verdict, metric: Mapping[str, Any], control: str, treatment: str) -> list[str]:
+    """Return why a metric that won or lost may have done so by its limit; empty if it did not.
+
+    The effect on what viewers do without a limit has to point the same way by one standard error.
+    This error is large, so that two would cost most of the power.
+    """
+    if result not in ("won", "lost") or not metric["raw"]:
+        return []
+    raw, cut = metric["raw"]["effect"], metric["cut_share"]
+    sign = 1 if (result == "won") != metric["bad"] else -1
+    if sign * raw["difference"] > (raw["high"] - raw["low"]) / (2 * Z):
+        return []
+    shares = " and ".join(f"{cut[arm]:.1%} of the sum of {arm!r}" for arm in (treatment, control))
+    return [
+        f"the limit of a viewer's amount cuts {shares}, and without it {metric['title']} is {sized(raw)} {span(raw)}"
+    ]
 
 
 def by_denominator(
@@ -117,10 +147,10 @@ def outlook(verdict: Verdict, days: int | None, awaited: str, instead: str | Non
 
     `awaited` is what comes with these days; `instead` says why more would not help.
     """
-    if verdict != "no difference shown":
-        return "this verdict needs no further days" if verdict in ("won", "lost") else "more days do not help"
     if instead:
         return instead
+    if verdict != "no difference shown":
+        return "this verdict needs no further days" if verdict in ("won", "lost") else "more days do not help"
     if days is None:
         return f"the days until {awaited} are unknown: there is too little data, or no new viewers come"
     more = f"after {days:,} more day{'s' * (days != 1)}" if days else "with the viewers so far"
@@ -134,7 +164,8 @@ def sized(effect: Mapping[str, Any]) -> str:
 
 
 def span(interval: Mapping[str, Any]) -> str:
-    """Format an interval: relative if it is defined."""
-    if interval["relative_low"] is None:
+    """Format an interval: relative if it is defined. An upper bound may be infinite."""
+    low, high = interval["relative_low"], interval["relative_high"]
+    if low is None:
         return f"[{interval['low']:+.4g}, {interval['high']:+.4g}]"
-    return f"[{interval['relative_low']:+.2%}, {interval['relative_high']:+.2%}]"
+    return f"[{low:+.2%}, {'∞' if high is None else f'{high:+.2%}'}]"
