@@ -29,8 +29,6 @@ from training.terminal import print_progress
 MISSING = {"model": "no model", "weights": "{}", "rules": ""}
 # At most this many rows of an arm are ranked again to find what its rules cost. That takes seconds.
 COST_ROWS = 100_000
-# What is said of a verdict whose effect fades, though it is still there.
-FADES = "the effect fades, so run on until it stays the same"
 
 
 def report(
@@ -109,7 +107,6 @@ def report(
             awaited = "a guardrail that has not changed is shown to hold with 80 % probability"
         elif result in ("won", "lost"):
             wanted, awaited = 0, "the minimum run is reached"
-            instead = FADES if lasting["fades"] else None
         whole = [day not in partial_days(span) for day in span.days]
         days = days_needed(people, arms, wanted, whole, MIN_VIEWERS)
         if early:
@@ -124,7 +121,7 @@ def report(
         "verdict": result,
         "reason": reason,
         "days_needed": days,
-        "outlook": outlook(result, days, awaited, instead),
+        "outlook": outlook(result, days, awaited, instead, fades=bool(lasting and lasting["fades"])),
         "control": arms[0],
         "treatment": arms[1],
         "primary_metric": primary.name,

@@ -142,15 +142,18 @@ def deciding(metric: Mapping[str, Any], ended: bool) -> Any:
     return metric["effect" if ended else "always_valid"]
 
 
-def outlook(verdict: Verdict, days: int | None, awaited: str, instead: str | None) -> str:
+def outlook(verdict: Verdict, days: int | None, awaited: str, instead: str | None, *, fades: bool) -> str:
     """Describe the data that a decision still needs.
 
-    `awaited` is what comes with these days; `instead` says why more would not help.
+    `awaited` is what comes with these days; `instead` says why more would not help. A verdict
+    whose effect `fades` may not be the last one.
     """
+    if verdict in ("won", "lost"):
+        return "run on until the effect no longer fades" if fades else "this verdict needs no further days"
+    if verdict != "no difference shown":
+        return "more days do not help"
     if instead:
         return instead
-    if verdict != "no difference shown":
-        return "this verdict needs no further days" if verdict in ("won", "lost") else "more days do not help"
     if days is None:
         return f"the days until {awaited} are unknown: there is too little data, or no new viewers come"
     more = f"after {days:,} more day{'s' * (days != 1)}" if days else "with the viewers so far"
