@@ -70,7 +70,7 @@ def verdict(metric: Mapping[str, Any], smallest_effect: float, *, ended: bool) -
     Once the declared end has passed, the fixed-horizon interval decides. Before, and without a
     declared end, the interval that holds at every look decides.
     """
-    title, effect, few = metric["title"], metric["effect"], metric["few"]
+    title, effect, few = metric["title"], metric["effect"], metric.get("few")
     if effect is None:
         why = too_few(few) if few else "it does not vary in either arm"
         return "no difference shown", f"{title}: {why}"
@@ -102,7 +102,7 @@ def by_limit(result: Verdict, metric: Mapping[str, Any], control: str, treatment
     The effect on what viewers do without a limit has to point the same way by one standard error.
     This error is large, so that two would cost most of the power.
     """
-    if result not in ("won", "lost") or not metric["raw"]:
+    if result not in ("won", "lost") or not metric.get("raw"):
         return []
     raw, cut = metric["raw"]["effect"], metric["cut_share"]
     sign = 1 if (result == "won") != metric["bad"] else -1
