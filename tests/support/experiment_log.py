@@ -5,6 +5,8 @@ Both say what was declared. By default that is what an experiment declares that 
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -131,6 +133,21 @@ def write_experiment(
     ]
     _write(folder / "exposures", pa.table(exposures))
     _write(folder / "events", pa.table({name: np.concatenate([p[name] for p in parts]) for name in parts[0]}))
+    return folder
+
+
+def redeclare(log, folder, texts):
+    """Copy a log to `folder`, with a declaration by the time, in ms, from which it is in force."""
+    shutil.copytree(log, folder)
+    for path in (folder / "exposures").iterdir():
+        table = pq.read_table(path)
+        columns = (table[name].to_pylist() for name in ("ts_ms", "experiment"))
+        now = [
+            next((texts[ms] for ms in sorted(texts, reverse=True) if name == "launch" and ms <= ts_ms), None)
+            for ts_ms, name in zip(*columns, strict=True)
+        ]
+        at = table.schema.get_field_index("declaration")
+        pq.write_table(table.set_column(at, "declaration", pa.array(now, pa.string())), path)
     return folder
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pandas as pd
 
@@ -132,6 +133,7 @@ def report(
         "primary_metric": primary.name,
         "primary_declared": declaration.primary_metric is not None,
         "smallest_effect": smallest,
+        "declared": declaration.logged and msgspec.to_builtins(declaration.logged),
         "warnings": [
             *changes,
             *_change_warnings(ranked_by),
