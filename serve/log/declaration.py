@@ -30,5 +30,5 @@ class Declaration(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_declaration(text: str) -> Declaration:
-    """Read the JSON of a declaration; raise msgspec.ValidationError or DecodeError if it is none."""
+    """Read the JSON of a declaration; raise a msgspec.MsgspecError if it is none."""
     return msgspec.json.decode(text, type=Declaration)
