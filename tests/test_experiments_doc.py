@@ -48,12 +48,15 @@ def test_the_worked_example_prints_the_report_that_the_page_shows(tmp_path, decl
     example = re.search(r"write_experiment\(Path\(\"log\"\), (.*)\)", GUIDE).group(1)
     options = {name: float(value) for name, value in re.findall(r"(\w+)=([\d.]+)", example)}
     num = {name: int(options.pop(name)) for name in ("num_viewers", "days", "before_days")}
-    log = write_experiment(tmp_path / "log", **num, **options)
+    assert example.endswith("declaration=launch")
+    log = write_experiment(tmp_path / "log", **num, **options, declaration=declaration)
     shown, early, uneven = fenced()
     assert missing(shown, printed(log, declaration)) == []
     first_day = declaration.start_ms + 86_400_000
     assert missing(early, printed(log, declaration, until_ms=first_day)) == []
-    skewed = write_experiment(tmp_path / "uneven", num_viewers=4_000, days=14, split=0.55)
+    skewed = write_experiment(
+        tmp_path / "uneven", num_viewers=4_000, days=14, split=0.55, declaration=declaration
+    )
     assert missing(uneven, printed(skewed, declaration)) == []
 
 

@@ -27,6 +27,7 @@ from serve.features.baseline import NO_RULE
 from serve.features.experiment_metrics import metrics_of, no_metric
 from serve.features.outcomes import Weight, misfits
 from serve.features.surface import Surface, load_surface, read_surface
+from serve.log.declaration import MAX_BYTES, Declaration
 from serve.model.artifact import CANARY as CANARY_POINTER
 from serve.model.artifact import CURRENT as CURRENT_POINTER
 from serve.model.artifact import VERSION, Artifact, peek, pointed, require
@@ -43,6 +44,8 @@ OF_MODELS = {
     "explore": "orders are drawn from a model's scores",
     "weights": "weights are of a model's predictions",
 }
+# Settings of an experiment that the log keeps as they are.
+LOGGED = ("start_ms", "end_ms", "smallest_effect", "min_days", "min_exposures")
 NO_KEY = hashlib.sha256(b"").hexdigest()
 
 
@@ -260,8 +263,25 @@ class Experiment:
         """Return True if viewers take part at this time."""
         return (self.start_ms or 0) <= now_ms and (self.end_ms is None or now_ms < self.end_ms)
 
+    def declaration(self, surface: Surface) -> Declaration:
+        """Return what the log keeps of it, with the primary metric by name."""
+        return Declaration(
+            primary_metric=self.primary_metric or metrics_of(surface)[0].name,
+            guardrails=dict(self.guardrails),
+            arms={arm.name: arm.share for arm in self.arms},
+            **{name: getattr(self, name) for name in LOGGED},
+        )
+
     def misfits(self, surface: Surface) -> Misfits:
-        """Yield the path of each metric that the surface does not give, and the error."""
+        """Yield the path of each metric that the surface does not give, and the error.
+
+        Names that are too long for the log are errors too.
+        """
+        if (size := len(self.declaration(surface).text.encode())) > MAX_BYTES:
+            yield (
+                ("arms",),
+                f"with the guardrails they take {size:,} bytes in the log, and may take {MAX_BYTES:,}; shorten names",
+            )
         named: dict[tuple[str, ...], str] = {("guardrails", name): name for name in self.guardrails}
         if self.primary_metric is not None:
             named["primary_metric",] = self.primary_metric

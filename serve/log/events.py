@@ -83,6 +83,8 @@ class Exposure(Struct, tag_field="type", tag="exposure", omit_defaults=True):
         one_in: How many exposures this one stands for. It is above 1 if Ingest did not keep up:
             each exposure was then kept with a probability of 1 / `one_in`, by the hash of its
             request id.
+        declaration: What the experiment's report judges by, as JSON. Only the first exposure of a
+            replica after each call of Ingest carries it.
     """
 
     request_id: str
@@ -112,6 +114,7 @@ class Exposure(Struct, tag_field="type", tag="exposure", omit_defaults=True):
     place_before: bytes | None = None
     pinned: list[int] = []
     one_in: int = 1
+    declaration: str | None = None
 
 
 Record = ClientRecord | Ended | Exposure

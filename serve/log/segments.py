@@ -49,7 +49,7 @@ EVENT = {
 }
 EXPOSURE = {
     **dict.fromkeys(("request_id", "viewer", "experiment", "arm", "model"), pa.string()),
-    **dict.fromkeys(("rung", "traffic", "surface"), pa.string()),
+    **dict.fromkeys(("rung", "traffic", "surface", "declaration"), pa.string()),
     **dict.fromkeys(("ts_ms", "seen_seq", "one_in"), pa.int64()),
     **dict.fromkeys(("candidates", "degraded", "rules"), STRINGS),
     "pinned": pa.list_(pa.int64()),

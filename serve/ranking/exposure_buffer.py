@@ -89,13 +89,16 @@ class ExposureBuffer:
         self.num_too_large = 0
         self.num_thinned = 0
         self.one_in = 1
+        # The declaration that an exposure since the last call carries.
+        self._declaration: str | None = None
         # Exposures to hold while Ingest answers.
         self._limit = float(MAX_HELD)
 
     def put(self, exposure: Exposure) -> None:
         """Add one exposure without waiting, if it is in the sample.
 
-        If the buffer is full, the exposure is dropped and counted.
+        If the buffer is full, the exposure is dropped and counted. Its declaration is left out if
+        one since the last call carries it. So a call that is lost takes along no later one.
         """
         exposure.one_in = max(self.one_in, self._wanted(MAX_HELD, CALL))
         if exposure.one_in > 1 and not _is_in_sample(exposure):
@@ -104,6 +107,9 @@ class ExposureBuffer:
         if len(self._held) >= MAX_HELD or self._num_bytes >= MAX_HELD_BYTES:
             self.num_dropped += 1
             return
+        declaration = exposure.declaration
+        if declaration == self._declaration:
+            exposure.declaration = None
         try:
             packed = pack_raw(exposure)
         except Exception:
@@ -114,6 +120,7 @@ class ExposureBuffer:
             self.num_too_large += 1
             return
         self._held.append(_Held(self._clock(), exposure.ts_ms, packed))
+        self._declaration = declaration or self._declaration
         self._num_bytes += len(packed)
 
     async def run(self, idle_s: float = 0.0) -> None:
@@ -160,6 +167,7 @@ class ExposureBuffer:
         return round(math.pow(MAX_ONE_IN, min(max(depth, 0.0), 1.0)))
 
     def _drop(self, part: list[_Held]) -> None:
+        self._declaration = None
         gone = set(map(id, part))
         self._held = [held for held in self._held if id(held) not in gone]
         self._num_bytes -= sum(len(held.packed) for held in part)

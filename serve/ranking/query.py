@@ -43,6 +43,8 @@ class Query(msgspec.Struct, frozen=True):
     weighing: Weighing = PROBABILITY
     # Candidates by the place, from 0, to which the request pins them.
     pins: Mapping[int, int] = {}
+    # The declaration of the experiment, for the log.
+    declaration: str | None = None
 
 
 class Slate(msgspec.Struct, frozen=True):

@@ -182,4 +182,5 @@ def exposure(slate: Slate, shown: list[str], total_ms: float, surface: str) -> E
         rules=[rule.text for rule in query.arm.slate],
         place_before=None if before is None else before.astype(np.uint16).tobytes(),
         pinned=sorted(place for place in query.pins if place < len(shown)),
+        declaration=query.declaration,
     )

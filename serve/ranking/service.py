@@ -94,6 +94,7 @@ class RankingService:
         self.schema = Schema(self.surface)
         self._surface_name = self.surface.short_fingerprint
         self.config = UserConfig()
+        self._declaration = self.config.experiment.declaration(self.surface).text
         self._weighings = Weighings(self.surface)
         # From this time on, on the monotonic clock, the next live ranking logs its features.
         self._features_due_s = 0.0
@@ -161,6 +162,7 @@ class RankingService:
         for path, error in config.misfits(self.surface, self._mirror.folder, of_pointers=of_pointers):
             raise TabrankError(f"{show(('user_config', *path))}: {error}")
         self.config, self.settings_error = config, None
+        self._declaration = config.experiment.declaration(self.surface).text
         self.rollout.shadow = config.shadow
         self.models.limits = config.guard
         self._scored.max_in_flight = config.max_batches_in_flight
@@ -316,6 +318,8 @@ class RankingService:
             lacks_context=any(request.context.get(name) is None for name in context),
             weighing=self._weighings.of(arm.weights, artifact),
             pins={pins[name] - 1: i for i, name in enumerate(ids if pins else ()) if name in pins},
+            # The report leaves test traffic out.
+            declaration=None if experiment is None or request.traffic == "test" else self._declaration,
         )
 
     def _surface_utility(self, version: str, shares: F32) -> F32:

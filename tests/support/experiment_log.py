@@ -1,11 +1,17 @@
-"""Logs of an experiment: one drawn with a known effect, and one from given rows."""
+"""Logs of an experiment: one drawn with a known effect, and one from given rows.
+
+Both say what was declared. By default that is what an experiment declares that says nothing.
+"""
 
 from __future__ import annotations
+
+import shutil
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from serve.config.settings import Arm, Experiment
 from serve.features.surface import read_surface
 
 DAY_MS = 86_400_000
@@ -28,10 +34,17 @@ joins = { kind = "count", entity = "candidate", event = "join" }
 )
 
 
+def declared_text(declaration=None, surface=SURFACE, arms=()):
+    """Return what a service logs of a declaration; without one, of the arms with its defaults."""
+    return (declaration or Experiment("launch", "launch", tuple(arms))).declaration(surface).text
+
+
 def write_rows(folder, exposures, events=()):
     """Write a log with the given rows. Fields that a row lacks get usual values."""
+    arms = {row["arm"]: row.get("share", 0.5) for row in exposures if row.get("experiment", "launch")}
+    text = declared_text(arms=[Arm(name, "current", share) for name, share in arms.items() if name])
     usual = {"experiment": "launch", "share": 0.5, "rung": "full", "traffic": "live"}
-    usual |= {"viewer": None, "model": None}
+    usual |= {"viewer": None, "model": None, "declaration": text}
     rows = [usual | {"request_id": f"r{i}", "seq": i + 1} | row for i, row in enumerate(exposures)]
     _write(folder / "exposures", pa.Table.from_pylist(rows))
     usual = {"candidate": "a", "request_id": None, "viewer": None}
@@ -55,13 +68,15 @@ def write_experiment(
     earlier=None,
     seed=0,
     name="launch",
+    declaration=None,
 ):
     """Write a log of viewers who come on random days.
 
     `uplift` is the relative effect of the model on clicks and joins. `split` is the share of
     viewers who got the model, and `share` is the share that the log states. Without `earlier` there
     was no experiment before this one. Otherwise there was one with the same effect, which assigned
-    viewers to the same arms (`"alike"`) or at random again (`"anew"`).
+    viewers to the same arms (`"alike"`) or at random again (`"anew"`). `declaration` is that of
+    this experiment.
     """
     rng = np.random.default_rng(seed)
     model = rng.random(num_viewers) < split
@@ -85,6 +100,9 @@ def write_experiment(
     num = len(viewer)
     requests, who = np.char.add("r", np.arange(num).astype(str)), np.char.add("v", viewer.astype(str))
     shares = np.where(arm == 1, share, 1 - share)
+    text = declared_text(
+        declaration, arms=[Arm("model", "current", share), Arm("popular", "popular", 1 - share)]
+    )
     exposures = {
         "request_id": requests,
         "seq": np.arange(1, num + 1),
@@ -93,6 +111,7 @@ def write_experiment(
         "experiment": pa.array(np.where(started, name, "rehearsal"), mask=~assigned),
         "arm": pa.array(np.array(ARMS)[arm], mask=~assigned),
         "share": pa.array(shares, mask=~assigned),
+        "declaration": pa.array(np.where(started, text, None), pa.string()),
         "rung": np.where(np.arange(num) % 50 == 0, "fallback", "full"),
         "traffic": np.full(num, "live"),
         "latency_ms": np.where(arm == 1, 9.0, 4.0) + np.arange(num) % 2,
@@ -114,6 +133,21 @@ def write_experiment(
     ]
     _write(folder / "exposures", pa.table(exposures))
     _write(folder / "events", pa.table({name: np.concatenate([p[name] for p in parts]) for name in parts[0]}))
+    return folder
+
+
+def redeclare(log, folder, texts):
+    """Copy a log to `folder`, with a declaration by the time, in ms, from which it is in force."""
+    shutil.copytree(log, folder)
+    for path in (folder / "exposures").iterdir():
+        table = pq.read_table(path)
+        columns = (table[name].to_pylist() for name in ("ts_ms", "experiment"))
+        now = [
+            next((texts[ms] for ms in sorted(texts, reverse=True) if name == "launch" and ms <= ts_ms), None)
+            for ts_ms, name in zip(*columns, strict=True)
+        ]
+        at = table.schema.get_field_index("declaration")
+        pq.write_table(table.set_column(at, "declaration", pa.array(now, pa.string())), path)
     return folder
 
 

@@ -28,8 +28,9 @@ def report(
 ) -> None:
     """Compare two arms of an experiment by what their viewers did, and say which one won.
 
-    The verdict is won, lost, no difference shown, or invalid. Exit code 1: the experiment is
-    invalid, so that its arms cannot be compared.
+    The declaration in the log judges. The verdict is won, lost, no difference shown, or invalid; no
+    verdict if the log has no declaration. Exit code 1: the experiment is invalid, so that its arms
+    cannot be compared.
     """
     from serve.contract.errors import TabrankError
     from serve.contract.validation import milliseconds, refuse_existing

@@ -13,6 +13,7 @@ from serve.config.settings import POPULAR, AppArgs, Arm, Experiment
 from serve.contract.errors import TabrankError
 from serve.contract.typed_reader import read
 from serve.contract.validation import one_of, typed
+from serve.log.declaration import Declaration
 from serve.storage.bucket import place
 
 
@@ -26,6 +27,13 @@ class Declared(Experiment):
     source: str | None = None
     # The folder of published models that belongs to that file.
     models: Path | None = None
+    # What the log says was declared, if it judges.
+    logged: Declaration | None = None
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Return the shares of the arms by name, as the log says or else the file."""
+        return self.logged.arms if self.logged else {arm.name: arm.share for arm in self.arms}
 
     @property
     def popular(self) -> str:

@@ -149,7 +149,11 @@ def _of_metric(row: Mapping[str, Any], margin: float, ended: bool) -> dict[str, 
     interval = {**row["effect"], **deciding(row, ended)}
     state = _state(interval["relative_low"], interval["relative_high"], worse, margin)
     # A limit may hide the harm to those above it, so what they do has to agree.
-    if state == "holds" and row.get("raw") and _state(*_within_one_error(row["raw"]), worse, margin) != "holds":
+    if (
+        state == "holds"
+        and row.get("raw")
+        and _state(*_within_one_error(row["raw"]), worse, margin) != "holds"
+    ):
         state = "not shown"
     return found | interval | {"state": state}
 

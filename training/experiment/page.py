@@ -22,6 +22,7 @@ TONES: Mapping[str, tuple[kit.Tone, str]] = {
     "lost": ("bad", "{treatment} lost against {control}"),
     "no difference shown": ("unsure", "{treatment} neither won nor lost against {control}"),
     "invalid": ("bad", "invalid: the arms cannot be compared"),
+    "no verdict": ("unsure", "no verdict: the log has no declaration"),
 }
 CAPPED = (
     "A viewer's amount is capped at the 99th percentile, or at the 95th of those above 0 if that is higher"
@@ -41,8 +42,12 @@ def text(result: Report) -> str:
     lines += [f"warning: {warning}" for warning in result["warnings"]]
     lines += sample_ratio(result)
     for rows in filter(None, (*_metrics(result), _guardrails(result), _guardrail_tests(result))):
-        lines += ["", columns(rows), ""]
+        lines += [_label(result).strip(), columns(rows), ""]
     return "\n".join([*lines, *notes(result), *map(slate_cost_page.text, result["slate"].values())])
+
+
+def _label(result: Report) -> str:
+    return " (exploratory)" if result["verdict"] == "no verdict" else ""
 
 
 def page(result: Report) -> str:
@@ -70,7 +75,7 @@ def page(result: Report) -> str:
         _effects_chart(shown, result),
         first,
         kit.details("Other metrics day by day", *others),
-        kit.section("Metrics", *map(kit.table, _metrics(result)), how),
+        kit.section("Metrics" + _label(result), *map(kit.table, _metrics(result)), how),
         kit.details("Definitions", kit.table(_definitions(result))),
         kit.section("Sample ratio", *(kit.paragraph(f"{line}.") for line in sample_ratio(result))),
         *(kit.paragraph(f"{line}.") for line in notes(result)),

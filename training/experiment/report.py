@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pandas as pd
 
@@ -18,6 +19,7 @@ from training.evaluation.slate_cost import cost_of_arm
 from training.experiment import fading, guardrails
 from training.experiment.comparison import comparisons, days_needed
 from training.experiment.declared import Declared
+from training.experiment.in_force import in_force
 from training.experiment.panel import Panel, panel
 from training.experiment.served_log import hashed, read_events, read_exposures
 from training.experiment.statistics import MIN_VIEWERS, sample_ratio
@@ -27,6 +29,8 @@ from training.terminal import print_progress
 
 # What replaces missing values in the columns that say how an exposure was ranked.
 MISSING = {"model": "no model", "weights": "{}", "rules": ""}
+# What the numbers are if nothing judges them.
+EXPLORATORY = "the tables are exploratory: they may suggest an experiment, and decide none"
 # At most this many rows of an arm are ranked again to find what its rules cost. That takes seconds.
 COST_ROWS = 100_000
 
@@ -43,18 +47,21 @@ def report(
 ) -> dict[str, Any]:
     """Analyse an experiment up to `until_ms`, and return the content of report.json.
 
-    By default, the control is the arm that ranks by popularity, and the treatment is the only other
-    arm. If the window ends before the declared end, it is judged by the interval for any look,
-    because the data may have influenced who looks when.
+    The declaration in the log judges, and without one there is no verdict. `declaration` is that of
+    the file. By default, the control is the arm that ranks by popularity, and the treatment is the
+    only other arm. If the window ends before the declared end, it is judged by the interval for any
+    look, because the data may have influenced who looks when.
 
     Raises:
         TabrankError: the log holds no exposure of the experiment, it is unclear which arms to
             compare, or the declaration names a metric that the surface does not have.
     """
-    for path, error in declaration.misfits(surface):
-        raise TabrankError(f"{declaration.source}: experiment.{'.'.join(path)}: {error}")
     exposures, events = read_exposures(log, declaration.name), read_events(log)
-    rows = exposures.rows
+    rows, of_file = exposures.rows, declaration
+    declaration, changes, undeclared = in_force(rows, of_file, surface, timezone, until_ms)
+    for each in (of_file, declaration):
+        for path, error in each.misfits(surface):
+            raise TabrankError(f"{each.source}: experiment.{'.'.join(path)}: {error}")
     span = window(rows, declaration, timezone, until_ms)
     people = panel(rows, events, span, surface.outcomes)
     here = rows[rows["ours"] & span.holds(rows["ts_ms"])]
@@ -71,7 +78,10 @@ def report(
     num_days = span.whole_days(span.end_ms if ended else span.last_ms)
     early = too_early(declaration, num_days, num_exposures, viewers)
     every, kinds = metrics_of(surface), set(events["kind"].unique())
-    metrics = [metric for metric in every if kinds.issuperset(metric.events)]
+    absent = [metric for metric in every if not kinds.issuperset(metric.events)]
+    # A metric that the log declares stays primary while it has no events.
+    kept = declaration.logged and declaration.primary_metric
+    metrics = [metric for metric in every if metric not in absent or metric.name == kept]
     primary = _primary(declaration, metrics)
     smallest = declaration.smallest_effect
     compared: list[dict[str, Any]] = []
@@ -113,6 +123,8 @@ def report(
             result, reason, instead = "no difference shown", f"too early: {reason}; {early}", None
             missing = declaration.min_days - num_days
             days = None if days is None or num_exposures < declaration.min_exposures else max(days, missing)
+    if undeclared and not why:
+        result, reason, days = "no verdict", undeclared, None
     if closed := span.closed or ("the declared end has passed" if ended and early else None):
         instead = f"no further days come: {closed}"
     ranked_by = _treatments(here, arms)
@@ -121,13 +133,17 @@ def report(
         "verdict": result,
         "reason": reason,
         "days_needed": days,
-        "outlook": outlook(result, days, awaited, instead, fades=bool(lasting and lasting["fades"])),
+        "outlook": EXPLORATORY
+        if result == "no verdict"
+        else outlook(result, days, awaited, instead, fades=bool(lasting and lasting["fades"])),
         "control": arms[0],
         "treatment": arms[1],
         "primary_metric": primary.name,
         "primary_declared": declaration.primary_metric is not None,
         "smallest_effect": smallest,
+        "declared": declaration.logged and msgspec.to_builtins(declaration.logged),
         "warnings": [
+            *changes,
             *_change_warnings(ranked_by),
             *guardrails.warnings(of_answers, arms),
             *_sample_warnings(here["request_id"]),
@@ -152,7 +168,7 @@ def report(
         },
         "viewers_seen_before": people.num_seen_before,
         "metrics": compared,
-        "metrics_without_events": [metric.title for metric in every if metric not in metrics],
+        "metrics_without_events": [metric.title for metric in absent],
         "guardrails": guardrails.by_arm(here, arms),
         "guardrail_tests": tested,
         "fading": lasting,
@@ -169,7 +185,7 @@ def _compared(
 ) -> tuple[str, str]:
     """Return the names of the control and the treatment."""
     # An arm that has all viewers is a winner that was shipped, so it takes no part.
-    asked = {arm.name for arm in declaration.arms if 0 < arm.share < ALL_VIEWERS}
+    asked = {name for name, share in declaration.shares.items() if 0 < share < ALL_VIEWERS}
     arms = sorted(set(people.arm) | asked)
     listed = ", ".join(arms)
     if len(arms) < 2:
@@ -199,7 +215,7 @@ def _shares(here: pd.DataFrame, names: Sequence[str], declaration: Declared) -> 
     logged = here.groupby("arm", observed=True)["share"].last().dropna()
     if set(names) <= set(logged.index):
         return {name: float(logged[name]) for name in names}, "the log"
-    declared = {arm.name: arm.share for arm in declaration.arms}
+    declared = declaration.shares
     if all(declared.get(name) for name in names):
         return {name: declared[name] for name in names}, str(declaration.source)
     return dict.fromkeys(names, 1 / len(names)), "no source, assumed equal"

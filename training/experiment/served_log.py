@@ -34,6 +34,7 @@ REQUIRED = {
 OPTIONAL = {
     "exposures": {
         **dict.fromkeys(("experiment", "arm", "rung", "model", "traffic", "weights"), pa.string()),
+        "declaration": pa.string(),
         "share": pa.float64(),
         "one_in": pa.int64(),
         "latency_ms": pa.float64(),

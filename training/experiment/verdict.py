@@ -1,4 +1,4 @@
-"""Verdict of an experiment: won, lost, no difference shown, or invalid, with the reason."""
+"""Verdict of an experiment: won, lost, no difference shown, invalid or none, with the reason."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal
 from serve.config.settings import Experiment
 from training.experiment.statistics import MIN_VIEWERS, Z
 
-Verdict = Literal["won", "lost", "no difference shown", "invalid"]
+Verdict = Literal["won", "lost", "no difference shown", "invalid", "no verdict"]
 # Below this p-value of the sample ratio test, an experiment is invalid.
 SRM_P = 0.001
 # Above this share of viewers with exposures in two arms, an experiment is invalid.

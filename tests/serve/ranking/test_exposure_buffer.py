@@ -336,3 +336,49 @@ def test_exposures_for_an_ingest_that_hangs_are_with_the_next_one_after_six_seco
         return receiver.taken
 
     assert virtual_time.run(scenario()) == ["1"]
+
+
+def declared(number, text):
+    return msgspec.structs.replace(exposure(number), request_id=f"r{number}", declaration=text)
+
+
+def test_after_each_call_the_next_exposure_carries_the_declaration_and_so_does_each_change():
+    taken = []
+
+    async def send(payload):
+        taken.append([one.declaration for one in unpack(payload)])
+
+    buffer = ExposureBuffer(send)
+    for texts in ("aaa", "aab", ["b", None, "b"]):
+        for number, text in enumerate(texts):
+            buffer.put(declared(number, text))
+        asyncio.run(buffer.flush())
+    assert taken == [["a", None, None], ["a", None, "b"], ["b", None, None]]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_declaration_outlives_failed_calls_lost_calls_and_a_sample(seed):
+    rng, taken, outcomes = np.random.default_rng(seed), [], []
+
+    async def send(payload):
+        outcomes.append(str(rng.choice(["taken", "failed", "lost"], p=[0.6, 0.2, 0.2])))
+        if outcomes[-1] == "failed":
+            raise OSError("away")
+        # Ingest may drop what it has no room for, and answer all the same.
+        if outcomes[-1] == "taken":
+            taken.extend(unpack(payload))
+
+    buffer, of = ExposureBuffer(send), {}
+    for number in range(400):
+        of[f"r{number}"] = f"declaration {number // 90}"
+        buffer.one_in = int(rng.integers(1, 4))
+        buffer.put(declared(number, of[f"r{number}"]))
+        if rng.random() < 0.1:
+            asyncio.run(buffer.flush())
+    assert len(taken) > 40
+    assert {"taken", "failed", "lost"} == set(outcomes)
+    known = None
+    for one in taken:
+        known = one.declaration or known
+        assert known == of[one.request_id]
+    assert sum(one.declaration is not None for one in taken) <= len(outcomes) + 5

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import signal
+import tempfile
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +20,16 @@ from serve.config.settings import Arm
 from serve.contract.errors import TabrankError
 from serve.features.experiment_metrics import metrics_of
 from serve.features.surface import read_surface
-from tests.support.experiment_log import ARMS, DAY_MS, START_MS, SURFACE, write_experiment, write_rows
+from tests.support.experiment_log import (
+    ARMS,
+    DAY_MS,
+    START_MS,
+    SURFACE,
+    declared_text,
+    redeclare,
+    write_experiment,
+    write_rows,
+)
 from tests.support.live_service import event
 from tests.support.logging_service import Logging, busy_hour
 from tests.support.page_parser import Page
@@ -40,7 +51,12 @@ METRICS = metrics_of(SURFACE)
 
 
 def report(log, declaration, surface=SURFACE, **more):
-    return analysis.report(log, declaration, surface, **more)
+    """Report a log that was served under this declaration."""
+    if declaration == LAUNCH:
+        return analysis.report(log, declaration, surface, **more)
+    with tempfile.TemporaryDirectory() as folder:
+        served = redeclare(log, Path(folder) / "log", {0: declared_text(declaration, surface)})
+        return analysis.report(served, declaration, surface, **more)
 
 
 @pytest.fixture(autouse=True)
@@ -619,7 +635,9 @@ def test_the_limit_of_exposures_is_named_without_a_metric_that_uses_it(tmp_path)
         for i in range(700)
         for k in range(1 + i % 3)
     ]
-    result = report(write_rows(tmp_path / "log", exposures, []), LAUNCH)
+    result = report(
+        write_rows(tmp_path / "log", exposures, []), replace(LAUNCH, primary_metric="active_days")
+    )
     assert result["primary_metric"] == "active_days"
     assert result["guardrail_tests"][0]["capped"] == {"exposures": {"at": 3.0, "viewers": 0}}
     assert "or at the 95th of those above 0 if that is higher: exposures 3 (viewers above: 0)" in text(result)
@@ -631,7 +649,8 @@ def test_an_effect_that_a_handful_of_viewers_would_show_has_a_report(tmp_path):
         shown(f"v{i}", i / 64 + k, arms[i % 2]) for i in range(800) for k in range(1 + (i % 40 == 7))
     ]
     log = write_rows(tmp_path / "log", exposures, [did(f"v{i}", "click", i / 64) for i in range(0, 800, 3)])
-    result = report(log, Declared("launch", min_days=0, smallest_effect=1.0))
+    declaration = Declared("launch", min_days=0, smallest_effect=1.0, primary_metric="click_per_viewer")
+    result = report(log, declaration)
     assert result["guardrail_tests"][0]["name"] == "exposures_per_viewer"
     assert result["days_needed"] == 0
 
@@ -827,8 +846,9 @@ def test_an_arm_whose_rules_were_changed_is_warned_of_with_the_remedy(tmp_path):
     assert warning.endswith("to analyse only m with the rules spread candidate.host")
 
 
-def test_a_default_primary_metric_is_reported(won):
-    assert "primary metric, join_per_viewer, is the default" in text(report(won, LAUNCH))
+def test_a_default_primary_metric_is_reported(won, tmp_path):
+    undeclared = redeclare(won, tmp_path / "log", {})
+    assert "primary metric, join_per_viewer, is the default" in text(report(undeclared, LAUNCH))
     assert "is the default" not in text(
         report(won, Declared("launch", primary_metric="click_per_viewer", source="cluster.yaml"))
     )
@@ -995,20 +1015,28 @@ def test_an_experiment_that_starts_after_its_exposures_is_refused(won):
 
 def test_an_end_before_all_exposures_is_named_with_what_sets_it(won):
     early = Declared("launch", end_ms=START_MS - HOUR_MS, source="cluster.yaml")
-    with pytest.raises(TabrankError, match=rf"before {utc(early.end_ms)} \(end in cluster.yaml\); correct"):
+    with pytest.raises(
+        TabrankError, match=rf"before {utc(early.end_ms)} \(end in the log's declaration\); correct"
+    ):
         report(won, early)
     until_ms = START_MS - 2 * HOUR_MS
     with pytest.raises(TabrankError, match=rf"before {utc(until_ms)} \(--until\); correct"):
         report(won, early, until_ms=until_ms)
 
 
-def test_a_declared_primary_metric_without_events_is_refused(tmp_path):
-    log = write_rows(tmp_path / "log", [shown("ann", 1), shown("bob", 2, "popular")])
+def test_a_declared_primary_metric_without_events_does_not_vary_or_is_refused_without_the_logs_word(tmp_path):
+    rows = [shown(f"{arm}{i}", 1, arm) for i in range(2) for arm in ("popular", "model")]
+    log = write_rows(tmp_path / "log", rows)
     declaration = Declared("launch", primary_metric="stay_per_viewer", source="cluster.yaml")
+    result = report(log, declaration)
+    assert result["reason"].startswith("too early: Stay per viewer, minutes does not vary in either arm")
+    without = text(result).split("Without events in the log: ")[1]
+    assert "Stay per viewer, minutes" in without
+    undeclared = redeclare(log, tmp_path / "undeclared", {})
     with pytest.raises(
         TabrankError, match=r"cluster.yaml: primary_metric 'stay_per_viewer' is not in this log; use"
     ):
-        report(log, declaration)
+        analysis.report(undeclared, declaration, SURFACE)
 
 
 def test_a_missing_log_is_refused(tmp_path):
