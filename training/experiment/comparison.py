@@ -60,10 +60,12 @@ def comparisons(
             continue
         if not found.few and any(limit["viewers"] for limit in row["capped"].values()):
             row["raw"] = both_intervals(contrast(metric, raw, flags, best_at))
-            kept, given = (
-                {arm: sums[metric.above][mine].sum() for arm, mine in flags.items()} for sums in (totals, raw)
-            )
-            row["cut_share"] = {arm: float(1 - kept[arm] / given[arm]) for arm in arms}
+            row["cut_share"] = {
+                arm: float(1 - totals[metric.above][mine].sum() / raw[metric.above][mine].sum())
+                if raw[metric.above][mine].any()
+                else 0.0
+                for arm, mine in flags.items()
+            }
         (control, treatment), adjusted = found.arms, found.adjusted
         plain = compare(metric, control, treatment, adjusted=False) if adjusted else None
         both = control + treatment

@@ -58,7 +58,7 @@ def contrast(
     usual = np.quantile(np.concatenate(values), 0.5, method="lower")
     differ = tuple(int((some != usual).sum()) for some in values)
     if any(differ) and min(differ) < few_events.ENOUGH:
-        by_share = not metric.is_sum and metric.below is None and usual == 0
+        by_share = bool(not metric.is_sum and metric.below is None and usual == 0)
         few = {
             "viewers": dict(zip(flags, differ, strict=True)),
             "needed": few_events.ENOUGH,

@@ -45,14 +45,15 @@ from training.experiment.served_log import hashed, read_events, read_exposures
 from training.experiment.verdict import by_denominator
 from training.experiment.window import partial_days, utc, window
 
-LAUNCH = Declared("launch")
+# The logs here are of few days.
+LAUNCH = Declared("launch", min_days=2)
 HOUR_MS = 3_600_000
 METRICS = metrics_of(SURFACE)
 
 
 def report(log, declaration, surface=SURFACE, **more):
     """Report a log that was served under this declaration."""
-    if declaration == LAUNCH:
+    if declaration == Declared("launch"):
         return analysis.report(log, declaration, surface, **more)
     with tempfile.TemporaryDirectory() as folder:
         served = redeclare(log, Path(folder) / "log", {0: declared_text(declaration, surface)})
@@ -70,7 +71,7 @@ def handlers():
 def won(tmp_path_factory):
     """A log in which the model raises clicks and joins by 40 %."""
     folder = tmp_path_factory.mktemp("won")
-    return write_experiment(folder / "log", uplift=0.4, before_days=4, num_viewers=1_500)
+    return write_experiment(folder / "log", uplift=0.4, before_days=4, num_viewers=1_500, declaration=LAUNCH)
 
 
 def shown(viewer, hours, arm="model", **more):
@@ -182,12 +183,12 @@ def test_metrics_of_exposures_are_those_of_the_whole_log_where_the_rate_follows_
 
 def test_the_interval_of_any_look_uses_the_first_24_hours(tmp_path):
     rng = np.random.default_rng(0)
-    exposures = [shown(f"v{i}", 23 + i, ("popular", "model")[i % 2]) for i in range(60)]
-    events = [did(f"v{i}", "click", 23 + i, request_id=f"r{i}") for i in range(60) if rng.random() < 0.5]
+    exposures = [shown(f"v{i}", 23 + i, ("popular", "model")[i % 2]) for i in range(180)]
+    events = [did(f"v{i}", "click", 23 + i, request_id=f"r{i}") for i in range(180) if rng.random() < 0.5]
     clicks = clicks_of(report(write_rows(tmp_path / "log", exposures, events), LAUNCH))
     effect, always = clicks["effect"], clicks["always_valid"]
     wide = (always["high"] - always["low"]) / (effect["high"] - effect["low"])
-    assert wide == pytest.approx(factor(60, 7 * 24) / norm.isf(0.025))
+    assert wide == pytest.approx(factor(180, 7 * 24) / norm.isf(0.025))
 
 
 def test_the_days_needed_are_by_the_whole_days_or_by_all_if_none_is_whole(tmp_path):
@@ -318,7 +319,7 @@ def test_a_winner_that_was_shipped_has_still_won_with_the_same_effect(tmp_path):
     before = report(log, LAUNCH)
     ship(log, at_hours=96.5)
     arms = (Arm("model", "current", 1.0), Arm("popular", "popular", 0.0))
-    after = report(log, Declared("launch", arms=arms, source="cluster.yaml"))
+    after = report(log, Declared("launch", arms=arms, source="cluster.yaml", min_days=2))
     assert (before["verdict"], after["verdict"]) == ("won", "won")
     assert effects_of(after) == effects_of(before)
     assert after["window"]["closed"] == "one arm has all viewers from then on"
@@ -426,10 +427,10 @@ def test_a_different_share_of_fallbacks_is_flagged_with_its_interval(tmp_path):
                 row |= {"rung": "fallback", "degraded": ["deadline"]}
         return write_rows(tmp_path / name, rows)
 
-    uneven = report(log_of("uneven", (50, 10)), LAUNCH)
+    uneven = report(log_of("uneven", (25, 10)), LAUNCH)
     (warning,) = uneven["warnings"]
     assert warning.startswith(
-        "the arms were degraded unevenly: answers by fallback are 10.00% of 'model' and 2.00%"
+        "the arms were degraded unevenly: answers by fallback are 10.00% of 'model' and 4.00%"
     )
     assert f"warning: {warning}" in text(uneven)
     tested = {row["name"]: row for row in uneven["guardrail_tests"]}
@@ -512,7 +513,9 @@ def test_a_treatment_that_breaks_joins_has_lost(tmp_path):
     ]
     result = report(write_rows(tmp_path / "log", exposures, events), LAUNCH)
     assert result["verdict"] == "lost"
-    assert result["reason"].startswith("Join per viewer -0.")
+    assert result["reason"].startswith(
+        "Join per viewer (the share of viewers with any, as few have) -100.00%"
+    )
     assert "lost" in text(result)
 
 
@@ -561,7 +564,8 @@ def test_a_treatment_that_lowers_exposures_has_not_won(tmp_path):
 def test_a_treatment_with_more_fallbacks_has_not_won(tmp_path):
     result = judged(tmp_path / "log", (4, 4), (0.1, 0.9), fallback=10)
     assert result["verdict"] == "no difference shown"
-    assert result["reason"].startswith("not won: answers by fallback +")
+    # No viewer of the other arm has one, so viewers are compared.
+    assert result["reason"].startswith("not won: viewers with answers by fallback +")
     assert "], higher by more than 0.5%" in result["reason"]
 
 
@@ -618,8 +622,8 @@ def test_a_small_arm_is_too_early_for_a_verdict_and_what_is_missing_is_said(tmp_
 def test_a_viewer_of_very_many_minutes_counts_up_to_a_limit_that_the_report_names(tmp_path):
     exposures = [shown(f"v{i}", i / 64, ("popular", "model")[i % 2]) for i in range(700)]
     events = []
-    for i in range(0, 700, 2):
-        hours = 1_000 if i < 6 else (0.125, 0.25)[i // 2 % 2]
+    for i in (*range(0, 700, 2), *range(1, 100, 2)):
+        hours = 1_000 if i < 6 and i % 2 == 0 else (0.125, 0.25)[i // 2 % 2]
         events += [did(f"v{i}", "join", i / 64, request_id=f"r{i}"), did(f"v{i}", "leave", i / 64 + hours)]
     result = report(write_rows(tmp_path / "log", exposures, events), LAUNCH)
     minutes = next(metric for metric in result["metrics"] if metric["name"] == "stay_per_viewer")
@@ -645,9 +649,7 @@ def test_the_limit_of_exposures_is_named_without_a_metric_that_uses_it(tmp_path)
 
 def test_an_effect_that_a_handful_of_viewers_would_show_has_a_report(tmp_path):
     arms = ("popular", "model")
-    exposures = [
-        shown(f"v{i}", i / 64 + k, arms[i % 2]) for i in range(800) for k in range(1 + (i % 40 == 7))
-    ]
+    exposures = [shown(f"v{i}", i / 64 + k, arms[i % 2]) for i in range(800) for k in range(1 + (i % 5 == 0))]
     log = write_rows(tmp_path / "log", exposures, [did(f"v{i}", "click", i / 64) for i in range(0, 800, 3)])
     declaration = Declared("launch", min_days=0, smallest_effect=1.0, primary_metric="click_per_viewer")
     result = report(log, declaration)
@@ -735,32 +737,25 @@ def test_a_guardrail_that_is_not_yet_shown_to_hold_names_the_viewers_that_it_tak
 
 
 def test_a_guardrail_without_a_relative_size_is_not_shown_to_hold_and_what_helps_is_said(tmp_path):
-    for name, returns in (("none", (0, 0)), ("only the model", (0, 0.5))):
-        result = shop(tmp_path / name, returns=returns)
-        assert (result["verdict"], guardrail(result)["state"]) == ("no difference shown", "no relative size")
-        assert (
-            "not won: the guardrail return_per_viewer has no relative size, as it is 0 in" in result["reason"]
-        )
-        assert "take it out of guardrails" in result["reason"]
-        assert "no relative size" in text(result)
-        assert "no relative size" in page(result)
+    result = shop(tmp_path / "log", returns=(0, 0))
+    assert (result["verdict"], guardrail(result)["state"]) == ("no difference shown", "no relative size")
+    assert "not won: the guardrail return_per_viewer has no relative size, as it is 0 in" in result["reason"]
+    assert "take it out of guardrails" in result["reason"]
+    assert "no relative size" in text(result)
+    assert "no relative size" in page(result)
 
 
-def test_a_guardrail_of_which_the_treatment_has_none_is_judged_by_the_size_of_the_control(tmp_path):
-    result = shop(tmp_path / "log", returns=(0.5, 0))
+def test_a_guardrail_that_one_arm_alone_has_is_judged_by_the_viewers_who_have_any(tmp_path):
+    result = shop(tmp_path / "none", returns=(0.5, 0))
     row = guardrail(result)
     assert (result["verdict"], row["state"], row["relative"]) == ("won", "holds", -1.0)
-    # Nothing is left of a good one.
-    one = {"relative": None, "relative_low": None, "relative_high": None}
-    effect = one | {"difference": -0.5, "low": -0.6, "high": -0.4, "p": 0.001}
-    lost = {"name": "x_per_viewer", "title": "X", "bad": False, "control": 0.5, "treatment": 0.0}
-    row = lost | {"effect": effect, "always_valid": effect, "capped": {}}
-    declaration = Declared("launch", guardrails={"x_per_viewer": 0.02})
-    metric = replace(METRICS[0], name="x_per_viewer")
-    people = panel_of(tmp_path / "log")
-    rows = guardrails.of_metrics({"x_per_viewer": row}, [metric], declaration, people, ARMS, ended=True)
-    (found,) = guardrails.harm(rows)
-    assert found == "X -100.00% [-120.00%, -80.00%], lower by more than 2.0%"
+    assert row["few"]["by_share"]
+    result = shop(tmp_path / "only the model", returns=(0, 0.5))
+    row = guardrail(result)
+    assert (result["verdict"], row["state"]) == ("no difference shown", "worse")
+    assert (row["relative"], row["relative_high"]) == (None, None)
+    assert "∞], higher by more than" in result["reason"]
+    assert "∞" in page(result)
 
 
 def test_of_a_bad_outcome_less_has_won(tmp_path):
@@ -935,7 +930,7 @@ def test_without_a_difference_the_report_names_the_days_needed(tmp_path):
 
 def test_at_the_declared_end_the_fixed_horizon_counts(tmp_path):
     log = write_experiment(tmp_path / "log", uplift=-0.15, num_viewers=1_000)
-    known = {"start_ms": START_MS, "primary_metric": "click_per_viewer"}
+    known = {"start_ms": START_MS, "primary_metric": "click_per_viewer", "min_days": 2}
     early = report(log, Declared("launch", **known))
     ended = report(log, Declared("launch", end_ms=START_MS + 4 * DAY_MS - 10 * HOUR_MS, **known))
     assert (early["verdict"], ended["verdict"]) == ("no difference shown", "lost")
@@ -1029,7 +1024,7 @@ def test_a_declared_primary_metric_without_events_does_not_vary_or_is_refused_wi
     log = write_rows(tmp_path / "log", rows)
     declaration = Declared("launch", primary_metric="stay_per_viewer", source="cluster.yaml")
     result = report(log, declaration)
-    assert result["reason"].startswith("too early: Stay per viewer, minutes does not vary in either arm")
+    assert result["reason"].startswith("too early: Stay per viewer, minutes: it does not vary in either arm")
     without = text(result).split("Without events in the log: ")[1]
     assert "Stay per viewer, minutes" in without
     undeclared = redeclare(log, tmp_path / "undeclared", {})
