@@ -403,7 +403,7 @@ def test_a_run_of_45_seconds_is_too_early_for_a_verdict(tmp_path):
     log = write_rows(tmp_path / "log", exposures, events)
     result = report(log, LAUNCH)
     assert (result["verdict"], result["days_needed"]) == ("no difference shown", 2)
-    assert result["reason"].startswith("too early: Join per viewer +")
+    assert result["reason"].startswith("too early: Join per viewer (the share of viewers with any, as few have) +")
     assert "a verdict needs 2 whole days (min_days), not 0" in text(result)
     assert report(log, Declared("launch", min_days=0))["verdict"] == "won"
     result = report(log, Declared("launch", min_days=0, min_exposures=1_201))
@@ -843,7 +843,7 @@ def test_an_arm_whose_rules_were_changed_is_warned_of_with_the_remedy(tmp_path):
 
 def test_a_default_primary_metric_is_reported(won, tmp_path):
     undeclared = redeclare(won, tmp_path / "log", {})
-    assert "primary metric, join_per_viewer, is the default" in text(report(undeclared, LAUNCH))
+    assert "primary metric, join_per_viewer, is the default" in text(report(undeclared, Declared("launch")))
     assert "is the default" not in text(
         report(won, Declared("launch", primary_metric="click_per_viewer", source="cluster.yaml"))
     )
