@@ -280,7 +280,7 @@ class Experiment:
         if (size := len(self.declaration(surface).text.encode())) > MAX_BYTES:
             yield (
                 ("arms",),
-                f"with the guardrails they take {size:,} bytes in the log, and may take {MAX_BYTES:,}; shorten names",
+                f"with guardrails, the log takes {size:,} bytes of {MAX_BYTES:,}; shorten their names",
             )
         named: dict[tuple[str, ...], str] = {("guardrails", name): name for name in self.guardrails}
         if self.primary_metric is not None:
