@@ -45,7 +45,7 @@ OF_MODELS = {
     "weights": "weights are of a model's predictions",
 }
 # Settings of an experiment that the log keeps as they are.
-LOGGED = ("start_ms", "end_ms", "smallest_effect", "min_days", "min_exposures")
+LOGGED = ("guardrails", "start_ms", "end_ms", "smallest_effect", "min_days", "min_exposures")
 NO_KEY = hashlib.sha256(b"").hexdigest()
 
 
@@ -267,7 +267,6 @@ class Experiment:
         """Return what the log keeps of it, with the primary metric by name."""
         return Declaration(
             primary_metric=self.primary_metric or metrics_of(surface)[0].name,
-            guardrails=dict(self.guardrails),
             arms={arm.name: arm.share for arm in self.arms},
             **{name: getattr(self, name) for name in LOGGED},
         )

@@ -37,29 +37,21 @@ def in_force(
     here = rows[rows["ours"] & rows["ts_ms"].between(span.start_ms, until, inclusive="left")]
     carried = here[here["declaration"].notna()].drop_duplicates("declaration")
     if carried.empty:
-        why = f"no exposure carries the declaration of {of_file.name}, so nothing shows that its metric was chosen "
-        why += "before its effect was known; serve with a release that logs it, with a new name and salt"
+        why = f"the log has no declaration of {of_file.name}; serve with a release that logs it, under a new name"
         return of_file, [], why
     first, *others = map(_read, carried["declaration"])
     since_ms, *changed_ms = map(int, carried["ts_ms"])
     num_before = int((here["ts_ms"] < since_ms).sum())
     if since_ms - span.first_ms > TAKEN_UP_MS and num_before > FEW:
-        why = f"{num_before:,} exposures of {of_file.name} came before its first declaration in the log, so its metric "
-        why += (
-            f'may have been chosen by its effect; declare `start: "{utc(since_ms)}"` to judge what came after'
-        )
+        why = f'{num_before:,} exposures came before the declaration; `start: "{utc(since_ms)}"` would judge the others'
         return of_file, [], why
-    # Of equal differences the earliest is told.
-    told = {_differences(first, other): ms for other, ms in zip(others[::-1], changed_ms[::-1], strict=True)}
     warnings = [
-        f"the declaration changed after viewers were assigned: from {utc(ms)} on, {words}; this report keeps the first "
-        "one, and another needs an experiment with a new name and salt"
-        for words, ms in sorted(told.items(), key=lambda one: one[1])
-        if words
+        f"the declaration changed: from {utc(ms)} on, {words}; the first one judges, another needs a new name and salt"
+        for other, ms in zip(others, changed_ms, strict=True)
+        if (words := _differences(first, other))
     ]
     if of_file.source and (words := _differences(first, of_file.declaration(surface))):
-        since = f"{of_file.source} declares otherwise than the log did at {utc(since_ms)}"
-        warnings.append(f"{since}: {words}; this report keeps the log's")
+        warnings.append(f"{of_file.source} is not the declaration of {utc(since_ms)}, which judges: {words}")
     judged = {name: getattr(first, name) for name in JUDGED}
     start_ms = of_file.start_ms or first.start_ms
     return replace(of_file, **judged, start_ms=start_ms, source=SOURCE, logged=first), warnings, None
@@ -75,14 +67,11 @@ def _read(text: str) -> Declaration:
 
 def _differences(first: Declaration, other: Declaration) -> str:
     """Return in words what decides in `other` but not in `first`; empty if nothing does."""
-    pairs = ((name, _shown(name, other), _shown(name, first)) for name in JUDGED)
-    return ", ".join(
-        f"{name.removesuffix('_ms')} is {new} instead of {old}" for name, new, old in pairs if new != old
-    )
+    pairs = ((name.removesuffix("_ms"), _shown(name, other), _shown(name, first)) for name in JUDGED)
+    return ", ".join(f"{name} is {new} instead of {old}" for name, new, old in pairs if new != old)
 
 
 def _shown(name: str, declaration: Declaration) -> str:
     value: Any = getattr(declaration, name)
-    if name == "end_ms" and value:
-        return utc(value)
-    return "none" if value in (None, {}) else str(value).replace("'", "")
+    text = utc(value) if name == "end_ms" and value else str(value).replace("'", "")
+    return "none" if value in (None, {}) else text
