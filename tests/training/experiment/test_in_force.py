@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from serve.config.settings import Arm, Experiment
+from serve.config.settings import Arm, Experiment, UserConfig
 from serve.contract.errors import TabrankError
 from tests.support.experiment_log import (
     DAY_MS,
@@ -166,6 +166,17 @@ def test_declarations_of_other_experiments_and_of_test_traffic_judge_nothing(tmp
     rows = [row | {"request_id": f"r{i}"} for i, row in enumerate(rows)]
     result = report(write_rows(tmp_path / "log", rows), LAUNCH, SURFACE)
     assert (result["primary_metric"], result["warnings"]) == ("click_per_viewer", [])
+
+
+def test_a_declaration_that_is_too_long_for_the_log_is_refused_before_it_is_served(tmp_path):
+    def misfits(num):
+        arms = tuple(Arm("x" * 100 + str(i), "popular", 1 / num) for i in range(num))
+        return [*UserConfig(Experiment("launch", "s", arms)).misfits(SURFACE, tmp_path)]
+
+    assert misfits(100) == []
+    ((path, error),) = misfits(200)
+    assert path == ("experiment", "arms")
+    assert error.endswith(" bytes of 16,384; shorten their names")
 
 
 @pytest.mark.parametrize("written", ["{", "{}", '{"primary_metric": 3}', "click_per_viewer"])
