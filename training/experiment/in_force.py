@@ -31,10 +31,9 @@ def in_force(
     Raises:
         TabrankError: no exposure is in the window, or what an exposure carries is no declaration.
     """
+    # Look beyond any declared end, because one that is put off is noticed after the first one.
     span = window(rows, replace(of_file, end_ms=None), timezone, until_ms)
-    # An end that was put off is noticed after the first one.
-    until = span.end_ms if span.closed else float("inf")
-    here = rows[rows["ours"] & rows["ts_ms"].between(span.start_ms, until, inclusive="left")]
+    here = rows[rows["ours"] & span.holds(rows["ts_ms"])]
     carried = here[here["declaration"].notna()].drop_duplicates("declaration")
     if carried.empty:
         why = f"the log has no declaration of {of_file.name}; serve with a release that logs it, under a new name"

@@ -109,6 +109,7 @@ def test_a_file_that_says_otherwise_is_warned_of_and_does_not_judge(log, tmp_pat
     assert "primary_metric is join_per_viewer instead of click_per_viewer" in warning
     assert "end is 2024-10-04T12:00:00Z instead of none" in warning
     assert result == {name: plain[name] for name in result}
+    assert report(kept, replace(named, end_ms=START_MS), SURFACE)["verdict"] == "won"
 
 
 def test_an_end_that_is_put_off_does_not_move_it(log, tmp_path):
@@ -123,6 +124,7 @@ def test_an_end_that_is_put_off_does_not_move_it(log, tmp_path):
     )
     result = report(late, Declared("launch"), SURFACE)
     assert (result["window"]["ended"], result["window"]["end"]) == (True, "2024-10-07T00:00:00Z")
+    assert report(late, Declared("launch", end_ms=end_ms), SURFACE)["warnings"] == result["warnings"]
     (warning,) = result["warnings"]
     assert "end is 2024-10-08T00:00:00Z instead of 2024-10-07T00:00:00Z" in warning
 
