@@ -45,7 +45,7 @@ def missing(shown, lines):
 @pytest.mark.integration
 @pytest.mark.no_ray
 def test_the_worked_example_prints_the_report_that_the_page_shows(tmp_path, declaration):
-    example = re.search(r"write_experiment\(Path\(\"log\"\), (.*)\)", GUIDE).group(1)
+    example = re.search(r"write_experiment\(log, (.*)\)", GUIDE).group(1)
     options = {name: float(value) for name, value in re.findall(r"(\w+)=([\d.]+)", example)}
     num = {name: int(options.pop(name)) for name in ("num_viewers", "days", "before_days")}
     assert example.endswith("declaration=launch")

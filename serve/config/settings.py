@@ -45,7 +45,7 @@ OF_MODELS = {
     "weights": "weights are of a model's predictions",
 }
 # Settings of an experiment that the log keeps as they are.
-LOGGED = ("start_ms", "end_ms", "smallest_effect", "min_days", "min_exposures")
+LOGGED = ("guardrails", "start_ms", "end_ms", "smallest_effect", "min_days", "min_exposures")
 NO_KEY = hashlib.sha256(b"").hexdigest()
 
 
@@ -267,7 +267,6 @@ class Experiment:
         """Return what the log keeps of it, with the primary metric by name."""
         return Declaration(
             primary_metric=self.primary_metric or metrics_of(surface)[0].name,
-            guardrails=dict(self.guardrails),
             arms={arm.name: arm.share for arm in self.arms},
             **{name: getattr(self, name) for name in LOGGED},
         )
@@ -280,7 +279,7 @@ class Experiment:
         if (size := len(self.declaration(surface).text.encode())) > MAX_BYTES:
             yield (
                 ("arms",),
-                f"with the guardrails they take {size:,} bytes in the log, and may take {MAX_BYTES:,}; shorten names",
+                f"with guardrails, the log takes {size:,} bytes of {MAX_BYTES:,}; shorten their names",
             )
         named: dict[tuple[str, ...], str] = {("guardrails", name): name for name in self.guardrails}
         if self.primary_metric is not None:

@@ -27,8 +27,3 @@ class Declaration(msgspec.Struct, frozen=True, kw_only=True):
     def text(self) -> str:
         """Canonical JSON, which is equal for equal declarations."""
         return msgspec.json.encode(self, order="sorted").decode()
-
-
-def read_declaration(text: str) -> Declaration:
-    """Read the JSON of a declaration; raise a msgspec.MsgspecError if it is none."""
-    return msgspec.json.decode(text, type=Declaration)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import pandas as pd
 
 from serve.contract.errors import TabrankError
 from serve.features.surface import Surface
-from serve.log.declaration import Declaration, read_declaration
+from serve.log.declaration import Declaration
 from training.experiment.declared import Declared
 from training.experiment.window import FEW, TAKEN_UP_MS, utc, window
 
@@ -19,89 +19,58 @@ JUDGED = ("primary_metric", "guardrails", "end_ms", "smallest_effect", "min_days
 SOURCE = "the log's declaration"
 
 
-class InForce(NamedTuple):
-    """The declaration to judge by, warnings of others, and why there is none in the log."""
-
-    declaration: Declared
-    warnings: list[str]
-    missing: str | None = None
-
-
 def in_force(
     rows: pd.DataFrame, of_file: Declared, surface: Surface, timezone: str, until_ms: int | None = None
-) -> InForce:
-    """Return the first declaration that exposures in the window carry, if it came with the first.
+) -> tuple[Declared, list[str], str | None]:
+    """Return the declaration to judge by, warnings of others, and why the log has none.
 
-    It replaces what decides in that of the file, which keeps the start, the arms' rules and the
-    models. `rows` are the exposures of a log in the order of time.
+    It is the first that exposures in the window carry, if it came with the first ones. It replaces
+    what decides in that of the file, which keeps the start, the arms' rules and the models. `rows`
+    are the exposures of a log in the order of time.
 
     Raises:
         TabrankError: no exposure is in the window, or what an exposure carries is no declaration.
     """
+    # Look beyond any declared end, because one that is put off is noticed after the first one.
     span = window(rows, replace(of_file, end_ms=None), timezone, until_ms)
-    # An end that was put off is noticed after the first one.
-    until = span.end_ms if span.closed else float("inf")
-    here = rows[rows["ours"] & rows["ts_ms"].between(span.start_ms, until, inclusive="left")]
+    here = rows[rows["ours"] & span.holds(rows["ts_ms"])]
     carried = here[here["declaration"].notna()].drop_duplicates("declaration")
-    name = of_file.name
     if carried.empty:
-        return InForce(
-            of_file,
-            [],
-            f"no exposure carries the declaration of {name}, so nothing shows that its metric was chosen before its "
-            "effect was known; serve with a release that logs it, with a new name and salt",
-        )
-    (first, since_ms), *others = (
-        (_read(text), int(ms)) for text, ms in zip(carried["declaration"], carried["ts_ms"], strict=True)
-    )
+        why = f"the log has no declaration of {of_file.name}; serve with a release that logs it, under a new name"
+        return of_file, [], why
+    first, *others = map(_read, carried["declaration"])
+    since_ms, *changed_ms = map(int, carried["ts_ms"])
     num_before = int((here["ts_ms"] < since_ms).sum())
     if since_ms - span.first_ms > TAKEN_UP_MS and num_before > FEW:
-        return InForce(
-            of_file,
-            [],
-            f"{num_before:,} exposures of {name} came before its first declaration in the log, so its metric may have "
-            f'been chosen by its effect; declare `start: "{utc(since_ms)}"` to judge what came after',
-        )
-    told: dict[str, int] = {}
-    for other, ms in others:
-        told.setdefault(_differences(first, other), ms)
+        why = f'{num_before:,} exposures came before the declaration; `start: "{utc(since_ms)}"` would judge the others'
+        return of_file, [], why
     warnings = [
-        f"the declaration changed after viewers were assigned: from {utc(ms)} on, {words}; this report keeps the first "
-        "one, and another needs an experiment with a new name and salt"
-        for words, ms in told.items()
-        if words
+        f"the declaration changed: from {utc(ms)} on, {words}; the first one judges, another needs a new name and salt"
+        for other, ms in zip(others, changed_ms, strict=True)
+        if (words := _differences(first, other))
     ]
     if of_file.source and (words := _differences(first, of_file.declaration(surface))):
-        warnings.append(
-            f"{of_file.source} declares otherwise than the log did at {utc(since_ms)}: {words}; this report keeps the "
-            "log's"
-        )
+        warnings.append(f"{of_file.source} is not the declaration of {utc(since_ms)}, which judges: {words}")
     judged = {name: getattr(first, name) for name in JUDGED}
     start_ms = of_file.start_ms or first.start_ms
-    return InForce(replace(of_file, **judged, start_ms=start_ms, source=SOURCE, logged=first), warnings)
+    return replace(of_file, **judged, start_ms=start_ms, source=SOURCE, logged=first), warnings, None
 
 
 def _read(text: str) -> Declaration:
     try:
-        return read_declaration(text)
+        return msgspec.json.decode(text, type=Declaration)
     except msgspec.MsgspecError as error:
-        raise TabrankError(
-            f"exposures, column 'declaration': {text:.60} is no declaration ({error}); leave the column out of logs "
-            "that a service did not write"
-        ) from None
+        what = f"exposures, column 'declaration': {text:.60} is no declaration ({error})"
+        raise TabrankError(f"{what}; leave the column out of logs that a service did not write") from None
 
 
 def _differences(first: Declaration, other: Declaration) -> str:
     """Return in words what decides in `other` but not in `first`; empty if nothing does."""
-    pairs = ((name, getattr(first, name), getattr(other, name)) for name in JUDGED)
-    return ", ".join(
-        f"{name.removesuffix('_ms')} is {_shown(name, new)} instead of {_shown(name, old)}"
-        for name, old, new in pairs
-        if old != new
-    )
+    pairs = ((name.removesuffix("_ms"), _shown(name, other), _shown(name, first)) for name in JUDGED)
+    return ", ".join(f"{name} is {new} instead of {old}" for name, new, old in pairs if new != old)
 
 
-def _shown(name: str, value: Any) -> str:
-    if name == "end_ms" and value:
-        return utc(value)
-    return "none" if value in (None, {}) else str(value).replace("'", "")
+def _shown(name: str, declaration: Declaration) -> str:
+    value: Any = getattr(declaration, name)
+    text = utc(value) if name == "end_ms" and value else str(value).replace("'", "")
+    return "none" if value in (None, {}) else text

@@ -42,12 +42,8 @@ def text(result: Report) -> str:
     lines += [f"warning: {warning}" for warning in result["warnings"]]
     lines += sample_ratio(result)
     for rows in filter(None, (*_metrics(result), _guardrails(result), _guardrail_tests(result))):
-        lines += [_label(result).strip(), columns(rows), ""]
+        lines += ["(exploratory)" * (result["verdict"] == "no verdict"), columns(rows), ""]
     return "\n".join([*lines, *notes(result), *map(slate_cost_page.text, result["slate"].values())])
-
-
-def _label(result: Report) -> str:
-    return " (exploratory)" if result["verdict"] == "no verdict" else ""
 
 
 def page(result: Report) -> str:
@@ -61,6 +57,7 @@ def page(result: Report) -> str:
         else f"whether the effect lasts. It is that of the viewers of these {len(days)} days. What viewers of one arm "
         "do may also reach those of the other."
     )
+    metrics = "Metrics" + " (exploratory)" * (result["verdict"] == "no verdict")
     how = kit.paragraph(HOW_TO_READ * bool(result["metrics"]))
     shown = [metric for metric in result["metrics"] if metric["effect"]]
     shown.sort(key=lambda metric: metric["name"] != result["primary_metric"])
@@ -75,7 +72,7 @@ def page(result: Report) -> str:
         _effects_chart(shown, result),
         first,
         kit.details("Other metrics day by day", *others),
-        kit.section("Metrics" + _label(result), *map(kit.table, _metrics(result)), how),
+        kit.section(metrics, *map(kit.table, _metrics(result)), how),
         kit.details("Definitions", kit.table(_definitions(result))),
         kit.section("Sample ratio", *(kit.paragraph(f"{line}.") for line in sample_ratio(result))),
         *(kit.paragraph(f"{line}.") for line in notes(result)),

@@ -30,7 +30,9 @@ from training.terminal import print_progress
 # What replaces missing values in the columns that say how an exposure was ranked.
 MISSING = {"model": "no model", "weights": "{}", "rules": ""}
 # What the numbers are if nothing judges them.
-EXPLORATORY = "the tables are exploratory: they may suggest an experiment, and decide none"
+EXPLORATORY = (
+    "nothing shows that a metric was chosen before its effect was seen, so the tables are exploratory"
+)
 # At most this many rows of an arm are ranked again to find what its rules cost. That takes seconds.
 COST_ROWS = 100_000
 
@@ -79,9 +81,10 @@ def report(
     early = too_early(declaration, num_days, num_exposures, viewers)
     every, kinds = metrics_of(surface), set(events["kind"].unique())
     absent = [metric for metric in every if not kinds.issuperset(metric.events)]
-    # A metric that the log declares stays primary while it has no events.
-    kept = declaration.logged and declaration.primary_metric
-    metrics = [metric for metric in every if metric not in absent or metric.name == kept]
+    # What is declared stays primary while it has no events.
+    metrics = [
+        metric for metric in every if metric not in absent or metric.name == declaration.primary_metric
+    ]
     primary = _primary(declaration, metrics)
     smallest = declaration.smallest_effect
     compared: list[dict[str, Any]] = []
@@ -224,12 +227,7 @@ def _shares(here: pd.DataFrame, names: Sequence[str], declaration: Declared) -> 
 def _primary(declaration: Declared, metrics: Sequence[Metric]) -> Metric:
     """Return the declared primary metric, or by default the log's first outcome per viewer."""
     known = {metric.name: metric for metric in metrics}
-    wanted = declaration.primary_metric or metrics[0].name
-    if wanted not in known:
-        raise TabrankError(
-            f"{declaration.source}: primary_metric {wanted!r} is not in this log; use one of {', '.join(known)}"
-        )
-    return known[wanted]
+    return known[declaration.primary_metric or metrics[0].name]
 
 
 def _window(span: Window, rows: pd.DataFrame, declaration: Declared) -> dict[str, Any]:

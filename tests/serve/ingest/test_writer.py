@@ -674,7 +674,7 @@ def test_a_journal_with_too_many_bytes_refuses_until_the_log_is_written(service,
 
 
 @pytest.mark.parametrize(
-    ("bound", "value"), [("intake.MAX_UNFLUSHED", 3), ("intake.MAX_UNFLUSHED_BYTES", 1_200)]
+    ("bound", "value"), [("intake.MAX_UNFLUSHED", 3), ("intake.MAX_UNFLUSHED_BYTES", 1_800)]
 )
 def test_a_journal_not_written_to_the_log_takes_events_but_not_exposures(service, monkeypatch, bound, value):
     monkeypatch.setattr(f"serve.ingest.{bound}", value)

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from serve.config.settings import Arm, Experiment
+from serve.config.settings import Arm, Experiment, UserConfig
 from serve.contract.errors import TabrankError
 from tests.support.experiment_log import (
     DAY_MS,
@@ -54,9 +54,9 @@ def test_without_a_declaration_in_the_log_there_is_no_verdict_and_the_tables_are
     assert result["primary_metric"] == "click_per_viewer"
     first, *_ = text(result).splitlines()
     assert first.startswith(
-        "no verdict: no exposure carries the declaration of launch, so nothing shows that"
+        "no verdict: the log has no declaration of launch; serve with a release that logs it, under"
     )
-    assert "serve with a release that logs it, with a new name and salt; the tables are exploratory" in first
+    assert "; nothing shows that a metric was chosen before its effect was seen, so the tables are" in first
     assert "\n(exploratory)\nmetric " in text(result)
     assert "<h2>Metrics (exploratory)</h2>" in page(result)
     assert "won" not in page(result).split("<table")[0].split("<strong>")[1]
@@ -91,7 +91,7 @@ def test_the_first_declaration_judges_and_a_later_one_is_told_with_its_time(log,
     )
     assert (plain["verdict"], plain["warnings"]) == ("won", [])
     (warning,) = changed.pop("warnings")
-    assert warning.startswith("the declaration changed after viewers were assigned: from 2024-10-04T12:0")
+    assert warning.startswith("the declaration changed: from 2024-10-04T12:0")
     assert words in warning
     # Nothing else in the report moved.
     assert changed == {name: plain[name] for name in changed}
@@ -105,10 +105,11 @@ def test_a_file_that_says_otherwise_is_warned_of_and_does_not_judge(log, tmp_pat
     other = replace(named, primary_metric=None, guardrails={"active_days": 0.001}, end_ms=NOON_MS)
     result = report(kept, other, SURFACE)
     (warning,) = result.pop("warnings")
-    assert warning.startswith("cluster.yaml declares otherwise than the log did at 2024-10-04T00:0")
+    assert warning.startswith("cluster.yaml is not the declaration of 2024-10-04T00:0")
     assert "primary_metric is join_per_viewer instead of click_per_viewer" in warning
     assert "end is 2024-10-04T12:00:00Z instead of none" in warning
     assert result == {name: plain[name] for name in result}
+    assert report(kept, replace(named, end_ms=START_MS), SURFACE)["verdict"] == "won"
 
 
 def test_an_end_that_is_put_off_does_not_move_it(log, tmp_path):
@@ -123,6 +124,7 @@ def test_an_end_that_is_put_off_does_not_move_it(log, tmp_path):
     )
     result = report(late, Declared("launch"), SURFACE)
     assert (result["window"]["ended"], result["window"]["end"]) == (True, "2024-10-07T00:00:00Z")
+    assert report(late, Declared("launch", end_ms=end_ms), SURFACE)["warnings"] == result["warnings"]
     (warning,) = result["warnings"]
     assert "end is 2024-10-08T00:00:00Z instead of 2024-10-07T00:00:00Z" in warning
 
@@ -148,7 +150,7 @@ def test_a_declaration_that_comes_after_the_first_viewers_is_none_until_a_start_
     late = redeclare(log, tmp_path / "log", {NOON_MS: declared_text(LAUNCH)})
     result = report(late, LAUNCH, SURFACE)
     assert result["verdict"] == "no verdict"
-    assert "exposures of launch came before its first declaration in the log" in result["reason"]
+    assert "exposures came before the declaration; `start:" in result["reason"]
     start = result["reason"].split('start: "')[1].split('"')[0]
     assert start.startswith("2024-10-04T12:0")
     judged = report(late, replace(LAUNCH, start_ms=NOON_MS), SURFACE)
@@ -166,6 +168,17 @@ def test_declarations_of_other_experiments_and_of_test_traffic_judge_nothing(tmp
     rows = [row | {"request_id": f"r{i}"} for i, row in enumerate(rows)]
     result = report(write_rows(tmp_path / "log", rows), LAUNCH, SURFACE)
     assert (result["primary_metric"], result["warnings"]) == ("click_per_viewer", [])
+
+
+def test_a_declaration_that_is_too_long_for_the_log_is_refused_before_it_is_served(tmp_path):
+    def misfits(num):
+        arms = tuple(Arm("x" * 100 + str(i), "popular", 1 / num) for i in range(num))
+        return [*UserConfig(Experiment("launch", "s", arms)).misfits(SURFACE, tmp_path)]
+
+    assert misfits(100) == []
+    ((path, error),) = misfits(200)
+    assert path == ("experiment", "arms")
+    assert error.endswith(" bytes of 16,384; shorten their names")
 
 
 @pytest.mark.parametrize("written", ["{", "{}", '{"primary_metric": 3}', "click_per_viewer"])
