@@ -42,6 +42,8 @@ def text(result: Report) -> str:
     lines += sample_ratio(result)
     for rows in filter(None, (*_metrics(result), _guardrails(result), _guardrail_tests(result))):
         lines += ["", columns(rows), ""]
+    if found := result["segments"]:
+        lines += [columns(_segments(found, result)), "", found["note"], ""]
     return "\n".join([*lines, *notes(result), *map(slate_cost_page.text, result["slate"].values())])
 
 
@@ -71,6 +73,9 @@ def page(result: Report) -> str:
         first,
         kit.details("Other metrics day by day", *others),
         kit.section("Metrics", *map(kit.table, _metrics(result)), how),
+        kit.section("Segments", kit.table(_segments(found, result)), kit.paragraph(f"{found['note']}."))
+        if (found := result["segments"])
+        else "",
         kit.details("Definitions", kit.table(_definitions(result))),
         kit.section("Sample ratio", *(kit.paragraph(f"{line}.") for line in sample_ratio(result))),
         *(kit.paragraph(f"{line}.") for line in notes(result)),
@@ -186,6 +191,19 @@ def _definitions(result: Report) -> list[list[str]]:
     day = f"from midnight to midnight, {result['window']['timezone']}"
     rows = [["title", "unit", "numerator", "denominator", "day"]]
     return rows + [[m[part] for part in rows[0][:-1]] + [day] for m in result["metrics"]]
+
+
+def _segments(found: Report, result: Report) -> list[list[str]]:
+    arms, ended = (result["control"], result["treatment"]), result["window"]["ended"]
+    rows = [[found["field"], *(f"viewers, {arm}" for arm in arms), f"relative, 95 % {DECIDES[ended]}"]]
+    rows[0] += ["p", "p (Holm)", "effect"]
+    for row in found["rows"]:
+        effect = row["effect"]
+        cells = [row["value"], *(f"{row['viewers'][arm]:,}" for arm in arms)]
+        cells += [f"{sized(effect)} {span(deciding(row, ended))}" if effect else NOTHING]
+        cells += [f"{effect[p]:.2g}" if effect else NOTHING for p in ("p", "p_holm")]
+        rows.append([*cells, "shown" if row["shown"] else row["missing"] or "not shown"])
+    return rows
 
 
 def _guardrails(result: Report) -> list[list[str]]:

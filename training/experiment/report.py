@@ -15,7 +15,7 @@ from serve.contract.errors import TabrankError
 from serve.features.experiment_metrics import EXPOSURES, Metric, metrics_of
 from serve.features.surface import Surface
 from training.evaluation.slate_cost import cost_of_arm
-from training.experiment import fading, guardrails
+from training.experiment import fading, guardrails, segments
 from training.experiment.comparison import comparisons, days_needed
 from training.experiment.declared import Declared
 from training.experiment.panel import Panel, panel
@@ -40,16 +40,19 @@ def report(
     control: str | None = None,
     treatment: str | None = None,
     until_ms: int | None = None,
+    by: str | None = None,
 ) -> dict[str, Any]:
     """Analyse an experiment up to `until_ms`, and return the content of report.json.
 
     By default, the control is the arm that ranks by popularity, and the treatment is the only other
     arm. If the window ends before the declared end, it is judged by the interval for any look,
-    because the data may have influenced who looks when.
+    because the data may have influenced who looks when. The effect on the primary metric is also
+    given for each value of the field `by`, such as `viewer.country`.
 
     Raises:
         TabrankError: the log holds no exposure of the experiment, it is unclear which arms to
-            compare, or the declaration names a metric that the surface does not have.
+            compare, the declaration names a metric that the surface does not have, or the field
+            gives no segments.
     """
     for path, error in declaration.misfits(surface):
         raise TabrankError(f"{declaration.source}: experiment.{'.'.join(path)}: {error}")
@@ -73,9 +76,12 @@ def report(
     every, kinds = metrics_of(surface), set(events["kind"].unique())
     metrics = [metric for metric in every if kinds.issuperset(metric.events)]
     primary = _primary(declaration, metrics)
+    if by is not None:
+        segments.check(by, surface, primary)
     smallest = declaration.smallest_effect
     compared: list[dict[str, Any]] = []
     lasting: dict[str, Any] | None = None
+    divided: dict[str, Any] | None = None
     result: Verdict = "invalid"
     reason, days, instead = "; ".join(why), None, None
     awaited = f"an effect of {smallest:.1%} shows with 80 % probability{' at a look' * (not ended)}"
@@ -87,11 +93,14 @@ def report(
         tested = guardrails.of_metrics(rows_of, every, declaration, people, arms, ended=ended) + of_answers
         result, reason = verdict(row, smallest, ended=ended)
         lasting = fading.by_period(people, arms, primary, ended=ended)
+        if by is not None:
+            parts = segments.parts(by, log, surface, primary, (rows, events, span), people, arms)
+            divided = segments.effects(by, parts, arms, primary, ended=ended)
         against = guardrails.harm(tested) if result == "won" else []
         against += by_limit(result, row, *arms)
         if primary.below:
-            parts = rows_of[f"{primary.above}_per_viewer"], rows_of[EXPOSURES.name]
-            against += by_denominator(result, *parts, ended=ended)
+            terms = rows_of[f"{primary.above}_per_viewer"], rows_of[EXPOSURES.name]
+            against += by_denominator(result, *terms, ended=ended)
         against += fading.against(result, lasting, primary.bad, ended=ended)
         wanted = row.get("viewers_needed")
         if row["few"] and not row["effect"]:
@@ -156,6 +165,7 @@ def report(
         "guardrails": guardrails.by_arm(here, arms),
         "guardrail_tests": tested,
         "fading": lasting,
+        "segments": divided,
         "slate": {
             arm.name: _cost_of_rules(arm, here, surface, declaration.models, log)
             for arm in declaration.arms
