@@ -130,7 +130,8 @@ def effects(by: str, parts: Parts, arms: Arms, metric: Metric, *, ended: bool) -
 def _values(by: str, log: Path, surface: Surface) -> pd.DataFrame:
     """Return what the log states of a field, oldest first: hash `id`, `ts_ms`, `value`.
 
-    A row without a time has that of its arrival or, in an import, 0. The id is that of a viewer, of a candidate or, for the context, of a request.
+    A row without a time has that of its arrival or, in an import, 0. The id is that of a viewer, of
+    a candidate or, for the context, of a request.
     """
     owner, field = by.split(".", 1)
     kind = ARROW[surface.fields[owner][field].type]

@@ -123,7 +123,7 @@ def seen(result):
 )
 def test_an_effect_in_one_segment_is_shown_there_alone(log, by, has_effect, has_none):
     result = run(log, by)
-    found = seen(result)
+    found = seen(result); print(result["segments"]["rows"])
     assert found[has_effect][0]
     assert not found[has_none][0]
     total = sum(num for _, num in found.values())
