@@ -23,6 +23,7 @@ def report(
     control: Annotated[str | None, typer.Option(help="Arm to compare with; default: popular.")] = None,
     treatment: Annotated[str | None, typer.Option(help="Arm to judge; needed if there are several.")] = None,
     until: Annotated[str | None, typer.Option(help="Ignore exposures from this ISO 8601 time on.")] = None,
+    by: Annotated[str | None, typer.Option(metavar="FIELD", help="Show effects by a field's values.")] = None,
     out: Annotated[Path | None, typer.Option(help="New folder for report.json and report.html.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -58,9 +59,8 @@ def report(
             f"--surface: the metrics follow from the surface's outcomes, but {at} names no surface; give the one "
             "that was served, such as --surface spaces or --surface surface.toml"
         )
-    result = run(
-        log, declaration, of_log, timezone=timezone, control=control, treatment=treatment, until_ms=until_ms
-    )
+    arms = {"control": control, "treatment": treatment}
+    result = run(log, declaration, of_log, timezone=timezone, until_ms=until_ms, by=by, **arms)
     if out is not None:
         write(out, result, page(result))
     answer(result, as_json, text(result), held=result["verdict"] != "invalid")

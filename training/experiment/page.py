@@ -41,7 +41,8 @@ def text(result: Report) -> str:
     lines = [f"{result['verdict']}: {result['reason']}; {result['outlook']}"]
     lines += [f"warning: {warning}" for warning in result["warnings"]]
     lines += sample_ratio(result)
-    for rows in filter(None, (*_metrics(result), _guardrails(result), _guardrail_tests(result))):
+    tables = *_metrics(result), *_segments(result), _guardrails(result), _guardrail_tests(result)
+    for rows in filter(None, tables):
         lines += ["(exploratory)" * (result["verdict"] == "no verdict"), columns(rows), ""]
     return "\n".join([*lines, *notes(result), *map(slate_cost_page.text, result["slate"].values())])
 
@@ -73,6 +74,7 @@ def page(result: Report) -> str:
         first,
         kit.details("Other metrics day by day", *others),
         kit.section(metrics, *map(kit.table, _metrics(result)), how),
+        kit.section("Segments", *map(kit.table, _segments(result))),
         kit.details("Definitions", kit.table(_definitions(result))),
         kit.section("Sample ratio", *(kit.paragraph(f"{line}.") for line in sample_ratio(result))),
         *(kit.paragraph(f"{line}.") for line in notes(result)),
@@ -156,6 +158,8 @@ def notes(result: Report) -> list[str]:
     each = (f"{name} {one['at']:,.4g} (viewers above: {one['viewers']:,})" for name, one in limits.items())
     if limits:
         lines.append(f"{CAPPED}: {', '.join(each)}")
+    if result["segments"]:
+        lines.append(result["segments"]["note"])
     if result["metrics_without_events"]:
         lines.append(f"Without events in the log: {', '.join(result['metrics_without_events'])}")
     return lines
@@ -188,6 +192,24 @@ def _definitions(result: Report) -> list[list[str]]:
     day = f"from midnight to midnight, {result['window']['timezone']}"
     rows = [["title", "unit", "numerator", "denominator", "day"]]
     return rows + [[m[part] for part in rows[0][:-1]] + [day] for m in result["metrics"]]
+
+
+def _segments(result: Report) -> list[list[list[str]]]:
+    """Return the table of the effects in each segment; none if no field was asked for."""
+    if not result["segments"]:
+        return []
+    ended, arms = result["window"]["ended"], (result["control"], result["treatment"])
+    head = [result["segments"]["field"], *(f"viewers, {arm}" for arm in arms)]
+    rows = [[*head, f"relative, 95 % {DECIDES[ended]}", "p", "p (Holm)", "effect"]]
+    for row in result["segments"]["rows"]:
+        cells = [row["value"], *(f"{row['viewers'][arm]:,}" for arm in arms)]
+        if effect := row["effect"]:
+            p, p_holm = effect["p"], effect["p_holm"]
+            cells += [f"{sized(effect)} {span(deciding(row, ended))}", f"{p:.2g}", f"{p_holm:.2g}"]
+        cells += [NOTHING] * (6 - len(cells))
+        said = f"needs {row['missing']}" if row["missing"] else "shown" if row["shown"] else "not shown"
+        rows.append([*cells, said])
+    return [rows]
 
 
 def _guardrails(result: Report) -> list[list[str]]:

@@ -16,7 +16,7 @@ from serve.contract.errors import TabrankError
 from serve.features.experiment_metrics import EXPOSURES, Metric, metrics_of
 from serve.features.surface import Surface
 from training.evaluation.slate_cost import cost_of_arm
-from training.experiment import fading, guardrails
+from training.experiment import fading, guardrails, segments
 from training.experiment.comparison import comparisons, days_needed
 from training.experiment.declared import Declared
 from training.experiment.in_force import in_force
@@ -46,17 +46,20 @@ def report(
     control: str | None = None,
     treatment: str | None = None,
     until_ms: int | None = None,
+    by: str | None = None,
 ) -> dict[str, Any]:
     """Analyse an experiment up to `until_ms`, and return the content of report.json.
 
     The declaration in the log judges, and without one there is no verdict. `declaration` is that of
     the file. By default, the control is the arm that ranks by popularity, and the treatment is the
     only other arm. If the window ends before the declared end, it is judged by the interval for any
-    look, because the data may have influenced who looks when.
+    look, because the data may have influenced who looks when. The effect on the primary metric is
+    also given for each value of the field `by`, such as `viewer.country`.
 
     Raises:
         TabrankError: the log holds no exposure of the experiment, it is unclear which arms to
-            compare, or the declaration names a metric that the surface does not have.
+            compare, the declaration names a metric that the surface does not have, or the field
+            gives no segments.
     """
     exposures, events = read_exposures(log, declaration.name), read_events(log)
     rows, of_file = exposures.rows, declaration
@@ -86,9 +89,12 @@ def report(
         metric for metric in every if metric not in absent or metric.name == declaration.primary_metric
     ]
     primary = _primary(declaration, metrics)
+    if by is not None:
+        segments.check(by, surface, primary)
     smallest = declaration.smallest_effect
     compared: list[dict[str, Any]] = []
     lasting: dict[str, Any] | None = None
+    divided: dict[str, Any] | None = None
     result: Verdict = "invalid"
     reason, days, instead = "; ".join(why), None, None
     awaited = f"an effect of {smallest:.1%} shows with 80 % probability{' at a look' * (not ended)}"
@@ -100,6 +106,9 @@ def report(
         tested = guardrails.of_metrics(rows_of, every, declaration, people, arms, ended=ended) + of_answers
         result, reason = verdict(row, smallest, ended=ended)
         lasting = fading.by_period(people, arms, primary, ended=ended)
+        if by is not None:
+            each = segments.parts(by, log, surface, primary, (rows, events, span), people, arms)
+            divided = segments.effects(by, each, arms, primary, ended=ended)
         against = guardrails.harm(tested) if result == "won" else []
         against += by_limit(result, row, *arms)
         if primary.below:
@@ -175,6 +184,7 @@ def report(
         "guardrails": guardrails.by_arm(here, arms),
         "guardrail_tests": tested,
         "fading": lasting,
+        "segments": divided,
         "slate": {
             arm.name: _cost_of_rules(arm, here, surface, declaration.models, log)
             for arm in declaration.arms

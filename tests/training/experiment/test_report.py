@@ -403,7 +403,9 @@ def test_a_run_of_45_seconds_is_too_early_for_a_verdict(tmp_path):
     log = write_rows(tmp_path / "log", exposures, events)
     result = report(log, LAUNCH)
     assert (result["verdict"], result["days_needed"]) == ("no difference shown", 2)
-    assert result["reason"].startswith("too early: Join per viewer (the share of viewers with any, as few have) +")
+    assert result["reason"].startswith(
+        "too early: Join per viewer (the share of viewers with any, as few have) +"
+    )
     assert "a verdict needs 2 whole days (min_days), not 0" in text(result)
     assert report(log, Declared("launch", min_days=0))["verdict"] == "won"
     result = report(log, Declared("launch", min_days=0, min_exposures=1_201))
