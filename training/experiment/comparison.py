@@ -60,12 +60,8 @@ def comparisons(
             continue
         if not found.few and any(limit["viewers"] for limit in row["capped"].values()):
             row["raw"] = both_intervals(contrast(metric, raw, flags, best_at))
-            row["cut_share"] = {
-                arm: float(1 - totals[metric.above][mine].sum() / raw[metric.above][mine].sum())
-                if raw[metric.above][mine].any()
-                else 0.0
-                for arm, mine in flags.items()
-            }
+            kept, given = totals[metric.above], raw[metric.above]
+            row["cut_share"] = {arm: _cut(kept[mine], given[mine]) for arm, mine in flags.items()}
         (control, treatment), adjusted = found.arms, found.adjusted
         plain = compare(metric, control, treatment, adjusted=False) if adjusted else None
         both = control + treatment
@@ -92,6 +88,11 @@ def comparisons(
             row["effect"]["p_holm"] = corrected[row["name"]]
             row["days"] = curve
     return rows
+
+
+def _cut(kept: F64, given: F64) -> float:
+    total = float(given.sum())
+    return 1 - float(kept.sum()) / total if total else 0.0
 
 
 def _until_enough(found: Contrast) -> int | None:

@@ -43,7 +43,7 @@ class Contrast:
     @property
     def num_viewers(self) -> int:
         """Return the number of viewers of both arms."""
-        return self.arms[0].count() + self.arms[1].count()
+        return int(self.arms[0].count() + self.arms[1].count())
 
 
 def contrast(
@@ -56,7 +56,7 @@ def contrast(
     """
     values = [sums[metric.above][mine] for mine in flags.values()]
     usual = np.quantile(np.concatenate(values), 0.5, method="lower")
-    differ = tuple(int((some != usual).sum()) for some in values)
+    differ = int((values[0] != usual).sum()), int((values[1] != usual).sum())
     if any(differ) and min(differ) < few_events.ENOUGH:
         by_share = bool(not metric.is_sum and metric.below is None and usual == 0)
         few = {

@@ -48,7 +48,9 @@ def by_period(people: Panel, arms: Arms, metric: Metric, *, ended: bool) -> dict
     sums: dict[str, F64] = {}
     for title, (start, end) in PERIODS.items():
         here = (since >= start) & (since < (end or np.inf))
-        sums[title] = np.bincount(people.viewer[here], people.sums[name][here], len(people.arm))
+        sums[title] = np.bincount(people.viewer[here], people.sums[name][here], len(people.arm)).astype(
+            np.float64
+        )
         # The viewers who have had all days of the period, or the first one if it has no end.
         flags = {
             arm: (people.arm == arm) & (people.first_day + (end or start + 1) <= num_days) for arm in arms

@@ -46,11 +46,11 @@ def shares(having: tuple[int, int], viewers: tuple[int, int]) -> tuple[Effect, I
     num, share = sum(having), viewers[1] / sum(viewers)
     theirs, ours = having
 
-    def interval(low: float, high: float, p: float) -> Interval:
+    def interval(ends: tuple[float, float], p: float) -> Interval:
         mean = num / sum(viewers)
-        bounds = [mean * (at / share - (1 - at) / (1 - share)) for at in (low, high)]
-        relative = [at / (1 - at) * (1 - share) / share - 1 if at < 1 else None for at in (low, high)]
-        return Interval(*bounds, *relative, p)
+        low, high = (mean * (at / share - (1 - at) / (1 - share)) for at in ends)
+        least, most = (at / (1 - at) * (1 - share) / share - 1 if at < 1 else None for at in ends)
+        return Interval(low, high, least, most, p)
 
     def evidence(at: float) -> float:
         """Return the log of the mixture's likelihood divided by that of θ (their equation 6)."""
@@ -63,10 +63,11 @@ def shares(having: tuple[int, int], viewers: tuple[int, int]) -> tuple[Effect, I
     high = brentq(lambda at: evidence(at) - limit, ours / num, 1 - EDGE) if theirs else 1.0
 
     test = binomtest(ours, num, share)
-    fixed = interval(*test.proportion_ci(1 - ALPHA), float(test.pvalue))
+    ends = test.proportion_ci(1 - ALPHA)
+    fixed = interval((float(ends.low), float(ends.high)), float(test.pvalue))
     control, treatment = theirs / viewers[0], ours / viewers[1]
     relative = treatment / control - 1 if control else None
-    effect = Effect(
-        **vars(fixed), control=control, treatment=treatment, difference=treatment - control, relative=relative
-    )
-    return effect, interval(low, high, min(1.0, math.exp(-evidence(share))))
+    means = control, treatment, treatment - control, relative
+    bounds = fixed.low, fixed.high, fixed.relative_low, fixed.relative_high, fixed.p
+    effect = Effect(*bounds, *means)
+    return effect, interval((low, high), min(1.0, math.exp(-evidence(share))))

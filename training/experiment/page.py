@@ -10,7 +10,7 @@ from serve.report.charts import Axis, Limit, Series, plot
 from serve.report.rows import columns, number
 from training.evaluation import slate_cost_page
 from training.experiment.guardrails import ranker, spread
-from training.experiment.verdict import DECIDES, SRM_P, deciding, sized, span, split
+from training.experiment.verdict import DECIDES, SRM_P, deciding, sized, span, split, too_few
 
 Report = Mapping[str, Any]
 NOTHING = "–"
@@ -41,7 +41,13 @@ def text(result: Report) -> str:
     lines = [f"{result['verdict']}: {result['reason']}; {result['outlook']}"]
     lines += [f"warning: {warning}" for warning in result["warnings"]]
     lines += sample_ratio(result)
-    tables = *_metrics(result), *_segments(result), _guardrails(result), _guardrail_tests(result)
+    tables = (
+        *_metrics(result),
+        _fading(result),
+        *_segments(result),
+        _guardrails(result),
+        _guardrail_tests(result),
+    )
     for rows in filter(None, tables):
         lines += ["(exploratory)" * (result["verdict"] == "no verdict"), columns(rows), ""]
     return "\n".join([*lines, *notes(result), *map(slate_cost_page.text, result["slate"].values())])
@@ -73,6 +79,8 @@ def page(result: Report) -> str:
         _effects_chart(shown, result),
         first,
         kit.details("Other metrics day by day", *others),
+        _fading_chart(result),
+        *map(kit.table, filter(None, [_fading(result)])),
         kit.section(metrics, *map(kit.table, _metrics(result)), how),
         kit.section("Segments", *map(kit.table, _segments(result))),
         kit.details("Definitions", kit.table(_definitions(result))),
@@ -160,18 +168,22 @@ def notes(result: Report) -> list[str]:
         lines.append(f"{CAPPED}: {', '.join(each)}")
     if result["segments"]:
         lines.append(result["segments"]["note"])
+    shares = "; so the arms are compared by the share of viewers who have any, exactly"
+    few = ((row["title"], row["few"]) for row in result["metrics"] if row["few"])
+    lines += [f"{title}: {too_few(one)}{shares * one['by_share']}" for title, one in few]
     if result["metrics_without_events"]:
         lines.append(f"Without events in the log: {', '.join(result['metrics_without_events'])}")
     return lines
 
 
 def _metrics(result: Report) -> list[list[list[str]]]:
-    """Return the effects, and how sure they are, in two tables as wide as a page."""
+    """Return the effects, and how sure they are, in tables as wide as a page."""
     control, treatment, ended = result["control"], result["treatment"], result["window"]["ended"]
     head = ["metric", *(f"relative, 95 % {when}" for when in (OFTEN, "at one look")), control, treatment]
     head += ["difference, 95 % at one look", f"p, {'declared end' if ended else OFTEN}", "p (Holm)"]
     head += [f"power at {result['smallest_effect']:.1%}", "detectable"]
-    rows = [[*head, "not adjusted, 95 % at one look", "variance removed"]]
+    head += ["not adjusted, 95 % at one look", "variance removed", "without limits, 95 % as it decides"]
+    rows = [[*head, *(f"cut of {arm}" for arm in (control, treatment))]]
     for metric in result["metrics"]:
         effect = metric["effect"]
         cells = [metric["title"] + (" (primary)" if metric["name"] == result["primary_metric"] else "")]
@@ -184,8 +196,12 @@ def _metrics(result: Report) -> list[list[list[str]]]:
             plain = metric["unadjusted"]
             cells += [f"{sized(plain)} {span(plain)}" if plain else NOTHING]
             cells += [number(metric["variance_removed"], ".0%")]
+            if raw := metric["raw"]:
+                cells += [f"{sized(raw['effect'])} {span(deciding(raw, ended))}"]
+                cells += [f"{metric['cut_share'][arm]:.1%}" for arm in (control, treatment)]
         rows.append(cells + [NOTHING] * (len(rows[0]) - len(cells)))
-    return [[row[:6] for row in rows], [[row[0], *row[6:]] for row in rows]] if result["metrics"] else []
+    pieces = slice(1, 6), slice(6, -3), slice(-3, None)
+    return [[[row[0], *row[piece]] for row in rows] for piece in pieces if result["metrics"]]
 
 
 def _definitions(result: Report) -> list[list[str]]:
@@ -224,6 +240,39 @@ def _guardrails(result: Report) -> list[list[str]]:
         by = ", ".join(map(ranker, result["ranked_by"][arm])) or NOTHING
         rows.append([arm, by, f"{line['exposures']:,}", *took, *shares, why])
     return rows
+
+
+def _fading(result: Report) -> list[list[str]]:
+    """Return the effect on the primary metric by the days since a viewer's first exposure."""
+    ended, found = result["window"]["ended"], result["fading"]
+    rows = [
+        [
+            "days since a viewer's first exposure",
+            "viewers",
+            f"effect, 95 % {DECIDES[ended]}",
+            "change since the first",
+        ]
+    ]
+    for row in found["periods"] if found else []:
+        cells = [
+            f"{sized(one['effect'])} {span(deciding(one, ended))}" if one else NOTHING
+            for one in (row["effect"] and row, row["change"])
+        ]
+        rows.append([row["period"], f"{row['viewers']:,}", *cells])
+    return rows if len(rows) > 1 else []
+
+
+def _fading_chart(result: Report) -> str:
+    """Plot the effect on the primary metric by the days since a viewer's first exposure."""
+    known = [row for row in (result["fading"] or {"periods": []})["periods"] if row["effect"]]
+    decide = [deciding(row, result["window"]["ended"]) for row in known]
+    low, high = ([interval[end] for interval in decide] for end in ("relative_low", "relative_high"))
+    middle, titles = [row["effect"]["relative"] for row in known], [row["period"] for row in known]
+    effects = Series("effect", middle, titles, "points", low=low, high=high, colour="model")
+    none = Limit("no effect", x=0, colour="muted")
+    caption = "Viewers who came early enough for these days; who stayed away counts as zero."
+    x, title = Axis("relative effect", format=PERCENT), "Effect by the days since a viewer's first exposure"
+    return plot(title, x, Axis(""), [effects], [none], caption=caption, height=180)
 
 
 def _guardrail_tests(result: Report) -> list[list[str]]:

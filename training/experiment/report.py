@@ -107,13 +107,13 @@ def report(
         result, reason = verdict(row, smallest, ended=ended)
         lasting = fading.by_period(people, arms, primary, ended=ended)
         if by is not None:
-            each = segments.parts(by, log, surface, primary, (rows, events, span), people, arms)
-            divided = segments.effects(by, each, arms, primary, ended=ended)
+            split = segments.parts(by, log, surface, primary, (rows, events, span), people, arms)
+            divided = segments.effects(by, split, arms, primary, ended=ended)
         against = guardrails.harm(tested) if result == "won" else []
         against += by_limit(result, row, *arms)
         if primary.below:
-            parts = rows_of[f"{primary.above}_per_viewer"], rows_of[EXPOSURES.name]
-            against += by_denominator(result, *parts, ended=ended)
+            both = rows_of[f"{primary.above}_per_viewer"], rows_of[EXPOSURES.name]
+            against += by_denominator(result, *both, ended=ended)
         against += fading.against(result, lasting, primary.bad, ended=ended)
         wanted = row.get("viewers_needed")
         if row["few"] and not row["effect"]:

@@ -21,7 +21,6 @@ from serve.contract.errors import TabrankError
 from serve.features.experiment_metrics import metrics_of
 from serve.features.surface import read_surface
 from tests.support.experiment_log import (
-    ARMS,
     DAY_MS,
     START_MS,
     SURFACE,

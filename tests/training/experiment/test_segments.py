@@ -77,7 +77,8 @@ def log(tmp_path_factory):
         # Half of the countries are stated with a time before the first exposure, and half without
         # one.
         stated = {"country": "CL" if chile[i] else "AR", "stated": ["country"]}
-        viewers.append({"id": who, "ts_ms": None if i % 2 else at - 1} | stated)
+        unknown = {"received_ms": None, "age": None}
+        viewers.append({"id": who, "ts_ms": None if i % 2 else at - 1} | stated | unknown)
         viewers.append({"id": who, "ts_ms": at + 1, "country": "PE", "stated": ["country"]})
         # A row without a time counts from its arrival.
         viewers.append({"id": who, "received_ms": at + 2, "country": "UY", "stated": ["country"]})
@@ -124,7 +125,6 @@ def seen(result):
 def test_an_effect_in_one_segment_is_shown_there_alone(log, by, has_effect, has_none):
     result = run(log, by)
     found = seen(result)
-    print(result["segments"]["rows"])
     assert found[has_effect][0]
     assert not found[has_none][0]
     total = sum(num for _, num in found.values())
@@ -156,6 +156,6 @@ def test_a_field_that_gives_no_segments_is_refused(log, tmp_path):
     wide = write_rows(tmp_path / "log", exposures, [{"viewer": "v0", "kind": "join", "ts_ms": START_MS + 99}])
     with pytest.raises(TabrankError, match=r"--by context.device: the field has 60 values .* fewer buckets"):
         run(wide, "context.device")
-    ratio = Declared("launch", primary_metric="join_per_exposure")
+    (ratio,) = (metric for metric in metrics_of(FIELDS) if metric.name == "join_per_exposure")
     with pytest.raises(TabrankError, match=r"--by candidate.topic: Join per exposure counts exposures"):
-        report(log, ratio, FIELDS, by="candidate.topic")
+        segments.check("candidate.topic", FIELDS, ratio)
