@@ -96,7 +96,7 @@ def _cut(kept: F64, given: F64) -> float:
 
 
 def _until_enough(found: Contrast) -> int | None:
-    """Return how many viewers of both arms it takes until enough of each have any; None if unknown."""
+    """Return the viewers of both arms with whom enough have any; None if unknown."""
     assert found.few
     fewest = min(found.few["viewers"].values())
     return math.ceil(found.num_viewers * found.few["needed"] / fewest) if fewest else None

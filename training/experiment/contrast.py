@@ -30,8 +30,8 @@ class Contrast:
         valid: the interval of any look.
         adjusted: whether the pre-period adjusts the effect.
         few: None if enough viewers of each arm differ from what is usual. Otherwise, how many do
-            (`viewers`, by arm), how many are `needed` in each, and whether the effect is that on the
-            share of viewers who have any (`by_share`); if not, there is none.
+            (`viewers`, by arm), how many are `needed` in each, and whether the effect is that on
+            the share of viewers who have any (`by_share`); if not, there is none.
     """
 
     arms: tuple[Aggregates, Aggregates]

@@ -46,7 +46,8 @@ def check(by: str, surface: Surface, metric: Metric) -> None:
     """Refuse a field that gives no segments.
 
     Raises:
-        TabrankError: the surface has no such field, or a candidate's field cannot divide the metric.
+        TabrankError: the surface has no such field, or that of a candidate cannot divide the
+            metric.
     """
     fields = ((f"{owner}.{name}", each) for owner, of in surface.fields.items() for name, each in of.items())
     known = [name for name, each in fields if each.type in ("category", "number")]
