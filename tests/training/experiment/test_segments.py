@@ -97,9 +97,12 @@ def log(tmp_path_factory):
         {"id": "talk", "topic": "talks", "ts_ms": None},
         {"id": "song", "topic": "music", "ts_ms": None},
     ]
+    usual = dict.fromkeys(("ts_ms", "received_ms", "stated", "country", "age", "topic"))
     for name, rows in (("viewers", viewers), ("candidates", topics)):
         (folder / name).mkdir()
-        pq.write_table(pa.Table.from_pylist(rows), folder / name / f"{1:020d}.parquet")
+        pq.write_table(
+            pa.Table.from_pylist([usual | row for row in rows]), folder / name / f"{1:020d}.parquet"
+        )
     return folder
 
 
@@ -123,7 +126,7 @@ def seen(result):
 )
 def test_an_effect_in_one_segment_is_shown_there_alone(log, by, has_effect, has_none):
     result = run(log, by)
-    found = seen(result); print(result["segments"]["rows"])
+    found = seen(result)
     assert found[has_effect][0]
     assert not found[has_none][0]
     total = sum(num for _, num in found.values())
