@@ -46,7 +46,7 @@ def check(by: str, surface: Surface, metric: Metric) -> None:
     """Refuse a field that gives no segments.
 
     Raises:
-        TabrankError: the surface has no such field, or a candidate's field cannot divide the metric.
+        TabrankError: the surface has no such field, or a candidate's field cannot divide it.
     """
     fields = ((f"{owner}.{name}", each) for owner, of in surface.fields.items() for name, each in of.items())
     known = [name for name, each in fields if each.type in ("category", "number")]
@@ -72,7 +72,7 @@ def parts(
     values, divides_events = _values(by, log, surface), by.startswith("candidate.")
     if divides_events:
         own = _last(values, events["candidate"])
-        counted = events["kind"].isin(metric.events) & span.holds(events["ts_ms"])
+        counted = (events["kind"].isin(metric.events) & span.holds(events["ts_ms"])).to_numpy()
     else:
         # The panel numbers its viewers in the order of these.
         first = exposures[exposures["ours"] & span.holds(exposures["ts_ms"])].drop_duplicates("viewer")
