@@ -73,7 +73,7 @@ def parts(
     values, divides_events = _values(by, log, surface), by.startswith("candidate.")
     if divides_events:
         own = _last(values, events["candidate"])
-        counted = events["kind"].isin(metric.events) & span.holds(events["ts_ms"])
+        counted = (events["kind"].isin(metric.events) & span.holds(events["ts_ms"])).to_numpy()
     else:
         # The panel numbers its viewers in the order of these.
         first = exposures[exposures["ours"] & span.holds(exposures["ts_ms"])].drop_duplicates("viewer")

@@ -98,9 +98,12 @@ def log(tmp_path_factory):
         {"id": "talk", "topic": "talks", "ts_ms": None},
         {"id": "song", "topic": "music", "ts_ms": None},
     ]
+    usual = dict.fromkeys(("ts_ms", "received_ms", "stated", "country", "age", "topic"))
     for name, rows in (("viewers", viewers), ("candidates", topics)):
         (folder / name).mkdir()
-        pq.write_table(pa.Table.from_pylist(rows), folder / name / f"{1:020d}.parquet")
+        pq.write_table(
+            pa.Table.from_pylist([usual | row for row in rows]), folder / name / f"{1:020d}.parquet"
+        )
     return folder
 
 
