@@ -79,8 +79,8 @@ def parts(
         first = exposures[exposures["ours"] & span.holds(exposures["ts_ms"])].drop_duplicates("viewer")
         key = first["request_id" if by.startswith("context.") else "viewer"]
         came_ms = first["ts_ms"].set_axis(key).reindex(values["id"], fill_value=-1)
-        own, counted = _last(values[values["ts_ms"] <= came_ms.to_numpy()], key), pd.Series(people.rows(arms))
-    found = pd.Series(own[counted.to_numpy()], dtype=object).value_counts().index
+        own, counted = _last(values[values["ts_ms"] <= came_ms.to_numpy()], key), people.rows(arms)
+    found = pd.Series(own[counted], dtype=object).value_counts().index
     if len(found) > MAX_VALUES:
         raise TabrankError(
             f"--by {by}: the field has {len(found):,} values here, and segments are made of at most {MAX_VALUES}; "
