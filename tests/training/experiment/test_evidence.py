@@ -143,7 +143,7 @@ def test_a_limit_on_sums_lets_no_worse_arm_win(runs, ended):
         result, _ = verdict(row, 0.02, ended=ended)
         limited += result == "won"
         won += result == "won" and not by_limit(result, row, *ARMS)
-        assert row["cut_share"]["popular"] > row["cut_share"]["model"] > 0.3
+        assert min(row["cut_share"].values()) > 0.3
     assert limited / runs > 0.7
     assert won / runs <= 0.05
 
