@@ -98,7 +98,8 @@ def measured(
                 pair = {"expected": earns and earns.value}
                 pair["expected_se"] = earns and earns.error(worth.cluster)
                 for by in ("auc", "logloss") if key in contenders else ():
-                    pair[by], pair[f"{by}_se"] = contenders["model"].minus(contenders[key], by)
+                    # A bound of an outcome holds unless it is shown not to, so few viewers are told too.
+                    pair[by], pair[f"{by}_se"] = contenders["model"].minus(contenders[key], by, least=0)
                 about["paired"][f"model-{key}"] = pair
         found[name] = about
     return found

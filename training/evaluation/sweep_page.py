@@ -11,6 +11,7 @@ from serve.report import page as kit
 from serve.report.charts import Axis, Limit, Series, plot
 from serve.report.rows import columns
 from serve.storage.atomic_files import draft_of
+from training.terminal import longer
 
 Rows = list[tuple[str, ...]]
 DOUBT = (
@@ -73,14 +74,31 @@ def _choice(result: Mapping[str, Any]) -> list[str]:
     """Return what the chosen weight buys and costs, and the line for an arm in cluster.yaml."""
     name, chosen, own = result["outcome"], result["chosen"], result["own"][result["outcome"]]
     rule = f"{result['primary']} is shown to fall by less than {100 * result['give']:g} %"
+    keeps = f"{name} keeps {own:g}"
+    if doubts := result.get("doubts"):
+        return [
+            f"No weight is recommended, because the model was not shown to pass: {'; '.join(doubts)}.",
+            keeps,
+        ]
     if chosen is None:
-        stronger = f"At no weight of this sweep that is stronger than {own:g}, the surface's own,"
-        why = f"{stronger} {rule} and {name} changes as wanted."
-        return [why, "Sweep nearer to it, or give a larger log or a larger --give.", f"{name} keeps {own:g}"]
+        why = f"No weight is shown to help: at none of this sweep that is stronger than {own:g}, the surface's own,"
+        why = f"{why} {rule}, {name} is shown to change as wanted, and nothing else to lose more than that."
+        more = "As these estimates stand, a longer log would not show one. Sweep nearer to it, or give a larger --give."
+        if result["more_log"]:
+            more = (
+                f"The nearest is {result['nearest']:g}. As it stands, it takes {longer(result['more_log'])}."
+            )
+        return [why, more, keeps]
     (point,) = (point for point in result["points"] if point["weight"] == chosen)
     told = [f"{outcome} {percent(found)}" for outcome, found in point["outcomes"].items() if found]
     changes = f"Against the surface's own {own:g}, it changes what an exposure brings by: {'; '.join(told)}."
-    best = f"{chosen:g} is the strongest weight of this sweep at which {rule}."
+    best = (
+        f"{chosen:g} is the strongest weight of this sweep at which {rule}, and {name} to change as wanted."
+    )
+    if result["at_end"]:
+        changes += (
+            f" It is the end of the sweep, so a stronger one may be better: widen --sweep beyond {chosen:g}."
+        )
     return [best, changes, f"weights: {{{name}: {chosen:g}}}"]
 
 

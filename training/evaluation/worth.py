@@ -14,9 +14,9 @@ import numpy as np
 
 from serve.ranking.exploration import log_weight as log_odds
 from training.data.dataset import Dataset
-from training.evaluation.counterfactual import Estimate
+from training.evaluation.counterfactual import Estimate, at_once
 from training.evaluation.expected_labels import expected_labels
-from training.evaluation.metrics import Contender, Values
+from training.evaluation.metrics import MIN_VIEWERS, Z95, Contender, Values
 from training.evaluation.slates import F64, I64, Slates, midranks, sink_non_finite
 from training.examination.examination import Examination
 
@@ -36,12 +36,16 @@ class Worth:
     estimates: Mapping[str, Mapping[str, Estimate]]
     curve: Mapping[str, int]
 
-    def compared(self, outcome: str, contender: str, against: str) -> dict[str, list[float]] | None:
+    def compared(
+        self, outcome: str, contender: str, against: str, errors: float = Z95
+    ) -> dict[str, Any] | None:
         """Return the amount of an outcome in two orders, its change, and its relative change.
 
         `value` is that of the contender, `base` that of the other; then come `change` and
-        `relative`. Each is [estimate, low, high] at 95 %. The result is None if the rows do not
-        support the outcome.
+        `relative`. Each is [estimate, low, high] at 95 %. `viewers` says on how many viewers the
+        change rests, `reach` how far so many standard `errors` of `relative` reach, and `more_log`
+        how many times this log it would take to show the change, as it stands: at most 1 if it is
+        shown, and null if there is none. The result is None if the rows do not support the outcome.
         """
         if not (found := self.estimates[outcome]):
             return None
@@ -50,7 +54,15 @@ class Worth:
         # The base is uncertain too, which the delta method takes into account.
         relative = replace(change.minus(base.times(ratio)).times(1 / base.value), value=ratio)
         told = {"value": found[contender], "base": base, "change": change, "relative": relative}
-        return {what: [one.value, *one.interval(self.cluster)] for what, one in told.items()}
+        result: dict[str, Any] = {k: [one.value, *one.interval(self.cluster)] for k, one in told.items()}
+        result["viewers"], reach = change.viewers(self.cluster), errors * relative.error(self.cluster)
+        result["reach"], times = reach, more_log(result | {"reach": reach})
+        return result | {"more_log": times if np.isfinite(times) else None}
+
+    def at_once(self, outcome: str, contenders: Sequence[str], against: str) -> float:
+        """Return of how many errors the changes of an outcome must be to hold for all contenders."""
+        found = self.estimates[outcome]
+        return at_once([found[name].minus(found[against]) for name in contenders if found], self.cluster)
 
     def weighed(
         self, contender: str, weights: Mapping[str, float], against: str | None = None
@@ -72,6 +84,16 @@ class Worth:
                 shift[self.curve[name]] += one.shift
         # An error of a curve shifts all its outcomes together. Different curves are independent.
         return replace(total, shift=float(np.hypot.reduce(shift)))
+
+
+def more_log(found: Mapping[str, Any], least: float = 0.0) -> float:
+    """Return how many times this log it would take to show that `relative` is not `least`.
+
+    A standard error falls with the root of the log, and the viewers behind a change rise with it.
+    """
+    apart = abs(found["relative"][0] - least)
+    by_error = (found["reach"] / apart) ** 2 if apart else np.inf
+    return float(max(by_error, MIN_VIEWERS / found["viewers"] if found["viewers"] else np.inf))
 
 
 def expected_amounts(
