@@ -17,7 +17,7 @@ from serve.ranking.exploration import log_weight as log_odds
 from serve.ranking.utility import Weighing
 from training.data.dataset import Dataset, Progress
 from training.evaluation.evaluate import measured_by, read_rows, score
-from training.evaluation.metrics import Values
+from training.evaluation.metrics import Z95, Values
 from training.evaluation.slates import I64, Slates
 from training.evaluation.verdict import not_beaten
 from training.evaluation.worth import expected_amounts, more_log
@@ -103,8 +103,9 @@ def exchange(
       `training.evaluation.worth` by outcome.
     * `points`: for each `weight`, `places_changed` is the share of the first ten places that show
       another candidate, and `outcomes` holds by name the result of `Worth.compared` against the
-      surface's own weights, or null if the rows do not support it. Its `reach` and `more_log` are
-      those of intervals that hold for all weights at once, because the best of them is chosen.
+      surface's own weights, or null if the rows do not support it. For the swept outcome, `reach`
+      and `more_log` are those of intervals that hold for all weights at once, because the best of
+      them is chosen. The primary outcome loses more with each step, so a single weight decides.
     * `chosen`: the recommended weight, or null. It is the strongest weight that has the sign of the
       surface's own weight, is stronger, and has three properties. The swept outcome is shown to
       change in the direction that the weight asks for. The primary outcome is shown to lose less
@@ -130,7 +131,7 @@ def exchange(
             raise TabrankError(f"the log supports no estimate of {needed}: {reason}")
 
     names = [f"{value:g}" for value in values]
-    errors = {outcome: worth.at_once(outcome, names, OWN) for outcome in own}
+    errors = dict.fromkeys(own, Z95) | {name: worth.at_once(name, names, OWN)}
     first = {key: _first_places(slates, order) for key, order in orders.items()}
     points: list[dict[str, Any]] = [
         {

@@ -223,19 +223,17 @@ def test_an_outcome_whose_window_is_open_everywhere_asks_for_a_longer_log(world)
         swept(world, rows=replace(world.rows, outcomes=outcomes))
 
 
+def write_model(folder, paired):
+    about = {"scale": 1.0, "examination": asdict(KNOWN)}
+    manifest = {"version": VERSION, "surface": "tiny", "outcomes": {"join": about, "hide": about}}
+    files = dict.fromkeys(FILES, b"") | {"surface.toml": surface().text.encode()}
+    save(folder, files, manifest | {"seen_until_ms": 999, "paired": paired})
+
+
 @pytest.fixture
 def command(world, tmp_path, monkeypatch):
     """Return the command's arguments; a made-up world takes the place of the log's rows."""
-    about = {"scale": 1.0, "examination": asdict(KNOWN)}
-    manifest = {
-        "version": VERSION,
-        "surface": "tiny",
-        "outcomes": {"join": about, "hide": about},
-        "seen_until_ms": 999,
-        "paired": {"model-popular": PAIR},
-    }
-    files = dict.fromkeys(FILES, b"") | {"surface.toml": surface().text.encode()}
-    save(tmp_path / "model", files, manifest)
+    write_model(tmp_path / "model", {"model-popular": PAIR})
     write_log(tmp_path / "log", tables())
     monkeypatch.setattr(module, "read_rows", lambda *args: (world.rows, {}))
     monkeypatch.setattr(module, "score", lambda model, matrix: world.shares)
@@ -273,10 +271,8 @@ def test_the_command_prints_json_and_writes_the_report(command, tmp_path):
     ],
 )
 def test_no_weight_is_recommended_for_a_model_that_did_not_pass(command, tmp_path, pairs, doubt):
-    manifest = tmp_path / "model" / "manifest.json"
-    held = json.loads(manifest.read_text())
-    manifest.write_text(json.dumps(held | {"paired": pairs}))
-    given = [*command, "--sweep", "hide=-50..-40", "--give", "0.5"]
+    write_model(tmp_path / "other", pairs)
+    given = [*command, "--model", str(tmp_path / "other"), "--sweep", "hide=-50..-40", "--give", "0.5"]
     done = CliRunner().invoke(app, given)
     assert done.exit_code == 0, done.output
     assert done.stdout.endswith("weights: {hide: -50}\n" if doubt is None else "hide keeps -2\n")
