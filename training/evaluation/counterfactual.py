@@ -26,11 +26,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from serve.contract.errors import TabrankError
-from training.evaluation.metrics import Z95, mean_and_error, viewers_behind
+from training.evaluation.metrics import MIN_VIEWERS, Z95, mean_and_error, viewers_behind
 from training.examination.curve import Curve, fit_curve, prior
 from training.examination.placements import F64, I64, Bins, Counts
 
@@ -40,8 +41,8 @@ MAX_WEIGHT = 50.0
 MIN_EFFECTIVE = 50.0
 # With fewer events than this, the curve of examination is too uncertain.
 MIN_EVENTS = 100
-# So many draws give a quantile of the largest of many t to within 0.02.
-NUM_DRAWS = 20_000
+# So many draws give a quantile of the largest |t| to within 0.02.
+NUM_DRAWS = 50_000
 # This many exposures are processed at once, which bounds the memory.
 _AT_ONCE = 1_000
 
@@ -90,6 +91,16 @@ class Estimate:
         _, error = mean_and_error(self.influence, cluster)
         return np.inf if error is None else float(np.hypot(error, self.shift))
 
+    def told(self, cluster: I64) -> tuple[float | None, float | None]:
+        """Return the value of a difference and its standard error, with the clusters `[N]`.
+
+        Both are None if it rests on fewer than `MIN_VIEWERS` clusters. Without any influence, both
+        are 0: nothing differs.
+        """
+        if self.influence.any() and self.viewers(cluster) < MIN_VIEWERS:
+            return None, None
+        return self.value, self.error(cluster)
+
     def interval(self, cluster: I64, errors: float = Z95) -> tuple[float, float]:
         """Return the value minus and plus so many standard errors; by default the 95 % interval."""
         reach = errors * self.error(cluster)
@@ -114,6 +125,21 @@ def at_once(estimates: Sequence[Estimate], cluster: I64) -> float:
     correlation = np.array([[one @ other for other in lines] for one in lines])
     draws = np.random.default_rng(0).multivariate_normal(np.zeros(len(lines)), correlation, NUM_DRAWS)
     return max(Z95, float(np.quantile(np.abs(draws).max(axis=1), 0.95)))
+
+
+def more_log(apart: float, reach: float, viewers: float) -> float | None:
+    """Return how many times this log it would take to show a difference, if it is `apart` in truth.
+
+    It is at most 1 if the difference is shown: if it is larger than the `reach` of its interval,
+    and rests on enough `viewers`. A reach falls with the root of the log. It is None if nothing
+    differs.
+    """
+    return max((reach / apart) ** 2, MIN_VIEWERS / viewers) if apart and viewers else None
+
+
+def is_shown(found: Mapping[str, Any]) -> bool:
+    """Return whether a difference with the key `more_log` is shown."""
+    return found["more_log"] is not None and found["more_log"] <= 1
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,7 @@ def assess(
         result["intervals"][name] = {by: ends} | contender.intervals()
         if name != "model":
             more = earns.weighed("model", surface.worth, name)
-            gain = (more.value, more.error(earns.cluster)) if more else (None, None)
+            gain = more.told(earns.cluster) if more else (None, None)
             rival = fair.get(name, contender)
             pair = paired(contenders["model"], rival, gain, earned=by, is_learned=is_learned)
             result["paired"][f"model-{name}"] = pair

@@ -16,11 +16,12 @@ from serve.model.artifact import load as load_artifact
 from serve.ranking.exploration import log_weight as log_odds
 from serve.ranking.utility import Weighing
 from training.data.dataset import Dataset, Progress
+from training.evaluation.counterfactual import more_log
 from training.evaluation.evaluate import measured_by, read_rows, score
 from training.evaluation.metrics import Z95, Values
 from training.evaluation.slates import I64, Slates
 from training.evaluation.verdict import not_beaten
-from training.evaluation.worth import expected_amounts, more_log
+from training.evaluation.worth import expected_amounts
 from training.examination.examination import Examination
 
 # This many first places of a ranking are compared.
@@ -182,7 +183,9 @@ def _times_the_log(
     # If a model predicts an outcome badly, a weight may move it in the wrong direction.
     if found[name]["change"][0] * point["weight"] <= 0 or found[primary]["relative"][0] <= -give:
         return np.inf
-    return max(more_log(found[name]), more_log(found[primary], -give))
+    gain = more_log(found[name]["relative"][0], found[name]["reach"], found[name]["viewers"])
+    held = more_log(found[primary]["relative"][0] + give, found[primary]["reach"], found[primary]["viewers"])
+    return max(gain or np.inf, held or np.inf)
 
 
 def _first_places(slates: Slates, order: Values) -> I64:

@@ -14,9 +14,9 @@ import numpy as np
 
 from serve.ranking.exploration import log_weight as log_odds
 from training.data.dataset import Dataset
-from training.evaluation.counterfactual import Estimate, at_once
+from training.evaluation.counterfactual import Estimate, at_once, more_log
 from training.evaluation.expected_labels import expected_labels
-from training.evaluation.metrics import MIN_VIEWERS, Z95, Contender, Values
+from training.evaluation.metrics import Z95, Contender, Values
 from training.evaluation.slates import F64, I64, Slates, midranks, sink_non_finite
 from training.examination.examination import Examination
 
@@ -56,8 +56,7 @@ class Worth:
         told = {"value": found[contender], "base": base, "change": change, "relative": relative}
         result: dict[str, Any] = {k: [one.value, *one.interval(self.cluster)] for k, one in told.items()}
         result["viewers"], reach = change.viewers(self.cluster), errors * relative.error(self.cluster)
-        result["reach"], times = reach, more_log(result | {"reach": reach})
-        return result | {"more_log": times if np.isfinite(times) else None}
+        return result | {"reach": reach, "more_log": more_log(ratio, reach, result["viewers"])}
 
     def at_once(self, outcome: str, contenders: Sequence[str], against: str) -> float:
         """Return of how many errors the changes of an outcome must be to hold for all contenders."""
@@ -84,16 +83,6 @@ class Worth:
                 shift[self.curve[name]] += one.shift
         # An error of a curve shifts all its outcomes together. Different curves are independent.
         return replace(total, shift=float(np.hypot.reduce(shift)))
-
-
-def more_log(found: Mapping[str, Any], least: float = 0.0) -> float:
-    """Return how many times this log it would take to show that `relative` is not `least`.
-
-    A standard error falls with the root of the log, and the viewers behind a change rise with it.
-    """
-    apart = abs(found["relative"][0] - least)
-    by_error = (found["reach"] / apart) ** 2 if apart else np.inf
-    return float(max(by_error, MIN_VIEWERS / found["viewers"] if found["viewers"] else np.inf))
 
 
 def expected_amounts(

@@ -25,7 +25,7 @@ from tests.support.small_surface import THREE, TOML
 from training.__main__ import app
 from training.data.draws import drawn_weights, read_draws
 from training.evaluation.attraction import attraction, ranked
-from training.evaluation.counterfactual import ESTIMATORS, Counterfactual, Drawn
+from training.evaluation.counterfactual import ESTIMATORS, Counterfactual, Drawn, more_log
 from training.evaluation.evaluate import evaluate
 from training.examination.placements import Bins, place_counts
 from training.experiment.offline.estimate import called, compare, text
@@ -208,9 +208,11 @@ def test_intervals_cover_the_truth_and_verdicts_are_right_over_many_logs():
                 low, high = of(sums).interval(cluster)
                 covered[how, name, "value"] += low <= truth[name] <= high
                 if name != "logging":
-                    interval = low, high = of(sums).minus(of(logging)).interval(cluster)
+                    apart = of(sums).minus(of(logging))
+                    low, high = apart.interval(cluster)
                     covered[how, name, "difference"] += low <= truth[name] - truth["logging"] <= high
-                    called_as[how, name][called(interval)] += 1
+                    times = more_log(apart.value, high - apart.value, apart.viewers(cluster))
+                    called_as[how, name][called({"value": apart.value, "more_log": times})] += 1
     # Intervals of 95 %.
     assert {key: num for key, num in covered.items() if num < 0.92 * runs} == {}
     assert len(covered) == 14
