@@ -26,12 +26,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from serve.contract.errors import TabrankError
-from training.evaluation.metrics import MIN_VIEWERS, Z95, mean_and_error, viewers_behind
+from training.evaluation.metrics import MIN_VIEWERS, Z95, Told, mean_and_error, more_log, viewers_behind
 from training.examination.curve import Curve, fit_curve, prior
 from training.examination.placements import F64, I64, Bins, Counts
 
@@ -91,7 +90,7 @@ class Estimate:
         _, error = mean_and_error(self.influence, cluster)
         return np.inf if error is None else float(np.hypot(error, self.shift))
 
-    def told(self, cluster: I64) -> tuple[float | None, float | None]:
+    def told(self, cluster: I64) -> Told:
         """Return the value of a difference and its standard error, with the clusters `[N]`.
 
         Both are None if it rests on fewer than `MIN_VIEWERS` clusters. Without any influence, both
@@ -105,6 +104,10 @@ class Estimate:
         """Return the value minus and plus so many standard errors; by default the 95 % interval."""
         reach = errors * self.error(cluster)
         return self.value - reach, self.value + reach
+
+    def more_log(self, cluster: I64, errors: float = Z95) -> float | None:
+        """Return how many times this log it would take to show the value of a difference."""
+        return more_log(self.value, errors * self.error(cluster), self.viewers(cluster))
 
     def viewers(self, cluster: I64) -> float:
         """Return on how many clusters `[N]` the value rests, as `viewers_behind` counts them."""
@@ -125,21 +128,6 @@ def at_once(estimates: Sequence[Estimate], cluster: I64) -> float:
     correlation = np.array([[one @ other for other in lines] for one in lines])
     draws = np.random.default_rng(0).multivariate_normal(np.zeros(len(lines)), correlation, NUM_DRAWS)
     return max(Z95, float(np.quantile(np.abs(draws).max(axis=1), 0.95)))
-
-
-def more_log(apart: float, reach: float, viewers: float) -> float | None:
-    """Return how many times this log it would take to show a difference, if it is `apart` in truth.
-
-    It is at most 1 if the difference is shown: if it is larger than the `reach` of its interval,
-    and rests on enough `viewers`. A reach falls with the root of the log. It is None if nothing
-    differs.
-    """
-    return max((reach / apart) ** 2, MIN_VIEWERS / viewers) if apart and viewers else None
-
-
-def is_shown(found: Mapping[str, Any]) -> bool:
-    """Return whether a difference with the key `more_log` is shown."""
-    return found["more_log"] is not None and found["more_log"] <= 1
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ slate has one candidate. In shapes, N is the number of rows, S of slates and V o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,8 @@ from training.network.calibrate import fit_platt
 
 Values = NDArray[np.floating]
 Labels = NDArray[np.float32]
+# A value and its standard error, or neither.
+Told = tuple[float | None, float | None]
 # Probabilities keep this distance from 0 and 1, where a logloss would be infinite.
 LEAST = 1e-7
 Z95 = 1.959964
@@ -111,9 +114,7 @@ class Contender:
         """Return 95 % intervals [low, high] of the measures that have `terms`."""
         return {name: interval(*mean_and_error(*terms)) for name, terms in self.terms.items()}
 
-    def minus(
-        self, other: Contender, measure: str, least: int = MIN_VIEWERS
-    ) -> tuple[float | None, float | None]:
+    def minus(self, other: Contender, measure: str, least: int = MIN_VIEWERS) -> Told:
         """Return the difference to another contender on the same rows, and its standard error.
 
         Both are None if the difference rests on fewer viewers than `least`.
@@ -121,15 +122,14 @@ class Contender:
         ours, theirs = self.terms[measure], other.terms[measure]
         if len(ours.values) != len(theirs.values):
             return None, None
-        apart = ours.values - theirs.values
+        apart, cluster = ours.values - theirs.values, ours.cluster
         # Where no value differs, so do none of the viewers who are yet to come.
-        is_same = not apart.any() and len(np.unique(ours.cluster)) >= least
-        if not is_same and viewers_behind(apart, ours.cluster) < least:
+        if viewers_behind(apart, cluster) < least and (apart.any() or len(np.unique(cluster)) < least):
             return None, None
-        return mean_and_error(apart, ours.cluster)
+        return mean_and_error(apart, cluster)
 
 
-def mean_and_error(values: F64, cluster: I64) -> tuple[float | None, float | None]:
+def mean_and_error(values: F64, cluster: I64) -> Told:
     """Return the mean of values `[V]` and its cluster-robust standard error, for clusters `[V]`.
 
     Both are None if there are fewer than two clusters. The mean is a ratio of cluster totals. Its
@@ -156,6 +156,21 @@ def viewers_behind(values: F64, cluster: I64) -> float:
     """
     total = np.bincount(np.unique(cluster, return_inverse=True)[1], weights=values) ** 2
     return float(total.sum() ** 2 / (total @ total)) if total.any() else 0.0
+
+
+def more_log(apart: float, reach: float, viewers: float) -> float | None:
+    """Return how many times this log it would take to show a difference, if it is `apart` in truth.
+
+    It is at most 1 if the difference is shown: if it is larger than the `reach` of its interval,
+    and rests on enough `viewers`. A reach falls with the root of the log. It is None if nothing
+    differs.
+    """
+    return max((reach / apart) ** 2, MIN_VIEWERS / viewers) if apart and viewers else None
+
+
+def is_shown(found: Mapping[str, Any]) -> bool:
+    """Return whether a difference with the key `more_log` is shown."""
+    return found["more_log"] is not None and found["more_log"] <= 1
 
 
 def interval(value: float | None, error: float | None) -> list[float] | None:

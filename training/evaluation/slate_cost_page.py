@@ -8,7 +8,7 @@ from typing import Any
 from serve.report import page as kit
 from serve.report.charts import Axis, Series, plot
 from serve.report.rows import columns, number
-from training.evaluation.counterfactual import is_shown
+from training.evaluation.metrics import is_shown
 from training.evaluation.sweep_page import Rows, percent, reasons
 from training.terminal import longer
 
@@ -58,24 +58,16 @@ def _sentence(result: Mapping[str, Any]) -> str:
     if "reason" in result:
         return f"It is not known what the rules of arm {result['arm']} cost: {result['reason']}."
     every = result["costs"][0]
-    known = {name: found for name, found in every["outcomes"].items() if found}
+    known = {name: found for name, found in every["outcomes"].items() if found and found["more_log"]}
     amounts = [f"{name} by {percent(found)}" for name, found in known.items() if is_shown(found)]
-    unshown = {name: found["more_log"] for name, found in known.items() if not is_shown(found)}
+    unshown = {name: longer(found["more_log"]) for name, found in known.items() if not is_shown(found)}
     told = (
         f"All rules of arm {result['arm']} together change {every['rankings_changed']:.1%} of {result['slates']:,} "
         f"rankings, and move a candidate by {every['displacement']:.2f} places on average"
     )
     told += f". They change what an exposure brings: {', '.join(amounts)}" * bool(amounts)
-    for name, times in unshown.items() if every["rankings_changed"] else ():
-        told += f". No change of {name} is shown" + f"; as it stands, it takes {longer(times)}" * bool(times)
+    told += "".join(f". No change of {name} is shown; it takes {more}" for name, more in unshown.items())
     return f"{told}."
-
-
-def _cell(cost: Mapping[str, Any], found: Mapping[str, Any] | None) -> str:
-    """Return the relative change of an outcome, and whether it is shown, if any ranking changes."""
-    if found is None:
-        return "–"
-    return percent(found) + ", not shown" * (not is_shown(found) and cost["rankings_changed"] > 0)
 
 
 def _label(cost: Mapping[str, Any]) -> str:
@@ -91,7 +83,7 @@ def _tables(result: Mapping[str, Any]) -> list[Rows]:
     ]
     for cost in result["costs"]:
         found = [cost["outcomes"][name] for name in names]
-        outcomes.append((_label(cost), *(_cell(cost, one) for one in found)))
+        outcomes.append((_label(cost), *(percent(one) if one else "–" for one in found)))
         sides = [cost["without"], cost["with"]]
         shares = [side["impressions"] or {"largest": None, "gini": None} for side in sides]
         pairs = [[number(share[key], ".3f") for share in shares] for key in ("largest", "gini")]

@@ -16,9 +16,8 @@ from serve.model.artifact import load as load_artifact
 from serve.ranking.exploration import log_weight as log_odds
 from serve.ranking.utility import Weighing
 from training.data.dataset import Dataset, Progress
-from training.evaluation.counterfactual import more_log
 from training.evaluation.evaluate import measured_by, read_rows, score
-from training.evaluation.metrics import Z95, Values
+from training.evaluation.metrics import Z95, Values, more_log
 from training.evaluation.slates import I64, Slates
 from training.evaluation.verdict import not_beaten
 from training.evaluation.worth import expected_amounts
@@ -131,8 +130,7 @@ def exchange(
         if reason := worth.about[needed]["reason"]:
             raise TabrankError(f"the log supports no estimate of {needed}: {reason}")
 
-    names = [f"{value:g}" for value in values]
-    errors = dict.fromkeys(own, Z95) | {name: worth.at_once(name, names, OWN)}
+    errors = dict.fromkeys(own, Z95) | {name: worth.at_once(name, OWN)}
     first = {key: _first_places(slates, order) for key, order in orders.items()}
     points: list[dict[str, Any]] = [
         {
@@ -142,14 +140,11 @@ def exchange(
         }
         for value in values
     ]
-    stronger = [
-        one for one in points if abs(one["weight"]) > abs(own[name]) and one["weight"] * own[name] >= 0
-    ]
-    bad = [outcome for outcome in own if surface.is_bad(outcome)]
-    times = {one["weight"]: _times_the_log(one, name, primary, bad, give) for one in stronger}
+    times = {one["weight"]: _times_the_log(one, name, primary, surface, give) for one in points}
+    times = {one: times[one] for one in values if abs(one) > abs(own[name]) and one * own[name] >= 0}
     chosen = max((value for value, needed in times.items() if needed <= 1), key=abs, default=None)
-    nearest = min(times, key=lambda value: times[value], default=None)
-    is_near = chosen is None and nearest is not None and np.isfinite(times[nearest])
+    within = {value: needed for value, needed in times.items() if chosen is None and np.isfinite(needed)}
+    nearest = min(within, key=lambda value: within[value], default=None)
     return {
         "rows": len(data),
         "pinned_rows": num_rows - len(data),
@@ -163,14 +158,12 @@ def exchange(
         "points": points,
         "chosen": chosen,
         "at_end": chosen is not None and chosen in (values[0], values[-1]),
-        "nearest": nearest if is_near else None,
-        "more_log": times[nearest] if is_near else None,
+        "nearest": nearest,
+        "more_log": None if nearest is None else within[nearest],
     }
 
 
-def _times_the_log(
-    point: Mapping[str, Any], name: str, primary: str, bad: Sequence[str], give: float
-) -> float:
+def _times_the_log(point: Mapping[str, Any], name: str, primary: str, surface: Surface, give: float) -> float:
     """Return how many times this log it would take to recommend a weight; at most 1 if it is now.
 
     It is infinite if the weight loses too much, or moves its outcome in the wrong direction.
@@ -178,14 +171,14 @@ def _times_the_log(
     found = {outcome: one for outcome, one in point["outcomes"].items() if one}
     for outcome in found.keys() - {name, primary}:
         _, low, high = found[outcome]["relative"]
-        if (low if outcome in bad else -high) > give:
+        if (low if surface.is_bad(outcome) else -high) > give:
             return np.inf
+    own, first = found[name], found[primary]
+    spare = first["relative"][0] + give
     # If a model predicts an outcome badly, a weight may move it in the wrong direction.
-    if found[name]["change"][0] * point["weight"] <= 0 or found[primary]["relative"][0] <= -give:
+    if own["change"][0] * point["weight"] <= 0 or spare <= 0:
         return np.inf
-    gain = more_log(found[name]["relative"][0], found[name]["reach"], found[name]["viewers"])
-    held = more_log(found[primary]["relative"][0] + give, found[primary]["reach"], found[primary]["viewers"])
-    return max(gain or np.inf, held or np.inf)
+    return max(float(own["more_log"]), more_log(spare, first["reach"], first["viewers"]) or np.inf)
 
 
 def _first_places(slates: Slates, order: Values) -> I64:

@@ -155,7 +155,9 @@ def test_an_amount_that_a_few_viewers_changed_is_not_shown(num_viewers):
     rows = replace(world.rows, outcomes=outcomes, slate=slate, viewer=slate, position=np.tile([0, 1], num))
     orders = {"other": np.where(swaps, 1 - base, base), "own": base}
     curve = Examination("explored", (1.0, 0.7), (0.0, 0.0), 1_000)
-    worth = expected_amounts(rows, orders, {"join": 1.0}, [curve], [np.random.default_rng(0).normal(size=(2 * num, 1))])
+    worth = expected_amounts(
+        rows, orders, {"join": 1.0}, [curve], [np.random.default_rng(0).normal(size=(2 * num, 1))]
+    )
     found = worth.compared("join", "other", "own")
     assert found["change"][1] > 0
     assert found["viewers"] == pytest.approx(num_viewers, rel=0.05)

@@ -20,16 +20,8 @@ from serve.ranking.exploration import log_weight
 from serve.report.rows import columns
 from training.data.dataset import Progress
 from training.evaluation.attraction import attraction, ranked
-from training.evaluation.counterfactual import (
-    ESTIMATORS,
-    MIN_EFFECTIVE,
-    Counterfactual,
-    Drawn,
-    Estimate,
-    is_shown,
-    more_log,
-)
-from training.evaluation.metrics import MIN_VIEWERS, Z95
+from training.evaluation.counterfactual import ESTIMATORS, MIN_EFFECTIVE, Counterfactual, Drawn, Estimate
+from training.evaluation.metrics import is_shown
 from training.examination.placements import F64, Bins, place_counts
 from training.experiment.offline.explored import explored
 from training.experiment.offline.interference import effect_of_above
@@ -86,7 +78,7 @@ def compare(
     * `drawn`: {value, interval}, the actual reward of the drawn orders.
     * `difference`: {`served` | `drawn`: {`snips` | `dr`: {value, interval, relative, more_log}}},
       the model's value minus that of the reference, and how many times this log it would take to
-      show it, as `training.evaluation.counterfactual.more_log` says.
+      show it, as `training.evaluation.metrics.more_log` says.
     * `examination`: {position: θ}.
     * `above`: {value, interval, `matters`}, the effect of the candidates above, as
       `training.experiment.offline.interference` defines it, or null if the log holds no information
@@ -122,11 +114,7 @@ def compare(
     }
     theta = known.examination
     above = effect_of_above(drawn, bins, np.random.default_rng(SEED))
-    matters = (
-        above
-        and abs(above.value) > DOUBTFUL * above.error(drawn.cluster)
-        and above.viewers(drawn.cluster) >= MIN_VIEWERS
-    )
+    matters = above and (above.more_log(drawn.cluster, DOUBTFUL) or np.inf) <= 1
     return {
         "exposures": len(drawn),
         "viewers": len(np.unique(drawn.cluster)),
@@ -160,8 +148,7 @@ def _summary(estimate: Estimate, drawn: Drawn) -> dict[str, Any]:
 def _difference(ours: Estimate, theirs: Estimate, drawn: Drawn) -> dict[str, Any]:
     relative = ours.value / theirs.value - 1.0 if theirs.value > 0 else None
     apart = ours.minus(theirs)
-    times = more_log(apart.value, Z95 * apart.error(drawn.cluster), apart.viewers(drawn.cluster))
-    return _summary(apart, drawn) | {"relative": relative, "more_log": times}
+    return _summary(apart, drawn) | {"relative": relative, "more_log": apart.more_log(drawn.cluster)}
 
 
 def text(result: Mapping[str, Any]) -> str:
