@@ -94,7 +94,7 @@ def trade(num_slates: int, seed: int) -> Trade:
 
 
 def without_signal(world: Trade, seed: int) -> Trade:
-    """Return the world with hides that nothing foretells, and a model that found a little in them."""
+    """Return the world with hides that nothing foretells, of which a model found a little."""
     rng, num = np.random.default_rng([seed, 7]), len(world.rows)
     outcomes, shares = world.rows.outcomes.copy(), world.shares.copy()
     outcomes[:, 1] = rng.random(num) < 0.03 * THETA[world.rows.position]

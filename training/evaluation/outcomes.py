@@ -98,7 +98,7 @@ def measured(
                 gain = earns.told(worth.cluster) if earns else (None, None)
                 pair = dict(zip(("expected", "expected_se"), gain, strict=True))
                 for by in ("auc", "logloss") if key in contenders else ():
-                    # A bound of an outcome holds unless it is shown not to, so few viewers are told too.
+                    # A bound holds unless it is shown not to, so few viewers are told too.
                     pair[by], pair[f"{by}_se"] = contenders["model"].minus(contenders[key], by, least=0)
                 about["paired"][f"model-{key}"] = pair
         found[name] = about

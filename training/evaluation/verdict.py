@@ -275,7 +275,7 @@ def slices(parts: list[Mapping[str, Any]]) -> Rows:
 
 
 def segmented(parts: list[Mapping[str, Any]]) -> str:
-    """Return in which segments the model is shown to order better or worse, and how that is judged."""
+    """Return in which segments the model is shown to order better or worse, and how."""
     found: dict[str, list[str]] = {"better": [], "worse": [], SAME: [], FEW: []}
     for part in parts:
         pair = part["paired"] or {}
@@ -341,7 +341,7 @@ def _relative(more: float | None, error: float | None, before: float | None) -> 
 
 
 def _signed(value: float | None, error: float | None, interval: list[float] | None = None) -> str:
-    """Return a difference with its interval, by default of as many standard errors as a gate wants."""
+    """Return a difference with its interval, by default of as many errors as a gate wants."""
     if value is None or error is None:
         return "–"
     return f"{value:+.4f}{_bounds(interval or [value - ENOUGH * error, value + ENOUGH * error], '+')}"

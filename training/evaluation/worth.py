@@ -57,7 +57,7 @@ class Worth:
         return result | {"reach": reach, "more_log": more_log(ratio, reach, result["viewers"])}
 
     def at_once(self, outcome: str, against: str) -> float:
-        """Return of how many errors intervals of an outcome's changes must be to hold for all orders."""
+        """Return of how many errors an outcome's intervals must be to hold for all orders."""
         found = self.estimates[outcome]
         return at_once([one.minus(found[against]) for one in found.values()], self.cluster)
 

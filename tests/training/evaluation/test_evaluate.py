@@ -225,7 +225,7 @@ FIELDS = np.dtype([("viewer", [("country", "<u8"), ("age", "<f8")])])
 
 
 def by_field(surface, values, field="viewer.country", num_slates=1_600):
-    """Return the segments of rows whose popular order is as good as the model in the country `us`."""
+    """Return the segments of rows in which popular is as good as the model in the country `us`."""
     rows = dataset(surface, num_slates=num_slates)
     owned = np.zeros(len(rows), FIELDS)
     owned["viewer"][field.partition(".")[2]] = np.repeat(values, 6)
@@ -258,7 +258,7 @@ def test_each_value_of_a_field_is_judged_with_all_at_once(surface):
 
 
 def test_segments_without_a_difference_are_rarely_called_different(surface):
-    """Popular is the model with other noise; each of twenty segments at 95 % would err in 64 % of logs."""
+    """Popular is the model with other noise; at 95 % for each, 64 % of logs would err."""
     wrong = 0
     for seed in range(20):
         rng, rows = np.random.default_rng(seed), dataset(surface, num_slates=2_000, seed=seed)
