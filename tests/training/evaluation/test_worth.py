@@ -141,7 +141,7 @@ def test_without_a_prediction_attraction_follows_the_ranks(world):
 
 @pytest.mark.parametrize("num_viewers", [5, 19, 20])
 def test_an_amount_that_a_few_viewers_changed_is_not_shown(num_viewers):
-    """Each of so many viewers has an event that an order moves up, and none one that it moves down."""
+    """Each of so many viewers has an event that an order moves up; none has one moved down."""
     num = 4_000
     outcomes = np.zeros((2 * num, 1), np.float32)
     # Most events are of slates where the two orders agree.
