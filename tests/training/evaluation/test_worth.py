@@ -9,8 +9,8 @@ import pytest
 
 from tests.support.expected import expected
 from tests.support.trade_world import KNOWN, PER, trade
-from training.evaluation.counterfactual import Estimate, at_once, is_shown
-from training.evaluation.metrics import Contender
+from training.evaluation.counterfactual import Estimate, at_once
+from training.evaluation.metrics import Contender, is_shown
 from training.evaluation.slates import Slates
 from training.evaluation.worth import Worth, expected_amounts, odds_of
 from training.examination.examination import Examination
