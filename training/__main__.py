@@ -11,7 +11,7 @@ import typer
 
 from serve.contract.commands import CONFIG, Json, answer, command_line
 from serve.contract.errors import TabrankError
-from serve.contract.validation import milliseconds, spelled
+from serve.contract.validation import milliseconds, refuse_existing, spelled
 from serve.features.surface import load_surface
 from serve.report.rows import columns
 from serve.storage.atomic_files import PRIVATE
@@ -101,7 +101,6 @@ def surface(
     If less than 95 % of the events or of the shown candidates match a record of the log, nothing is
     written and the exit code is 1.
     """
-    from serve.contract.validation import refuse_existing
     from training.drafting.application import write_application
     from training.drafting.draft import draft
 
@@ -200,19 +199,28 @@ def evaluate(
     log: LogFolder,
     history: History = None,
     baselines: Annotated[bool, typer.Option("--baselines", help="Also tune and measure LightGBM.")] = False,
+    by: Annotated[str | None, typer.Option(metavar="FIELD", help="Measure a field's values too.")] = None,
+    out: Annotated[Path | None, typer.Option(help="New folder for report.json and report.html.")] = None,
     as_json: Json = False,
 ) -> None:
     """Measure a model on a log, and on the same rows the popular order and the surface's rule."""
     from training.evaluation.evaluate import evaluate as run
-    from training.evaluation.verdict import order, outcomes, verdict
+    from training.evaluation.report import evaluated_page
+    from training.evaluation.sweep_page import write
+    from training.evaluation.verdict import order, outcomes, segmented, slices, verdict
 
-    result = run(model, history, log, baselines=baselines, progress=ProgressLines("evaluate"))
+    if out is not None:
+        refuse_existing(out)
+    result = run(model, history, log, ProgressLines("evaluate"), baselines=baselines, by=by)
     _warn_of_training(result["rows_seen_in_training"])
+    if out is not None:
+        write(out, result, evaluated_page(result))
     lines = [verdict(result), f"{result['rows']} rows, {order(result)}"]
     for name in result["contenders"]:
         lines.append(name.ljust(9) + "  ".join(f"{k} {decimal(v)}" for k, v in result[name].items()))
     if "outcomes" in result:
         lines.append(columns(outcomes(result)))
+    lines += [columns(slices(result["segments"])), segmented(result["segments"])] if by else []
     answer(result, as_json, "\n".join(lines))
 
 
@@ -235,11 +243,11 @@ def weights(
     exposure, corrected for position bias, and its change against the surface's own weights, with
     95 % intervals.
 
-    It recommends the strongest weight that changes the swept outcome in the wanted direction and
-    loses at most the share --give of the primary outcome; the whole 95 % interval must lie within
-    that. It prints this weight as a line for an arm in cluster.yaml.
+    It recommends the strongest weight that is shown to change the swept outcome in the wanted
+    direction, even though several were tried, and to lose less than the share --give of the primary
+    outcome. No other outcome may be shown to lose more, and the model must have beaten its rivals.
+    It prints this weight as a line for an arm in cluster.yaml.
     """
-    from serve.contract.validation import refuse_existing
     from training.evaluation.sweep import sweep_log
     from training.evaluation.sweep_page import page, text, write
 
@@ -268,7 +276,6 @@ def slate(
     share of rankings that the rule changes; how far it moves candidates; and how it spreads
     impressions, for example over hosts. Surface and models are those that the file names.
     """
-    from serve.contract.validation import refuse_existing
     from training.evaluation.slate_cost import cost_of_arm
     from training.evaluation.slate_cost_page import page, text
     from training.evaluation.sweep_page import write

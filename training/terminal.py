@@ -49,6 +49,11 @@ def decimal(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
 
 
+def longer(times: float) -> str:
+    """Return how much more log something takes, in words: `times` this log, of two digits."""
+    return "over 100 times this log" if times > 100 else f"about {max(times, 1.1):.2g} times this log"
+
+
 class ProgressLines:
     """Prints progress on stderr: one line for each tenth that is done, such as `fit 30 %`."""
 

@@ -8,7 +8,7 @@ Letters: S slates, N = S · PER rows.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import expit
@@ -91,3 +91,12 @@ def trade(num_slates: int, seed: int) -> Trade:
         candidate_ids=[],
     )
     return Trade(rows, shares, worth)
+
+
+def without_signal(world: Trade, seed: int) -> Trade:
+    """Return the world with hides that nothing foretells, of which a model found a little."""
+    rng, num = np.random.default_rng([seed, 7]), len(world.rows)
+    outcomes, shares = world.rows.outcomes.copy(), world.shares.copy()
+    outcomes[:, 1] = rng.random(num) < 0.03 * THETA[world.rows.position]
+    shares[:, 1] = 0.03 * np.exp(rng.normal(0, 0.02, num))
+    return replace(world, rows=replace(world.rows, outcomes=outcomes), shares=shares)

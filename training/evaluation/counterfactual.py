@@ -24,13 +24,13 @@ is the number of exposures, C of candidates, and P of parameters of θ.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from serve.contract.errors import TabrankError
-from training.evaluation.metrics import Z95, mean_and_error
+from training.evaluation.metrics import MIN_VIEWERS, Z95, Told, mean_and_error, more_log, viewers_behind
 from training.examination.curve import Curve, fit_curve, prior
 from training.examination.placements import F64, I64, Bins, Counts
 
@@ -40,6 +40,8 @@ MAX_WEIGHT = 50.0
 MIN_EFFECTIVE = 50.0
 # With fewer events than this, the curve of examination is too uncertain.
 MIN_EVENTS = 100
+# So many draws give a quantile of the largest |t| to within 0.02.
+NUM_DRAWS = 50_000
 # This many exposures are processed at once, which bounds the memory.
 _AT_ONCE = 1_000
 
@@ -88,10 +90,44 @@ class Estimate:
         _, error = mean_and_error(self.influence, cluster)
         return np.inf if error is None else float(np.hypot(error, self.shift))
 
-    def interval(self, cluster: I64) -> tuple[float, float]:
-        """Return the 95 % interval with the clusters `[N]`."""
-        reach = Z95 * self.error(cluster)
+    def told(self, cluster: I64) -> Told:
+        """Return the value of a difference and its standard error, with the clusters `[N]`.
+
+        Both are None if it rests on fewer than `MIN_VIEWERS` clusters. Without any influence, both
+        are 0: nothing differs.
+        """
+        if self.influence.any() and self.viewers(cluster) < MIN_VIEWERS:
+            return None, None
+        return self.value, self.error(cluster)
+
+    def interval(self, cluster: I64, errors: float = Z95) -> tuple[float, float]:
+        """Return the value minus and plus so many standard errors; by default the 95 % interval."""
+        reach = errors * self.error(cluster)
         return self.value - reach, self.value + reach
+
+    def more_log(self, cluster: I64, errors: float = Z95) -> float | None:
+        """Return how many times this log it would take to show the value of a difference."""
+        return more_log(self.value, errors * self.error(cluster), self.viewers(cluster))
+
+    def viewers(self, cluster: I64) -> float:
+        """Return on how many clusters `[N]` the value rests, as `viewers_behind` counts them."""
+        return viewers_behind(self.influence + self.value, cluster)
+
+
+def at_once(estimates: Sequence[Estimate], cluster: I64) -> float:
+    """Return of how many standard errors intervals must be to hold at 95 % for all estimates.
+
+    It is a quantile of the largest |t| if the estimates are normal with their correlation (Hothorn,
+    Bretz and Westfall 2008, "Simultaneous inference in general parametric models").
+    """
+    code = np.unique(cluster, return_inverse=True)[1]
+    totals = [np.append(np.bincount(code, e.influence), e.shift * len(code)) for e in estimates]
+    lines = [total / np.linalg.norm(total) for total in totals if total.any()]
+    if not lines:
+        return Z95
+    correlation = np.array([[one @ other for other in lines] for one in lines])
+    draws = np.random.default_rng(0).multivariate_normal(np.zeros(len(lines)), correlation, NUM_DRAWS)
+    return max(Z95, float(np.quantile(np.abs(draws).max(axis=1), 0.95)))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from serve.contract.errors import TabrankError
+from serve.contract.validation import one_of
 from serve.features.kinds.counters import Rate
 from serve.features.matrix import Matrix
 from serve.features.registry import KINDS
@@ -21,14 +22,15 @@ from serve.model.artifact import Artifact
 from serve.model.artifact import load as load_artifact
 from serve.model.encoder import Encoder
 from serve.model.scorers import load_scorer
-from training.data.dataset import Dataset, Progress, build, kept_evenly
+from training.data.dataset import Dataset, DatasetPlan, Progress, kept_evenly
 from training.data.draws import drawn_weights
+from training.data.encoding import category_strings
 from training.evaluation.metrics import Contender, Values, calibrated, reliability
 from training.evaluation.outcomes import is_plain, measured, predicts, utility
 from training.evaluation.paired import MARGIN, bounds, outcome_bounds, paired
 from training.evaluation.rivals import TUNING_S, trees, tuned
 from training.evaluation.slates import Slates
-from training.evaluation.slices import slices
+from training.evaluation.slices import segments, slices
 from training.evaluation.worth import Worth, expected_amounts, odds_of
 from training.examination.examination import Examination
 from training.terminal import print_progress
@@ -51,6 +53,8 @@ def assess(
     current: Sequence[Examination] | None = None,
     encoder: Encoder = NO_NAMES,
     margin: float = MARGIN,
+    field: str | None = None,
+    strings: Mapping[int, str] | None = None,
 ) -> dict[str, Any]:
     """Measure each contender (a model or a rule that orders) on the rows of `data`.
 
@@ -66,6 +70,8 @@ def assess(
         examinations: the examination of positions, one for each outcome.
         current: the same for the contender `current`.
         encoder: names the categories of slices.
+        field: a field that `data.fields` holds, such as candidate.topic, to measure by its values.
+        strings: spells the field's categories by their hashes.
         margin: how much worse than `current` the model may be (`training.evaluation.paired`).
 
     A contender orders by its utility, which is the sum of weights times predictions. The gain in
@@ -90,7 +96,8 @@ def assess(
       further outcomes. If the two do not predict the same outcomes, `outcomes` names those that
       both do.
     * `curves`: the model's `reliability`.
-    * `slices`: as `training.evaluation.slices` describes them.
+    * `slices`, and `segments` if there is a `field`: as `training.evaluation.slices` describes
+      them.
     * `outcomes`: as `outcomes.measured` describes it, unless the only outcome is an event of
       weight 1.
     """
@@ -150,7 +157,7 @@ def assess(
         result["intervals"][name] = {by: ends} | contender.intervals()
         if name != "model":
             more = earns.weighed("model", surface.worth, name)
-            gain = (more.value, more.error(earns.cluster)) if more else (None, None)
+            gain = more.told(earns.cluster) if more else (None, None)
             rival = fair.get(name, contender)
             pair = paired(contenders["model"], rival, gain, earned=by, is_learned=is_learned)
             result["paired"][f"model-{name}"] = pair
@@ -167,8 +174,9 @@ def assess(
         pair |= {} if len(both) == len(scales) else {"outcomes": both}
     given = predictions["model"][known, 0] * theta["model"]
     result["curves"] = {"reliability": reliability(primary.label, given)}
-    result["slices"] = slices(primary, contenders["model"], contenders["popular"], surface, encoder)
-    return result
+    both_of = contenders["model"], contenders["popular"]
+    result["slices"] = slices(primary, *both_of, surface, encoder)
+    return result | ({"segments": segments(primary, *both_of, field, strings or {})} if field else {})
 
 
 def _support(surface: Surface, earns: Worth) -> Mapping[str, Any]:
@@ -182,7 +190,7 @@ def _support(surface: Surface, earns: Worth) -> Mapping[str, Any]:
 
 
 def evaluate(
-    model: Path, history: Path | None, log: Path, *, baselines: bool, progress: Progress = lambda share: None
+    model: Path, history: Path | None, log: Path, progress: Progress, *, baselines: bool, by: str | None
 ) -> dict[str, Any]:
     """Return the result of `assess` for `model`, `popular` and the baseline on the rows of `log`.
 
@@ -195,13 +203,17 @@ def evaluate(
     rows of which LightGBM was trained on a sample.
 
     Raises:
-        TabrankError: the artifact or the log is invalid, or `baselines` has no `history`.
+        TabrankError: the artifact or the log is invalid, `baselines` has no `history`, or the field
+            `by` is unknown, a set or a time, or has too many values.
     """
     if baselines and history is None:
         raise TabrankError("--baselines: LightGBM trains on the history; give --history LOG")
     artifact = load_artifact(model)
     surface = read_surface((model / "surface.toml").read_text(), str(model / "surface.toml"))
-    data, about = read_rows(surface, history, log, progress)
+    if by:
+        fields = [(f"{owner}.{name}", of[name].type) for owner, of in surface.fields.items() for name in of]
+        one_of(by, [name for name, kind in fields if kind in ("category", "number")], "--by", "field")
+    data, about = read_rows(surface, history, log, progress, [by] if by else [])
     examinations = Examination.of(artifact.manifest)
     shares: dict[str, Values] = {"model": score(model, data.matrix)}
     if baselines and history is not None:
@@ -209,14 +221,17 @@ def evaluate(
         about |= {f"lightgbm_{name}": value for name, value in of_rival.items()}
         settings = tuned(artifact.encoder, before.of(0), examinations[0], TUNING_S)
         shares["lightgbm"] = trees(artifact.encoder, before, examinations, settings)(data.matrix)
-    found = assess(data, shares, surface, examinations=examinations, encoder=artifact.encoder)
+    named = {"encoder": artifact.encoder, "field": by, "strings": about.pop("strings", None)}
+    found = assess(data, shares, surface, examinations=examinations, **named)
     return measured_by(artifact, data) | about | found
 
 
 def read_rows(
-    surface: Surface, history: Path | None, log: Path, progress: Progress
+    surface: Surface, history: Path | None, log: Path, progress: Progress, fields: Sequence[str] = ()
 ) -> tuple[Dataset, dict[str, Any]]:
     """Return the rows of a log, with the draws of their orders. The state starts from `history`.
+
+    The rows keep the values of `fields`, and the second value spells categories as `strings`.
 
     If more than `MOST_ROWS` candidates were shown, the rows are those of evenly spaced exposures,
     and the second value holds the number of all as `sampled_from`.
@@ -226,12 +241,15 @@ def read_rows(
     lengths = pc.multiply(pc.list_value_length(rows.exposures["candidates"]), rows.exposures["one_in"])
     num_shown = lengths.to_numpy()
     total = int(num_shown.sum())
-    about = {"sampled_from": total} if total > MOST_ROWS else {}
+    about: dict[str, Any] = {"sampled_from": total} if total > MOST_ROWS else {}
     kept = kept_evenly(num_shown, MOST_ROWS) if about else None
     if about:
         print_progress(f"{log}: using about {MOST_ROWS:,} of {total:,} shown candidates, evenly over time")
     weights = drawn_weights(log, rows)
-    return build(Schema(surface), rows, history=past, weights=weights, kept=kept, progress=progress), about
+    if fields:
+        about["strings"] = category_strings(surface, past or rows) | category_strings(surface, rows)
+    plan = DatasetPlan(Schema(surface), rows, history=past, weights=weights, kept=kept, fields=fields)
+    return plan.whole(progress), about
 
 
 def measured_by(artifact: Artifact, data: Dataset) -> dict[str, Any]:

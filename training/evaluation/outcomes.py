@@ -95,10 +95,11 @@ def measured(
                     about[key]["correlation"] = _correlation(contenders[key])
             if key != "model":
                 earns = worth.weighed("model", {name: 1.0}, key)
-                pair = {"expected": earns and earns.value}
-                pair["expected_se"] = earns and earns.error(worth.cluster)
+                gain = earns.told(worth.cluster) if earns else (None, None)
+                pair = dict(zip(("expected", "expected_se"), gain, strict=True))
                 for by in ("auc", "logloss") if key in contenders else ():
-                    pair[by], pair[f"{by}_se"] = contenders["model"].minus(contenders[key], by)
+                    # A bound holds unless it is shown not to, so few viewers are told too.
+                    pair[by], pair[f"{by}_se"] = contenders["model"].minus(contenders[key], by, least=0)
                 about["paired"][f"model-{key}"] = pair
         found[name] = about
     return found

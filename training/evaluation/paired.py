@@ -147,7 +147,8 @@ def bounds(
     if "agrees" in pair["gate"]:
         worse["ndcg@10"] = -(pair["ndcg@10"] or 0.0) - SPARE * (pair["se"] or 0.0)
     if theirs["logloss"] is not None:
-        worse |= {"logloss": pair["logloss"], "ece": (ours["ece"] or 0.0) - (theirs["ece"] or 0.0)}
+        lost = (ours["logloss"] or 0.0) - theirs["logloss"]
+        worse |= {"logloss": lost, "ece": (ours["ece"] or 0.0) - (theirs["ece"] or 0.0)}
     worse[by] = None if better is None else SPARE * error - better
     allowed = {name: margin * (theirs[name] or 0.0) for name in worse} | {"ece": ECE_SHARE * positive_rate}
     return [_bound(name, value, allowed[name]) for name, value in worse.items()]

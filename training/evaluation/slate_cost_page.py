@@ -8,7 +8,9 @@ from typing import Any
 from serve.report import page as kit
 from serve.report.charts import Axis, Series, plot
 from serve.report.rows import columns, number
+from training.evaluation.metrics import is_shown
 from training.evaluation.sweep_page import Rows, percent, reasons
+from training.terminal import longer
 
 DOUBT = (
     "These are estimates from logged rankings, as if viewers acted on another order as they did on this one. The log "
@@ -56,12 +58,16 @@ def _sentence(result: Mapping[str, Any]) -> str:
     if "reason" in result:
         return f"It is not known what the rules of arm {result['arm']} cost: {result['reason']}."
     every = result["costs"][0]
-    amounts = [f"{name} by {percent(found)}" for name, found in every["outcomes"].items() if found]
+    known = {name: found for name, found in every["outcomes"].items() if found and found["more_log"]}
+    amounts = [f"{name} by {percent(found)}" for name, found in known.items() if is_shown(found)]
+    unshown = {name: longer(found["more_log"]) for name, found in known.items() if not is_shown(found)}
     told = (
         f"All rules of arm {result['arm']} together change {every['rankings_changed']:.1%} of {result['slates']:,} "
         f"rankings, and move a candidate by {every['displacement']:.2f} places on average"
     )
-    return f"{told}. They change what an exposure brings: {', '.join(amounts)}." if amounts else f"{told}."
+    told += f". They change what an exposure brings: {', '.join(amounts)}" * bool(amounts)
+    told += "".join(f". No change of {name} is shown; it takes {more}" for name, more in unshown.items())
+    return f"{told}."
 
 
 def _label(cost: Mapping[str, Any]) -> str:

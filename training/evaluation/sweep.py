@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from serve.ranking.exploration import log_weight as log_odds
 from serve.ranking.utility import Weighing
 from training.data.dataset import Dataset, Progress
 from training.evaluation.evaluate import measured_by, read_rows, score
-from training.evaluation.metrics import Values
+from training.evaluation.metrics import Z95, Values, more_log
 from training.evaluation.slates import I64, Slates
+from training.evaluation.verdict import not_beaten
 from training.evaluation.worth import expected_amounts
 from training.examination.examination import Examination
 
@@ -30,6 +31,7 @@ SWEEP = re.compile(r"(\w+)=(-?\d+(?:\.\d+)?)\.\.(-?\d+(?:\.\d+)?)", re.ASCII)
 MOST = 1e6
 # The name of the order by the surface's own weights.
 OWN = "own"
+UNKNOWN = "its manifest does not say whether it beats popular, so fit it again"
 
 
 def sweep_log(
@@ -38,7 +40,8 @@ def sweep_log(
     """Return the result of `exchange` for an artifact on the rows of a log.
 
     `sweep` is for example "hide=-50..0", and `steps` is the number of weights to try. The result
-    also holds `version`, `surface` and `rows_seen_in_training`.
+    also holds `version`, `surface`, `rows_seen_in_training`, and as `doubts` which rivals the model
+    was not shown to beat. With a doubt, no weight is chosen.
 
     Raises:
         TabrankError: the artifact, the log or the sweep is invalid, or the log supports no
@@ -50,6 +53,9 @@ def sweep_log(
     data, about = read_rows(surface, history, log, progress)
     examinations = Examination.of(artifact.manifest)
     found = exchange(data, score(model, data.matrix), surface, examinations, name, values, give)
+    pairs = artifact.manifest.get("paired", {})
+    doubts = not_beaten(pairs) if "model-popular" in pairs else [UNKNOWN]
+    found |= {"doubts": doubts} | ({"chosen": None, "at_end": False} if doubts else {})
     return measured_by(artifact, data) | about | found
 
 
@@ -97,11 +103,16 @@ def exchange(
       `training.evaluation.worth` by outcome.
     * `points`: for each `weight`, `places_changed` is the share of the first ten places that show
       another candidate, and `outcomes` holds by name the result of `Worth.compared` against the
-      surface's own weights, or null if the rows do not support it.
-    * `chosen`: the recommended weight, or null. It is the strongest weight with three properties.
-      It has the sign of the surface's own weight and is stronger. The whole interval of the primary
-      outcome's relative change is above −`give`. The swept outcome changes in the direction that
-      the weight asks for.
+      surface's own weights, or null if the rows do not support it. For the swept outcome, `reach`
+      and `more_log` are those of intervals that hold for all weights at once, because the best of
+      them is chosen. The primary outcome loses more with each step, so a single weight decides.
+    * `chosen`: the recommended weight, or null. It is the strongest weight that has the sign of the
+      surface's own weight, is stronger, and has three properties. The swept outcome is shown to
+      change in the direction that the weight asks for. The primary outcome is shown to lose less
+      than `give`. No other outcome is shown to lose more than `give`; a bad one loses if it rises.
+    * `at_end`: whether the sweep has no stronger weight than the chosen one.
+    * `more_log`: how many times this log it would take for the nearest weight, `nearest`, as the
+      estimates stand; null if one is chosen, or if more log would not help.
 
     Raises:
         TabrankError: the rows support no estimate of the primary outcome or of the swept one.
@@ -119,19 +130,21 @@ def exchange(
         if reason := worth.about[needed]["reason"]:
             raise TabrankError(f"the log supports no estimate of {needed}: {reason}")
 
+    errors = dict.fromkeys(own, Z95) | {name: worth.at_once(name, OWN)}
     first = {key: _first_places(slates, order) for key, order in orders.items()}
     points: list[dict[str, Any]] = [
         {
             "weight": value,
             "places_changed": float((first[f"{value:g}"] != first[OWN]).mean()),
-            "outcomes": {outcome: worth.compared(outcome, f"{value:g}", OWN) for outcome in own},
+            "outcomes": {one: worth.compared(one, f"{value:g}", OWN, errors[one]) for one in own},
         }
         for value in values
     ]
-    held = [one for one in points if one["outcomes"][primary]["relative"][1] > -give]
-    # If a model predicts an outcome badly, a weight may move it in the wrong direction.
-    gains = [one["weight"] for one in held if one["outcomes"][name]["change"][0] * one["weight"] > 0]
-    stronger = [value for value in gains if abs(value) > abs(own[name]) and value * own[name] >= 0]
+    times = {one["weight"]: _times_the_log(one, name, primary, surface, give) for one in points}
+    times = {one: times[one] for one in values if abs(one) > abs(own[name]) and one * own[name] >= 0}
+    chosen = max((value for value, needed in times.items() if needed <= 1), key=abs, default=None)
+    within = {value: needed for value, needed in times.items() if chosen is None and np.isfinite(needed)}
+    nearest = min(within, key=lambda value: within[value], default=None)
     return {
         "rows": len(data),
         "pinned_rows": num_rows - len(data),
@@ -143,8 +156,29 @@ def exchange(
         "give": give,
         "about": worth.about,
         "points": points,
-        "chosen": max(stronger, key=abs, default=None),
+        "chosen": chosen,
+        "at_end": chosen is not None and chosen in (values[0], values[-1]),
+        "nearest": nearest,
+        "more_log": None if nearest is None else within[nearest],
     }
+
+
+def _times_the_log(point: Mapping[str, Any], name: str, primary: str, surface: Surface, give: float) -> float:
+    """Return how many times this log it would take to recommend a weight; at most 1 if it is now.
+
+    It is infinite if the weight loses too much, or moves its outcome in the wrong direction.
+    """
+    found = {outcome: one for outcome, one in point["outcomes"].items() if one}
+    for outcome in found.keys() - {name, primary}:
+        _, low, high = found[outcome]["relative"]
+        if (low if surface.is_bad(outcome) else -high) > give:
+            return np.inf
+    own, first = found[name], found[primary]
+    spare = first["relative"][0] + give
+    # If a model predicts an outcome badly, a weight may move it in the wrong direction.
+    if own["change"][0] * point["weight"] <= 0 or spare <= 0:
+        return np.inf
+    return max(float(own["more_log"]), more_log(spare, first["reach"], first["viewers"]) or np.inf)
 
 
 def _first_places(slates: Slates, order: Values) -> I64:

@@ -11,6 +11,8 @@ from serve.report import page as kit
 from serve.report.charts import Axis, Limit, Series, plot
 from serve.report.rows import columns
 from serve.storage.atomic_files import draft_of
+from training.evaluation.metrics import is_shown
+from training.terminal import longer
 
 Rows = list[tuple[str, ...]]
 DOUBT = (
@@ -73,14 +75,22 @@ def _choice(result: Mapping[str, Any]) -> list[str]:
     """Return what the chosen weight buys and costs, and the line for an arm in cluster.yaml."""
     name, chosen, own = result["outcome"], result["chosen"], result["own"][result["outcome"]]
     rule = f"{result['primary']} is shown to fall by less than {100 * result['give']:g} %"
+    if doubts := result.get("doubts"):
+        why = f"No weight is recommended: the model was not shown to pass: {'; '.join(doubts)}."
+        return [why, f"{name} keeps {own:g}"]
     if chosen is None:
-        stronger = f"At no weight of this sweep that is stronger than {own:g}, the surface's own,"
-        why = f"{stronger} {rule} and {name} changes as wanted."
-        return [why, "Sweep nearer to it, or give a larger log or a larger --give.", f"{name} keeps {own:g}"]
+        why = f"No weight is shown to help: at none of this sweep that is stronger than {own:g}, the surface's own,"
+        why += f" {rule}, {name} is shown to change as wanted, and nothing else to lose more than that."
+        more = "As these estimates stand, a longer log would not show one. Sweep nearer to it, or give a larger --give."
+        if result["more_log"]:
+            more = f"As the nearest, {result['nearest']:g}, stands, it takes {longer(result['more_log'])}."
+        return [why, more, f"{name} keeps {own:g}"]
     (point,) = (point for point in result["points"] if point["weight"] == chosen)
     told = [f"{outcome} {percent(found)}" for outcome, found in point["outcomes"].items() if found]
     changes = f"Against the surface's own {own:g}, it changes what an exposure brings by: {'; '.join(told)}."
-    best = f"{chosen:g} is the strongest weight of this sweep at which {rule}."
+    best = f"{chosen:g} is the strongest weight of the sweep at which {rule}, and {name} to change as wanted."
+    if result["at_end"]:
+        changes += f" It ends the sweep, so a stronger one may be better: widen --sweep beyond {chosen:g}."
     return [best, changes, f"weights: {{{name}: {chosen:g}}}"]
 
 
@@ -92,9 +102,10 @@ def reasons(result: Mapping[str, Any]) -> list[str]:
     return lines + sorted({one["note"] for one in about.values() if one["note"]})
 
 
-def percent(found: Mapping[str, Sequence[float]]) -> str:
-    """Return a relative change with its interval."""
-    return f"{_span([100 * value for value in found['relative']], '+.2f')} %"
+def percent(found: Mapping[str, Any]) -> str:
+    """Return a relative change with its interval, and whether it is not shown, if there is one."""
+    told = f"{_span([100 * value for value in found['relative']], '+.2f')} %"
+    return told + ", not shown" * bool(found["more_log"] and not is_shown(found))
 
 
 def _span(numbers: Sequence[float], spec: str) -> str:

@@ -55,6 +55,8 @@ SAMPLED = {
     "lightgbm_sampled_from": "LightGBM learned from a sample, evenly over time,",
 }
 COUNTS = ("rows", "slates", "positives")
+# What segments are judged to be.
+SAME, FEW = "not shown to differ", "unknown, for want of rows or viewers,"
 SLICE_COLUMNS = ("slice", *COUNTS, "NDCG@10", "popular's", "difference", "AUC", "logloss", "ECE")
 BOARD_COLUMNS = ("", "logloss", "AUC", "NDCG@10", "µs a candidate", "in budget", "tie", "epochs")
 Evaluation = Mapping[str, Any]
@@ -266,10 +268,22 @@ def slices(parts: list[Mapping[str, Any]]) -> Rows:
         ours, theirs, pair = part["model"] or {}, part["popular"] or {}, part["paired"] or {}
         cells = [f"{part['by']}: {part['value']}", *(f"{part[key]:,}" for key in COUNTS)]
         cells += [decimal(one.get("ndcg@10")) for one in (ours, theirs)]
-        cells += [_signed(pair.get("ndcg@10"), pair.get("se"))]
+        cells += [_signed(pair.get("ndcg@10"), pair.get("se"), pair.get("interval"))]
         cells += [decimal(ours.get(key)) for key in ("auc", "logloss", "ece")]
         rows.append(tuple(cells))
     return rows
+
+
+def segmented(parts: list[Mapping[str, Any]]) -> str:
+    """Return in which segments the model is shown to order better or worse, and how."""
+    found: dict[str, list[str]] = {"better": [], "worse": [], SAME: [], FEW: []}
+    for part in parts:
+        pair = part["paired"] or {}
+        how = pair["shown"] or SAME if pair.get("interval") else FEW
+        found[how].append(part["value"])
+    told = "; ".join(f"{how} in {', '.join(values)}" for how, values in found.items() if values)
+    judged = f"intervals of all {len(parts) - len(found[FEW])} segments hold at once at 95 % (Bonferroni)"
+    return f"By NDCG@10, the order of the model beside popular is {told}. The {judged}."
 
 
 def worst(parts: list[Mapping[str, Any]], most: int = 5) -> list[Mapping[str, Any]]:
@@ -326,8 +340,8 @@ def _relative(more: float | None, error: float | None, before: float | None) -> 
     return f"{100 * more / before:.3g} % ± {100 * ENOUGH * error / before:.2g} %"
 
 
-def _signed(value: float | None, error: float | None) -> str:
-    """Return a difference with its 95 % interval, of as many standard errors as a gate wants."""
+def _signed(value: float | None, error: float | None, interval: list[float] | None = None) -> str:
+    """Return a difference with its interval, by default of as many errors as a gate wants."""
     if value is None or error is None:
         return "–"
-    return f"{value:+.4f}{_bounds([value - ENOUGH * error, value + ENOUGH * error], '+')}"
+    return f"{value:+.4f}{_bounds(interval or [value - ENOUGH * error, value + ENOUGH * error], '+')}"

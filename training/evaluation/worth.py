@@ -14,9 +14,9 @@ import numpy as np
 
 from serve.ranking.exploration import log_weight as log_odds
 from training.data.dataset import Dataset
-from training.evaluation.counterfactual import Estimate
+from training.evaluation.counterfactual import Estimate, at_once
 from training.evaluation.expected_labels import expected_labels
-from training.evaluation.metrics import Contender, Values
+from training.evaluation.metrics import Z95, Contender, Values, more_log
 from training.evaluation.slates import F64, I64, Slates, midranks, sink_non_finite
 from training.examination.examination import Examination
 
@@ -36,21 +36,30 @@ class Worth:
     estimates: Mapping[str, Mapping[str, Estimate]]
     curve: Mapping[str, int]
 
-    def compared(self, outcome: str, contender: str, against: str) -> dict[str, list[float]] | None:
+    def compared(self, outcome: str, order: str, against: str, errors: float = Z95) -> dict[str, Any] | None:
         """Return the amount of an outcome in two orders, its change, and its relative change.
 
-        `value` is that of the contender, `base` that of the other; then come `change` and
-        `relative`. Each is [estimate, low, high] at 95 %. The result is None if the rows do not
-        support the outcome.
+        `value` is that of the `order`, `base` that of the other; then come `change` and
+        `relative`. Each is [estimate, low, high] at 95 %. `viewers` says on how many viewers the
+        change rests, `reach` how far so many standard `errors` of `relative` reach, and `more_log`
+        how many times this log it would take to show the change, as it stands: at most 1 if it is
+        shown, and null if there is none. The result is None if the rows do not support the outcome.
         """
         if not (found := self.estimates[outcome]):
             return None
-        base, change = found[against], found[contender].minus(found[against])
+        base, change = found[against], found[order].minus(found[against])
         ratio = change.value / base.value
         # The base is uncertain too, which the delta method takes into account.
         relative = replace(change.minus(base.times(ratio)).times(1 / base.value), value=ratio)
-        told = {"value": found[contender], "base": base, "change": change, "relative": relative}
-        return {what: [one.value, *one.interval(self.cluster)] for what, one in told.items()}
+        told = {"value": found[order], "base": base, "change": change, "relative": relative}
+        result: dict[str, Any] = {k: [one.value, *one.interval(self.cluster)] for k, one in told.items()}
+        result["viewers"], reach = change.viewers(self.cluster), errors * relative.error(self.cluster)
+        return result | {"reach": reach, "more_log": more_log(ratio, reach, result["viewers"])}
+
+    def at_once(self, outcome: str, against: str) -> float:
+        """Return of how many errors an outcome's intervals must be to hold for all orders."""
+        found = self.estimates[outcome]
+        return at_once([one.minus(found[against]) for one in found.values()], self.cluster)
 
     def weighed(
         self, contender: str, weights: Mapping[str, float], against: str | None = None

@@ -194,7 +194,7 @@ def _rare(label, ours, theirs, one_in):
     viewer = np.tile(slate[: len(slate) // one_in], one_in)
     slates = Slates(label, slate, viewer)
     one, other = (Contender.of(slates, chance, chance) for chance in (ours, theirs))
-    difference, error = one.minus(other, "logloss")
+    difference, error = one.minus(other, "logloss", least=0)
     pair = {"logloss": difference, "logloss_se": error}
     rate, rate_error = mean_and_error(label.astype(np.float64), viewer)
     about = {"mean_share": rate, "mean_share_se": rate_error, "paired": {"model-current": pair}}

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from training.evaluation.metrics import Contender, mean_and_error
+from training.evaluation.metrics import MIN_VIEWERS, Contender, mean_and_error
 from training.evaluation.paired import ECE_SHARE, MARGIN, bounds, gate, paired, shown, trails
 from training.evaluation.slates import Slates
 from training.evaluation.verdict import not_beaten, standing
@@ -112,7 +112,7 @@ def exceeded(ahead: float, error: float, *, by="ndcg@10", logloss=0.0, ece=0.0, 
     """Return the bounds that a newcomer exceeds, which is `ahead` of the current model."""
     pair = {"ndcg@10": ahead, "se": error, "logloss": logloss, "logloss_se": error, "gate": {"by": by}}
     pair |= {"expected_labels": ahead, "expected_labels_se": error}
-    ours = THEIRS | {"ece": THEIRS["ece"] + ece}
+    ours = THEIRS | {"ece": THEIRS["ece"] + ece, "logloss": THEIRS["logloss"] + logloss}
     return {bound["measure"] for bound in bounds(pair, ours, THEIRS, rate, MARGIN) if not bound["holds"]}
 
 
@@ -204,3 +204,32 @@ def test_viewers_of_many_slates_widen_the_standard_error():
         assert clustered[error] > 2 * alone[error]
     assert (alone["gate"]["beats"], clustered["gate"]["beats"]) == (True, False)
     assert compared(slate + 7) == alone
+
+
+def few(num_viewers: int, per: int = 2):
+    """Return slates of two, one of each viewer, and an order that is better on `num_viewers`."""
+    num = 400
+    slate = np.repeat(np.arange(num), per)
+    label = np.tile([0.0, 1.0], num).astype(np.float32)
+    theirs = np.tile([0.2, 0.8], num)
+    theirs[: per * num_viewers] = np.tile([0.8, 0.2], num_viewers)
+    slates = Slates(label, slate, slate)
+    return Contender.of(slates, np.tile([0.2, 0.8], num), None), Contender.of(slates, theirs, None)
+
+
+@pytest.mark.parametrize(("num_viewers", "beats"), [(0, False), (5, None), (19, None), (21, True)])
+def test_an_order_that_is_better_for_a_few_viewers_beats_nothing(num_viewers, beats):
+    """Five viewers alike are two standard errors, and by chance as often as heads five times."""
+    ours, theirs = few(num_viewers)
+    assert paired(ours, theirs)["gate"] == {"by": "ndcg@10", "beats": beats}
+
+
+@pytest.mark.parametrize("num", [2, MIN_VIEWERS - 1, MIN_VIEWERS])
+def test_a_standard_error_of_zero_is_no_certainty(num):
+    """All viewers differ by the same amount, so that their variance is 0."""
+    rows = np.arange(800) < 2 * num
+    ours, theirs = (one.take(rows) for one in few(400))
+    pair = paired(ours, theirs)
+    assert pair["gate"]["beats"] is (None if num < MIN_VIEWERS else True)
+    same = paired(ours, ours)
+    assert (same["ndcg@10"], same["gate"]["beats"]) == ((None, None) if num < MIN_VIEWERS else (0, False))

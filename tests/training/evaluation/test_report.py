@@ -211,7 +211,8 @@ def test_the_card_describes_the_model_and_its_worst_slices(evaluation):
     assert "topic_affinity (affinity)" in card
     assert "| NDCG@10 | 0." in card
     worst = min(
-        (part for part in evaluation["slices"] if part["paired"]), key=lambda part: part["paired"]["ndcg@10"]
+        (part for part in evaluation["slices"] if part["paired"] and part["paired"]["ndcg@10"] is not None),
+        key=lambda part: part["paired"]["ndcg@10"],
     )
     listed = card[card.index("## Where it gains least") :]
     assert listed.index(worst["value"]) < 600

@@ -22,6 +22,8 @@ from training.evaluation.sweep import exchange, swept_weights
 from training.evaluation.sweep_page import page, text
 
 VERSION = "20260101T000000Z-abcd"
+PAIR = {"ndcg@10": 0.1, "se": 0.01, "logloss": -0.1, "logloss_se": 0.01}
+PAIR |= {"gate": {"by": "ndcg@10", "beats": True}}
 SWEEP = [-50.0, -10.0, -2.0, 0.0]
 
 
@@ -83,18 +85,18 @@ def test_the_choice_is_the_strongest_weight_whose_cost_is_shown_to_be_small(worl
     # Weaker weights give more joins, and that is not what a sweep against hides is for.
     assert found["chosen"] is None
     strong = swept(world, give=0.5)
-    assert strong["chosen"] == -50
+    assert (strong["chosen"], strong["at_end"]) == (-50, True)
+    assert "It ends the sweep, so a stronger one may be better: widen --sweep beyond -50." in text(strong)
     assert text(strong).endswith("weights: {hide: -50}")
     assert (
-        "-50 is the strongest weight of this sweep at which join is shown to fall by less than 50 %"
+        "-50 is the strongest weight of the sweep at which join is shown to fall by less than 50 %"
         in text(strong)
     )
     assert "Against the surface's own -2, it changes what an exposure brings by: join -" in text(strong)
     none = swept(world, give=0.001, values=[-50.0, -40.0])
     assert none["chosen"] is None
-    assert "At no weight of this sweep that is stronger than -2, the surface's own, join is shown" in text(
-        none
-    )
+    assert "No weight is shown to help: at none of this sweep that is stronger than -2" in text(none)
+    assert "As these estimates stand, a longer log would not show one." in text(none)
     assert text(none).endswith("hide keeps -2")
 
 
@@ -105,7 +107,7 @@ def test_a_weight_that_does_not_move_its_outcome_as_it_should_is_not_chosen(worl
     assert result["points"][0]["outcomes"]["hide"]["change"][0] > 0
     assert result["points"][0]["outcomes"]["join"]["relative"][1] > -0.9
     assert result["chosen"] is None
-    assert "fall by less than 90 % and hide changes as wanted." in text(result)
+    assert "fall by less than 90 %, hide is shown to change as wanted, and nothing else" in text(result)
 
 
 def test_a_weight_of_the_other_sign_is_not_a_stronger_one(world):
@@ -118,6 +120,30 @@ def test_less_evidence_never_chooses_a_stronger_weight(world):
     estimates = [one["points"][0]["outcomes"]["join"]["relative"][0] for one in (small, large)]
     assert min(estimates) > -0.04
     assert (small["chosen"], large["chosen"]) == (None, -5)
+    # The small log is 400 of 1,500 slates.
+    assert (small["nearest"], small["at_end"]) == (-5, False)
+    assert 1 < small["more_log"] < 4
+    assert "As the nearest, -5, stands, it takes about " in text({"version": VERSION} | small)
+
+
+def test_a_weight_at_which_another_outcome_is_shown_to_lose_is_not_chosen(world):
+    """Stays fall with joins here; a bad outcome that falls loses nothing."""
+    fewer = read_surface(
+        surface().text.replace(
+            'outcomes.join = { event = "join", within = "10s" }',
+            'outcomes.join = { event = "join", within = "10s" }\noutcomes.stay = { event = "leave", within = "10s" }\n'
+            "weights.stay = 0.001",
+        )
+    )
+    rng = np.random.default_rng(0)
+    kept = rng.random(len(world.rows)) < np.where(world.rows.matrix.numeric[:, 1] > 1, 0.9, 0.1)
+    outcomes = np.insert(world.rows.outcomes, 1, world.rows.outcomes[:, 0] * kept, axis=1)
+    shares = np.insert(world.shares, 1, world.shares[:, 0], axis=1)
+    rows = replace(world.rows, outcomes=outcomes.astype(np.float32))
+    for give, chosen in ((0.2, None), (0.9, -50)):
+        found = exchange(rows, shares, fewer, [KNOWN] * 3, "hide", [-50.0], give)
+        assert found["points"][0]["outcomes"]["join"]["relative"][1] > -0.2
+        assert found["chosen"] == chosen
 
 
 def test_the_page_has_a_curve_for_each_outcome_and_the_table(found):
@@ -195,18 +221,17 @@ def test_an_outcome_whose_window_is_open_everywhere_asks_for_a_longer_log(world)
         swept(world, rows=replace(world.rows, outcomes=outcomes))
 
 
+def write_model(folder, paired):
+    about = {"scale": 1.0, "examination": asdict(KNOWN)}
+    manifest = {"version": VERSION, "surface": "tiny", "outcomes": {"join": about, "hide": about}}
+    files = dict.fromkeys(FILES, b"") | {"surface.toml": surface().text.encode()}
+    save(folder, files, manifest | {"seen_until_ms": 999, "paired": paired})
+
+
 @pytest.fixture
 def command(world, tmp_path, monkeypatch):
     """Return the command's arguments; a made-up world takes the place of the log's rows."""
-    about = {"scale": 1.0, "examination": asdict(KNOWN)}
-    manifest = {
-        "version": VERSION,
-        "surface": "tiny",
-        "outcomes": {"join": about, "hide": about},
-        "seen_until_ms": 999,
-    }
-    files = dict.fromkeys(FILES, b"") | {"surface.toml": surface().text.encode()}
-    save(tmp_path / "model", files, manifest)
+    write_model(tmp_path / "model", {"model-popular": PAIR})
     write_log(tmp_path / "log", tables())
     monkeypatch.setattr(module, "read_rows", lambda *args: (world.rows, {}))
     monkeypatch.setattr(module, "score", lambda model, matrix: world.shares)
@@ -227,6 +252,31 @@ def test_the_command_prints_json_and_writes_the_report(command, tmp_path):
     again = CliRunner().invoke(app, [*command, "--sweep", "hide=-50..0", "--out", str(out)])
     assert again.exit_code == 2
     assert "exists already" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("pairs", "doubt"),
+    [
+        ({}, "its manifest does not say whether it beats popular, so fit it again"),
+        ({"model-popular": PAIR}, None),
+        (
+            {
+                "model-popular": PAIR
+                | {"ndcg@10": 0.01, "logloss": 0.0, "gate": {"by": "ndcg@10", "beats": False}}
+            },
+            "the model does not beat popular by two standard errors: NDCG@10 +0.0100",
+        ),
+    ],
+)
+def test_no_weight_is_recommended_for_a_model_that_did_not_pass(command, tmp_path, pairs, doubt):
+    write_model(tmp_path / "other", pairs)
+    given = [*command, "--model", str(tmp_path / "other"), "--sweep", "hide=-50..-40", "--give", "0.5"]
+    done = CliRunner().invoke(app, given)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.endswith("weights: {hide: -50}\n" if doubt is None else "hide keeps -2\n")
+    assert (
+        doubt is None or f"No weight is recommended: the model was not shown to pass: {doubt}" in done.stdout
+    )
 
 
 def test_the_command_refuses_a_sweep_with_exit_code_2(command):

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from tests.support.expected import expected
-from tests.support.trade_world import KNOWN, trade
-from training.evaluation.metrics import Contender
+from tests.support.trade_world import KNOWN, PER, trade
+from training.evaluation.counterfactual import Estimate, at_once
+from training.evaluation.metrics import Contender, is_shown
 from training.evaluation.slates import Slates
 from training.evaluation.worth import Worth, expected_amounts, odds_of
+from training.examination.examination import Examination
 
 SCALES = {"join": 1.0, "hide": 1.0}
 WEIGHTS = {"join": 1.0, "hide": -5.0}
@@ -135,3 +137,42 @@ def test_without_a_prediction_attraction_follows_the_ranks(world):
     by_share, by_rank = odds_of(names, {"model": missing}, 0), odds_of(names, {"model": missing}, 1)
     np.testing.assert_allclose(by_share[:, 0], np.log(world.shares[:, 0] / (1 - world.shares[:, 0])))
     assert np.abs(np.sort(by_rank[:, 0]) - np.sort(by_rank[:, 1])).max() < 1e-3
+
+
+@pytest.mark.parametrize("num_viewers", [5, 19, 20])
+def test_an_amount_that_a_few_viewers_changed_is_not_shown(num_viewers):
+    """Each of so many viewers has an event that an order moves up; none has one moved down."""
+    num = 4_000
+    outcomes = np.zeros((2 * num, 1), np.float32)
+    # Most events are of slates where the two orders agree.
+    outcomes[2 * num_viewers :: 20] = 1
+    outcomes[1 : 2 * num_viewers : 2] = 1
+    swaps = np.repeat(np.arange(num) < num // 2, 2)
+    swaps[2 * num_viewers :: 20] = swaps[2 * num_viewers + 1 :: 20] = False
+    base = np.tile([1.0, 0.0], num)
+    world = trade(2 * num // PER, 0)
+    slate = np.repeat(np.arange(num), 2)
+    rows = replace(world.rows, outcomes=outcomes, slate=slate, viewer=slate, position=np.tile([0, 1], num))
+    orders = {"other": np.where(swaps, 1 - base, base), "own": base}
+    curve = Examination("explored", (1.0, 0.7), (0.0, 0.0), 1_000)
+    worth = expected_amounts(
+        rows, orders, {"join": 1.0}, [curve], [np.random.default_rng(0).normal(size=(2 * num, 1))]
+    )
+    found = worth.compared("join", "other", "own")
+    assert found["change"][1] > 0
+    assert found["viewers"] == pytest.approx(num_viewers, rel=0.05)
+    assert is_shown(found) == (num_viewers >= 20)
+    gain = worth.weighed("other", {"join": 1.0}, "own").told(worth.cluster)
+    assert (gain == (None, None)) == (num_viewers < 20)
+    assert worth.weighed("own", {"join": 1.0}, "own").told(worth.cluster) == (0, 0)
+
+
+def test_intervals_of_many_estimates_hold_at_once():
+    """Of estimates that are one, a single interval holds; of twenty apart, it is wider."""
+    rng, cluster = np.random.default_rng(0), np.arange(2_000)
+    alike = [Estimate(0.0, rng.normal(size=2_000))] * 20
+    apart = [Estimate(0.0, rng.normal(size=2_000)) for _ in range(20)]
+    assert at_once(alike, cluster) == pytest.approx(1.96, abs=0.03)
+    # The quantile of the largest of twenty, 1 − (1 − 0.05)^(1/20).
+    assert at_once(apart, cluster) == pytest.approx(3.02, abs=0.05)
+    assert at_once([Estimate(0.0, np.zeros(2_000))], cluster) == pytest.approx(1.96, abs=0.001)

@@ -208,9 +208,11 @@ def test_intervals_cover_the_truth_and_verdicts_are_right_over_many_logs():
                 low, high = of(sums).interval(cluster)
                 covered[how, name, "value"] += low <= truth[name] <= high
                 if name != "logging":
-                    interval = low, high = of(sums).minus(of(logging)).interval(cluster)
+                    apart = of(sums).minus(of(logging))
+                    low, high = apart.interval(cluster)
                     covered[how, name, "difference"] += low <= truth[name] - truth["logging"] <= high
-                    called_as[how, name][called(interval)] += 1
+                    shown = {"value": apart.value, "more_log": apart.more_log(cluster)}
+                    called_as[how, name][called(shown)] += 1
     # Intervals of 95 %.
     assert {key: num for key, num in covered.items() if num < 0.92 * runs} == {}
     assert len(covered) == 14
@@ -236,8 +238,38 @@ def offline(home, log, *more, code=0):
     return json.loads(done.stdout) if code == 0 else done.stderr.splitlines()[-1]
 
 
+def test_evaluate_measures_each_value_of_a_field(home, tmp_path):
+    given = ["evaluate", "--model", home / "model", "--log", home / "log", "--out", tmp_path / "out"]
+
+    def evaluated(*more):
+        return CliRunner().invoke(app, [str(one) for one in (*given, *more)])
+
+    done = evaluated("--by", "candidate.topic", "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    topics = {part["value"] for part in found["segments"]}
+    logged = read_log(home / "log", read_surface(TOML)).candidates["topic"].to_pylist()
+    assert topics == {topic or "(missing)" for topic in logged}
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == found
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "candidate.topic: " + max(topics) in page
+    assert "segments hold at once at 95 % (Bonferroni)." in page
+    assert evaluated().exit_code == 2
+    given[-2:] = []
+    assert "segments hold at once at 95 % (Bonferroni)." in evaluated("--by", "candidate.topic").stdout
+    # Candidates are no context, and a set of tags is no single value.
+    for field, words in (
+        ("candidate.topik", "did you mean 'candidate.topic'?"),
+        ("candidate.tags", "candidate."),
+    ):
+        refused = evaluated("--by", field)
+        assert refused.exit_code == 2
+        assert f"--by: unknown field {field!r}" in refused.stderr
+        assert words in refused.stderr
+
+
 def test_evaluate_knows_the_draws_of_the_log(home):
-    found = evaluate(home / "model", None, home / "log", baselines=False)
+    found = evaluate(home / "model", None, home / "log", lambda share: None, baselines=False, by=None)
     assert found["expected_labels"]["explored_rows"] == found["rows"] > 1_000
 
 
@@ -318,7 +350,7 @@ def test_pins_and_rules_of_the_log_are_said(home, tmp_path):
     assert "no ranking here has the rules of the arm (spread)" in text(found)
     assert "134 candidates that requests pinned keep their places" in text(found)
     assert "pinned" not in text(offline(home, home / "log"))
-    told = evaluate(home / "model", None, folder, baselines=False)
+    told = evaluate(home / "model", None, folder, lambda share: None, baselines=False, by=None)
     assert (told["rows"], told["pinned_rows"]) == (400 * len(SHOWN) - 134, 134)
     assert told["expected_labels"]["explored_rows"] == told["rows"]
 

@@ -54,7 +54,7 @@ def test_the_manifest_records_the_settings_for_its_rows_and_what_a_search_would_
 
 def test_rows_that_chose_the_epoch_and_the_calibration_count_as_seen(fitted):
     log, model, surface = fitted
-    found = evaluate(model, None, log, baselines=False)
+    found = evaluate(model, None, log, lambda share: None, baselines=False, by=None)
     assert found["rows_seen_in_training"] == found["rows"]
     manifest = load(model).manifest
     last_ms = read_log(log, surface).exposures["ts_ms"].to_numpy().max()
@@ -64,11 +64,11 @@ def test_rows_that_chose_the_epoch_and_the_calibration_count_as_seen(fitted):
 
 def test_more_rows_than_are_measured_are_a_sample_that_is_said(fitted, monkeypatch, capsys):
     log, model, surface = fitted
-    whole = evaluate(model, None, log, baselines=False)
+    whole = evaluate(model, None, log, lambda share: None, baselines=False, by=None)
     num_shown = len(pc.list_flatten(read_log(log, surface).exposures["candidates"]))
     most = num_shown // 4
     monkeypatch.setattr("training.evaluation.evaluate.MOST_ROWS", most)
-    found = evaluate(model, log, log, baselines=True)
+    found = evaluate(model, log, log, lambda share: None, baselines=True, by=None)
     assert 0.9 * most < found["rows"] <= most
     assert found["sampled_from"] == found["lightgbm_sampled_from"] == num_shown
     assert f"using about {most:,} of {num_shown:,} shown candidates" in capsys.readouterr().err

@@ -110,7 +110,7 @@ def measured(folder, log, out):
     """Fit on a log and measure on the last day, of which all was kept; its state has that log."""
     surface = read_surface(TOML)
     fit(surface, log, out, partial(sized, num_workers=0))
-    found = evaluate(out, log, folder / "late", baselines=False)["model"]
+    found = evaluate(out, log, folder / "late", lambda share: None, baselines=False, by=None)["model"]
     rows = build(Schema(surface), read_log(folder / "late", surface), history=read_log(log, surface)).of(0)
     ratio = score(out, rows.matrix)[:, 0].mean() / rows.label.mean()
     return np.array([found["logloss"], found["auc"], np.log(ratio)])

@@ -7,7 +7,7 @@ neither ranking applies rules. Candidates that requests pinned keep their places
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,11 @@ from serve.report.rows import columns
 from training.data.dataset import Progress
 from training.evaluation.attraction import attraction, ranked
 from training.evaluation.counterfactual import ESTIMATORS, MIN_EFFECTIVE, Counterfactual, Drawn, Estimate
+from training.evaluation.metrics import is_shown
 from training.examination.placements import F64, Bins, place_counts
 from training.experiment.offline.explored import explored
 from training.experiment.offline.interference import effect_of_above
+from training.terminal import longer
 
 VERDICT_BY = "dr"
 # An effect of the candidates above is reported from this number of standard errors on.
@@ -74,8 +76,9 @@ def compare(
     * `model`, `served`: the estimates `snips` and `dr`, each {value, interval}; `effective_events`;
       and `clipped`, the share of the weight that was clipped.
     * `drawn`: {value, interval}, the actual reward of the drawn orders.
-    * `difference`: {`served` | `drawn`: {`snips` | `dr`: {value, interval, relative}}}, the model's
-      value minus that of the reference.
+    * `difference`: {`served` | `drawn`: {`snips` | `dr`: {value, interval, relative, more_log}}},
+      the model's value minus that of the reference, and how many times this log it would take to
+      show it, as `training.evaluation.metrics.more_log` says.
     * `examination`: {position: θ}.
     * `above`: {value, interval, `matters`}, the effect of the candidates above, as
       `training.experiment.offline.interference` defines it, or null if the log holds no information
@@ -111,7 +114,7 @@ def compare(
     }
     theta = known.examination
     above = effect_of_above(drawn, bins, np.random.default_rng(SEED))
-    matters = above and abs(above.value) > DOUBTFUL * above.error(drawn.cluster)
+    matters = above and (above.more_log(drawn.cluster, DOUBTFUL) or np.inf) <= 1
     return {
         "exposures": len(drawn),
         "viewers": len(np.unique(drawn.cluster)),
@@ -122,14 +125,15 @@ def compare(
         "difference": difference,
         "examination": {str(at): float(theta[at - 1]) for at in SHOWN_PLACES if at <= len(theta)},
         "above": above and _summary(above, drawn) | {"matters": matters},
-        "verdict": called(difference["served"][VERDICT_BY]["interval"]),
+        "verdict": called(difference["served"][VERDICT_BY]),
     }
 
 
-def called(interval: Sequence[float]) -> str:
-    """Return the verdict on a difference with this interval."""
-    low, high = interval
-    return "better" if low > 0 else "worse" if high < 0 else "no difference shown"
+def called(difference: Mapping[str, Any]) -> str:
+    """Return the verdict on a difference, which is shown if `more_log` is at most 1."""
+    if not is_shown(difference):
+        return "no difference shown"
+    return "better" if difference["value"] > 0 else "worse"
 
 
 def _summary(estimate: Estimate, drawn: Drawn) -> dict[str, Any]:
@@ -143,7 +147,8 @@ def _summary(estimate: Estimate, drawn: Drawn) -> dict[str, Any]:
 
 def _difference(ours: Estimate, theirs: Estimate, drawn: Drawn) -> dict[str, Any]:
     relative = ours.value / theirs.value - 1.0 if theirs.value > 0 else None
-    return _summary(ours.minus(theirs), drawn) | {"relative": relative}
+    apart = ours.minus(theirs)
+    return _summary(apart, drawn) | {"relative": relative, "more_log": apart.more_log(drawn.cluster)}
 
 
 def text(result: Mapping[str, Any]) -> str:
@@ -165,6 +170,8 @@ def text(result: Mapping[str, Any]) -> str:
         f"{result['events']} {what}s, {scope}",
         columns(rows),
     ]
+    if against["more_log"] and not is_shown(against):
+        lines.insert(1, f"as it stands, it takes {longer(against['more_log'])} to show a difference")
     places = "  ".join(f"{place}: {theta:.2f}" for place, theta in result["examination"].items())
     lines.append(f"examination by position: {places}")
     if result["above"] and result["above"]["matters"]:
