@@ -160,18 +160,30 @@ def _informed_of_chance(data: Dataset, plain: Mapping[str, set[str]]) -> Iterato
     half = np.random.default_rng(0).integers(2, size=int(data.slate.max()) + 1)[data.slate]
     day = (data.ts_ms - data.ts_ms.min()) // UNITS_MS["d"]
     for owner, ids in (("viewer", data.viewer), ("candidate", data.shown)):
-        columns = [(path, name) for path, own in plain.items() if path.startswith(owner) for name in own & numbers.keys()]
+        columns = [
+            (path, name)
+            for path, own in plain.items()
+            if path.startswith(owner)
+            for name in own & numbers.keys()
+        ]
         for when, period in (("in this log", 0 * day), ("on a day", day)):
-            _, first, group = np.unique(ids * (day.max() + 1) + period, return_index=True, return_inverse=True)
+            _, first, group = np.unique(
+                ids * (day.max() + 1) + period, return_index=True, return_inverse=True
+            )
             cell = group + half * len(first)
             num, sums = (np.bincount(cell, by, 2 * len(first)).reshape(2, -1) for by in (None, data.label))
             whole = (num > 0).all(axis=0) & (ids[first] >= 0)
             for path, name in columns if whole.sum() >= ENOUGH_GROUPS else ():
                 # A number that follows what happened only later is judged by its first value.
                 kept = whole & np.isfinite(numbers[name][first])
-                values, about = numbers[name][first[kept]].astype(np.float64), (num[:, kept], sums[:, kept], ids[first[kept]])
+                values, about = (
+                    numbers[name][first[kept]].astype(np.float64),
+                    (num[:, kept], sums[:, kept], ids[first[kept]]),
+                )
                 # Ranks find what grows along a curve, and values find what is nearly known anyway.
-                if kept.sum() >= ENOUGH_GROUPS and any(_agrees(x, *about) for x in (values, rankdata(values))):
+                if kept.sum() >= ENOUGH_GROUPS and any(
+                    _agrees(x, *about) for x in (values, rankdata(values))
+                ):
                     yield Question(path, f"agrees by chance with what happened to its {owner} {when}")
 
 

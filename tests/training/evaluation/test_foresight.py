@@ -29,8 +29,14 @@ topic = "category"
 [features]
 age = {{ kind = "number", field = "viewer.age" }}
 topic = {{ kind = "category", field = "candidate.topic" }}
-clicks = {{ kind = "rate", entity = "candidate", event = "click", over = "impression", prior = {{ rate = 0.1, weight = 10 }} }}
 column = {{ kind = "number", field = "candidate.{name}" }}
+
+[features.clicks]
+kind = "rate"
+entity = "candidate"
+event = "click"
+over = "impression"
+prior = {{ rate = 0.1, weight = 10 }}
 """
 LOGS = "news", "shop"
 
