@@ -76,7 +76,8 @@ def draft(log: Path, name: str | None = None) -> Draft:
     leaky = {f.fields[0]: found[f.name] for f in features if f.name in found and len(f.fields) == 1}
     for one in questions(data, read_surface(_text(head, columns, features))):
         leaky.setdefault(
-            one.column, f"it {one.why}; if it is known before a list, use it with known_before = true"
+            one.column,
+            f"it {one.why}; if it is known before a list is shown, declare it with known_before = true",
         )
     columns = [replace(c, type=None, why=leaky[c.path]) if c.path in leaky else c for c in columns]
     features = [f for f in features if f.name not in found and not leaky.keys() & set(f.fields)]

@@ -119,7 +119,7 @@ def _far_better(
         if rest and _is_far(best[path], least):
             least = max(LEAST_AUC, _together(rest, label, fold))
         if _is_far(best[path], least):
-            than = f"orders far better than all other features together (AUC {least:.3f})"
+            than = f"orders far better than all other features together (AUC of at most {least:.3f})"
             found = [Question(one, f"{than}, with {best[one]:.3f}") for one in strongest[: place + 1]]
     return found
 
@@ -184,7 +184,9 @@ def _informed_of_chance(data: Dataset, plain: Mapping[str, set[str]]) -> Iterato
                 if kept.sum() >= ENOUGH_GROUPS and any(
                     _agrees(x, *about) for x in (values, rankdata(values))
                 ):
-                    yield Question(path, f"agrees by chance with what happened to its {owner} {when}")
+                    yield Question(
+                        path, f"agrees better than foresight could with what happened to its {owner} {when}"
+                    )
 
 
 def _agrees(values: F64, num: F64, sums: F64, ids: I64) -> bool:
