@@ -62,9 +62,9 @@ class Question:
 def doubted(data: Dataset, surface: Surface) -> list[str]:
     """Return in words what must be answered before a model is published: leaks and questions."""
     known = {path for path, is_known in _fields(surface).items() if is_known}
-    read = {name: set(map(str, field_refs(kind))) for name, kind in surface.features.items()}
+    read = {name: {*map(str, field_refs(kind))} for name, kind in surface.features.items()}
     leaks = [found for found in suspects(data) if not read[found.feature] or read[found.feature] - known]
-    told = set().union(*(read[found.feature] for found in leaks))
+    told = {path for found in leaks for path in read[found.feature]}
     return [*map(str, leaks), *(str(one) for one in questions(data, surface) if one.column not in told)]
 
 
@@ -75,7 +75,7 @@ def questions(data: Dataset, surface: Surface) -> list[Question]:
     names = {*data.columns.numeric, *(name for name, _ in data.columns.category_parts())}
     read = {name: set(map(str, field_refs(surface.features[name]))) for name in names}
     readers = {path: {name for name in names if path in read[name]} for path in _fields(surface)}
-    known = set().union(*(readers[path] for path, is_known in _fields(surface).items() if is_known))
+    known = {name for path, is_known in _fields(surface).items() if is_known for name in readers[path]}
     # The features that show a column as it is.
     plain = {
         path: {name for name in own if read[name] == {path} and not surface.features[name].slots}
@@ -93,10 +93,7 @@ def _fields(surface: Surface) -> dict[str, bool]:
 
 
 def _far_better(
-    rows: Dataset,
-    plain: Mapping[str, set[str]],
-    readers: Mapping[str, set[str]],
-    known: set[str],
+    rows: Dataset, plain: Mapping[str, set[str]], readers: Mapping[str, set[str]], known: set[str]
 ) -> list[Question]:
     """Return the columns that alone order far better than the features that do not read them.
 
