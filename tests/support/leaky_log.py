@@ -41,7 +41,7 @@ class World:
 
 
 def world(name: str, seed: int = 0) -> World:
-    """Return the world `news`, of many rare clicks, or `shop`, of few items that are often bought."""
+    """Return the world `news`, of many rare clicks, or `shop`, of few items often bought."""
     rng = np.random.default_rng(seed)
     slates, size, items, base, price_weight = {
         "news": (2_000, 10, 400, -3.2, 0.0),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,6 +105,9 @@ def _far_better(
     scores = {name: rates(_cells(values)[:, None], label, fold) for name, values in numbers.items()}
     for name, part in rows.columns.category_parts():
         numbers[name] = scores[name] = rates(rows.matrix.category[:, part], label, fold)
+    # A column of a candidate cannot tell more than which candidate it is, if that is often shown.
+    for name, ids in (("its viewer", rows.viewer), ("its candidate", rows.shown)):
+        numbers[name] = scores[name] = rates((ids[:, None] + 1).astype(np.uint64), label, fold)
     aucs = {name: auc(label, score) or 0.5 for name, score in scores.items()}
     best = {path: max((aucs[name] for name in own), default=0.0) for path, own in plain.items()}
     aside, found = known, list[Question]()
@@ -129,7 +133,11 @@ def _is_far(found: float, rest: float) -> bool:
 def _cells(values: NDArray[np.floating]) -> NDArray[np.uint64]:
     """Return the number of the cell `[N]` of each value, from 1; 0 where it is missing."""
     given = np.isfinite(values)
-    edges = np.unique(np.quantile(values[given], np.linspace(0, 1, CELLS + 1)[1:-1])) if given.any() else []
+    edges = (
+        np.unique(np.quantile(values[given], np.linspace(0, 1, CELLS + 1)[1:-1]))
+        if given.any()
+        else np.empty(0)
+    )
     return np.where(given, np.searchsorted(edges, values) + 1, 0).astype(np.uint64)
 
 
@@ -186,8 +194,8 @@ def _informed_of_chance(data: Dataset, plain: Mapping[str, set[str]]) -> Iterato
                     )
 
 
-def _agrees(values: F64, num: F64, sums: F64, ids: I64) -> bool:
-    """Return whether values `[G]` explain more of the means of groups than halves `[2, G]` share."""
+def _agrees(values: F64, num: NDArray[Any], sums: NDArray[Any], ids: I64) -> bool:
+    """Return whether values `[G]` explain more of groups' means than their halves `[2, G]` share."""
     weight, x = num.sum(axis=0), (values - values.mean()) / (values.std() or 1.0)
     mean, (one, other) = sums.sum(axis=0) / weight, sums / num
     terms = weight * [np.ones(len(x)), x, mean, one, other, x * x, mean * mean, x * mean, one * other]

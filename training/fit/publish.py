@@ -19,8 +19,8 @@ def publish(model: Path, models: Path, *, make_current: bool = True) -> str:
     Raises:
         ArtifactRefused: the artifact is incomplete, or its scores differ from its golden rows.
         StateMismatch: the model was trained on another state than this release keeps.
-        TabrankError: `models` is not a folder, its current model is of another surface, or the artifact
-            has a column of which nobody has said that it is known before a list is shown.
+        TabrankError: `models` is not a folder, its current model is of another surface, or the
+            artifact has a column of which nobody has said that it is known before a list is shown.
     """
     load_scorer(model, "onnx")
     check_own_state(model)

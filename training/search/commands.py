@@ -74,7 +74,7 @@ def refresh(
 def not_published(out: Path, models: Path, *, is_doubted: bool = False) -> str:
     """Return in words what the service ranks by, as the winner did not pass.
 
-    A model with a column that may know the future (`is_doubted`) cannot be published by hand either.
+    If a column may know the future (`is_doubted`), it cannot be published by hand either.
     """
     publish = ["python", "-m", "training", "publish", "--model", str(out), "--models", str(models)]
     popular = "the service ranks by popularity" + f", unless you run {shlex.join(publish)}" * (not is_doubted)
