@@ -132,13 +132,9 @@ def _is_far(found: float, rest: float) -> bool:
 
 def _cells(values: NDArray[np.floating]) -> NDArray[np.uint64]:
     """Return the number of the cell `[N]` of each value, from 1; 0 where it is missing."""
-    given = np.isfinite(values)
-    edges = (
-        np.unique(np.quantile(values[given], np.linspace(0, 1, CELLS + 1)[1:-1]))
-        if given.any()
-        else np.empty(0)
-    )
-    return np.where(given, np.searchsorted(edges, values) + 1, 0).astype(np.uint64)
+    given, cells = np.isfinite(values), np.zeros(len(values), np.uint64)
+    cells[given] = 1 + rankdata(values[given]) * CELLS // (given.sum() + 1)
+    return cells
 
 
 def _together(features: Mapping[str, NDArray[np.floating]], label: NDArray[np.bool_], fold: I64) -> float:
@@ -164,38 +160,28 @@ def _informed_of_chance(data: Dataset, plain: Mapping[str, set[str]]) -> Iterato
     numbers = dict(zip(data.columns.numeric, data.matrix.numeric.T, strict=True))
     half = np.random.default_rng(0).integers(2, size=int(data.slate.max()) + 1)[data.slate]
     day = (data.ts_ms - data.ts_ms.min()) // UNITS_MS["d"]
+    columns = [(path, name) for path, own in plain.items() for name in own & numbers.keys()]
     for owner, ids in (("viewer", data.viewer), ("candidate", data.shown)):
-        columns = [
-            (path, name)
-            for path, own in plain.items()
-            if path.startswith(owner)
-            for name in own & numbers.keys()
-        ]
         for when, period in (("in this log", 0 * day), ("on a day", day)):
-            _, first, group = np.unique(
-                ids * (day.max() + 1) + period, return_index=True, return_inverse=True
-            )
+            key = ids * (day.max() + 1) + period
+            _, first, group = np.unique(key, return_index=True, return_inverse=True)
             cell = group + half * len(first)
             num, sums = (np.bincount(cell, by, 2 * len(first)).reshape(2, -1) for by in (None, data.label))
             whole = (num > 0).all(axis=0) & (ids[first] >= 0)
-            for path, name in columns if whole.sum() >= ENOUGH_GROUPS else ():
+            why = f"agrees better than foresight could with what happened to its {owner} {when}"
+            for path, name in (column for column in columns if column[0].startswith(owner)):
                 # A number that follows what happened only later is judged by its first value.
-                kept = whole & np.isfinite(numbers[name][first])
-                values, about = (
-                    numbers[name][first[kept]].astype(np.float64),
-                    (num[:, kept], sums[:, kept], ids[first[kept]]),
-                )
-                # Ranks find what grows along a curve, and values find what is nearly known anyway.
-                if kept.sum() >= ENOUGH_GROUPS and any(
-                    _agrees(x, *about) for x in (values, rankdata(values))
-                ):
-                    yield Question(
-                        path, f"agrees better than foresight could with what happened to its {owner} {when}"
-                    )
+                values = numbers[name][first].astype(np.float64)
+                kept = whole & np.isfinite(values)
+                if kept.sum() >= ENOUGH_GROUPS:
+                    about = num[:, kept], sums[:, kept], ids[first[kept]]
+                    # Ranks find what grows along a curve, and values what is nearly known anyway.
+                    if any(_agrees(x, *about) for x in (values[kept], rankdata(values[kept]))):
+                        yield Question(path, why)
 
 
 def _agrees(values: F64, num: NDArray[Any], sums: NDArray[Any], ids: I64) -> bool:
-    """Return whether values `[G]` explain more of groups' means than their halves `[2, G]` share."""
+    """Return whether values `[G]` explain more of the means than halves `[2, G]` share."""
     weight, x = num.sum(axis=0), (values - values.mean()) / (values.std() or 1.0)
     mean, (one, other) = sums.sum(axis=0) / weight, sums / num
     terms = weight * [np.ones(len(x)), x, mean, one, other, x * x, mean * mean, x * mean, one * other]
