@@ -162,6 +162,8 @@ def fit(
     The last tenth of the log by time is kept for validation. Batch size, epochs and weight decay
     follow from the number of rows. If fitting LightGBM is expected to take at most two minutes, its
     predictions also teach the network. The command says when `search` would give a better model.
+
+    Exit code 1: a column may know the future, so `publish` refuses the artifact. The verdict asks.
     """
     from training.evaluation.paired import EARNED
     from training.examination.examination import Examination
@@ -186,7 +188,7 @@ def fit(
     for name in [*EARNED, "ndcg@10"]:
         line += f"{name} {decimal(ours[name])} (popular {decimal(theirs[name])}), " if name in ours else ""
     line += f"auc {ours['auc']:.4f}, logloss {ours['logloss']:.4f}"
-    answer(manifest, as_json, f"{manifest['verdict']}\n{line}")
+    answer(manifest, as_json, f"{manifest['verdict']}\n{line}", held=not manifest["suspects"])
 
 
 app.command()(search)

@@ -48,12 +48,15 @@ class Field:
         type: Type of the values.
         max: The number of members that are kept of a set, the first ones.
         request_time: Whether a request may state the field; of a candidate only.
+        known_before: Whether a person has said that the value is known before a list is shown.
     """
 
     __pydantic_config__ = STRICT
     type: FieldType
     max: Annotated[int, Between(1, 256)] = 16
     request_time: StrictBool = False
+    # No state depends on it, so it is no part of a fingerprint.
+    known_before: StrictBool = field(default=False, repr=False, compare=False)
 
 
 def _check_field_name(name: str, where: str) -> str:

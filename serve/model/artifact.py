@@ -23,6 +23,7 @@ from typing import Any
 
 from serve.contract.errors import ArtifactRefused, TabrankError, nearest
 from serve.contract.validation import json_value
+from serve.features.slots import FieldRef
 from serve.model.encoder import Encoder
 from serve.storage.atomic_files import compare_and_set, draft_of, sync
 from serve.storage.bucket import BucketError
@@ -62,8 +63,8 @@ class Artifact:
 
     path: Path
     manifest: Mapping[str, Any]
-    # The context fields that its training rows had (`serve.model.compatibility`).
-    context: tuple[str, ...] = ()
+    # The fields in requests that its training rows had (`serve.model.compatibility`).
+    asked: tuple[FieldRef, ...] = ()
 
     @property
     def version(self) -> str:

@@ -10,11 +10,11 @@ from serve.contract.errors import ArtifactRefused, StateMismatch, TabrankError
 from serve.contract.validation import json_value
 from serve.features.matrix import Features
 from serve.features.rows import Schema
-from serve.features.slots import field_refs
+from serve.features.slots import FieldRef, field_refs
 from serve.features.surface import Surface, read_surface
 from serve.model.artifact import Artifact, load, require
 
-# If a larger share of the training rows lacked a context field, requests need not have it either.
+# If a larger share of the training rows lacked a field, requests need not have it either.
 MAX_MISSING = 0.01
 
 
@@ -25,7 +25,7 @@ def load_for(folder: Path, features: Features, *, may_lack_outcomes: bool = Fals
         TabrankError: `check_fit` or `load` refuses it.
     """
     artifact = load(folder)
-    artifact = replace(artifact, context=trained_context(artifact, features.schema.surface))
+    artifact = replace(artifact, asked=asked_fields(artifact, features.schema.surface))
     # This reads the encoder, which the artifact then keeps. A copy of the artifact would read it
     # again.
     check_fit(artifact, features, may_lack_outcomes=may_lack_outcomes)
@@ -86,8 +86,11 @@ def require_promotable(models: Path, version: str) -> None:
         check_own_state(models / version)
 
 
-def trained_context(artifact: Artifact, surface: Surface) -> tuple[str, ...]:
-    """Return the context fields that the model's features read and that its training rows had."""
+def asked_fields(artifact: Artifact, surface: Surface) -> tuple[FieldRef, ...]:
+    """Return what requests say that the model's features read and that its training rows had.
+
+    These are fields of the context, and fields of candidates that requests may state.
+    """
     try:
         made_from = json_value(artifact.read("evaluation.json"), "evaluation.json")["statistics"]
     except (TabrankError, KeyError):
@@ -96,7 +99,9 @@ def trained_context(artifact: Artifact, surface: Surface) -> tuple[str, ...]:
     cells = made_from["numeric"] | made_from["category"]
     had = {name for name, of in cells.items() if of["shares"][0] <= MAX_MISSING}
     kinds = [kind for name, kind in surface.features.items() if name in had]
-    return tuple({ref.name for kind in kinds for ref in field_refs(kind) if ref.owner == "context"})
+    read = {ref for kind in kinds for ref in field_refs(kind)}
+    is_asked = {"context": surface.context, "candidate": surface.stated}
+    return tuple(ref for ref in read if ref.name in is_asked.get(ref.owner, ()))
 
 
 def _check_state(artifact: Artifact, schema: Schema) -> None:

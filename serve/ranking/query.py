@@ -9,7 +9,7 @@ import msgspec
 from serve.config.settings import Arm
 from serve.contract.rankings import Explain
 from serve.features.matrix import Matrix
-from serve.features.slots import F32, F64, I64
+from serve.features.slots import F32, F64, I64, FieldRef
 from serve.ranking.utility import PROBABILITY, Weighing
 
 
@@ -37,8 +37,8 @@ class Query(msgspec.Struct, frozen=True):
     # How many candidates the model scores. If a call takes fewer than all, they are the most
     # popular.
     num_scored: int
-    # True if the context lacks a field that the model's training rows had.
-    lacks_context: bool = False
+    # The fields in requests that the model's training rows had.
+    asked: Sequence[FieldRef] = ()
     # How the arm weighs the outcomes that the model predicts.
     weighing: Weighing = PROBABILITY
     # Candidates by the place, from 0, to which the request pins them.
@@ -80,3 +80,5 @@ class Slate(msgspec.Struct, frozen=True):
     why: Mapping[int, Sequence[int]] = {}
     # At how many shown places every candidate that was left broke a rule.
     num_unmet: int = 0
+    # Whether no row has a value of one of the fields in `query.asked`.
+    lacks_fields: bool = False

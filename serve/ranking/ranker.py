@@ -13,7 +13,7 @@ import numpy as np
 
 from serve.config.settings import BASELINE
 from serve.features.matrix import Features, Matrix
-from serve.features.slots import F32, F64, I64, Bools
+from serve.features.slots import F32, F64, I64, Bools, FieldRef
 from serve.ranking.exploration import explored
 from serve.ranking.hydration import HydratedBatch, Hydrator, OnDegraded
 from serve.ranking.order import LIVE, UNKNOWN, WORTHS, missing_last, most_popular, ordered
@@ -157,6 +157,7 @@ class Ranker:
                 seen_seq=batch.seen_seq,
                 matrix=whole.rows(part) if whole is not None and query.keep_matrix else None,
                 stage_ms=stage_ms,
+                lacks_fields=any(_is_absent(batch, b, ref) for ref in query.asked),
             )
             if query.explore and by_model:
                 slate = explored(slate)
@@ -178,6 +179,15 @@ class Ranker:
             mine = slice(*np.searchsorted(rows, (begin, mine.stop)))
             at = rows[mine] - begin
         return facts_of(owners, self.features.columns, matrix.rows(mine) if matrix else None, at)
+
+
+def _is_absent(batch: HydratedBatch, b: int, field: FieldRef) -> bool:
+    """Return True if a query's context, or each of its candidates, lacks a field."""
+    if field.owner == "context":
+        return batch.queries[b].context.get(field.name) is None
+    values = batch.candidates[field.name][batch.parts[b]]
+    # A missing number is NaN, and a missing category is 0.
+    return not (np.isfinite(values) if values.dtype.kind == "f" else values != 0).any()
 
 
 def _degraded(query: Query, failed: str | None, finite: Bools, num_unknown: int) -> tuple[str, ...]:

@@ -298,7 +298,6 @@ class RankingService:
             experiment = None
         ids, pins, model = candidate_ids(request), request.pins, self.models.version_for(arm)
         artifact = self.models.artifact(model)
-        context = artifact.context if artifact else ()
         return Query(
             request_id=request.request_id or new_request_id(),
             viewer=request.viewer,
@@ -315,7 +314,7 @@ class RankingService:
             keep_matrix=bool(request.explain) or self._logs_features(request),
             explore=arm.explore > 0 and draw() < arm.explore,
             num_scored=min(len(ids), self._fit_a_call) if arm.by_model else len(ids),
-            lacks_context=any(request.context.get(name) is None for name in context),
+            asked=artifact.asked if artifact else (),
             weighing=self._weighings.of(arm.weights, artifact),
             pins={pins[name] - 1: i for i, name in enumerate(ids if pins else ()) if name in pins},
             # The report leaves test traffic out.

@@ -60,7 +60,7 @@ class RankMetrics(Metrics):
             if query.viewer is not None:
                 add(catalog.VIEWERS, NO if slate.unknown_viewer else YES)
             if query.model is not None:
-                add(catalog.LIVE_RANKINGS, NO if query.lacks_context else YES)
+                add(catalog.LIVE_RANKINGS, NO if slate.lacks_fields else YES)
         add(catalog.RANKINGS, (experiment, arm, rung))
         add(catalog.CANDIDATES, (experiment, arm, rung), len(query.candidates))
         if query.arm.slate:

@@ -25,6 +25,7 @@ from training.drafting.leakage import without_leaks
 from training.drafting.outcomes import DraftedOutcome, draft_outcomes
 from training.drafting.profile import Column, conversions, profile, read_tables
 from training.drafting.suggest import TOO_WIDE, Feature, suggest, toml, toml_key
+from training.evaluation.foresight import questions
 from training.evaluation.leakage import suspects
 from training.evaluation.verdict import span
 
@@ -53,7 +54,7 @@ def draft(log: Path, name: str | None = None) -> Draft:
 
     Each choice has its reason in a comment. Fields that seem to be written after the ranking are
     left out: copies of the outcome (found by `leakage.suspects` on a sample of the log), totals
-    over the whole log, and times after the ranking.
+    over the whole log, columns to ask about (`foresight.questions`), and times after the ranking.
 
     Raises:
         TabrankError: the log is invalid or holds nothing to learn from. The message names the table
@@ -73,6 +74,11 @@ def draft(log: Path, name: str | None = None) -> Draft:
         if s.feature != popular.name
     }
     leaky = {f.fields[0]: found[f.name] for f in features if f.name in found and len(f.fields) == 1}
+    for one in questions(data, read_surface(_text(head, columns, features))):
+        leaky.setdefault(
+            one.column,
+            f"it {one.why}; if it is known before a list is shown, declare it with known_before = true",
+        )
     columns = [replace(c, type=None, why=leaky[c.path]) if c.path in leaky else c for c in columns]
     features = [f for f in features if f.name not in found and not leaky.keys() & set(f.fields)]
     text = _text(head, columns, features) + _rule(data, features, popular.name)

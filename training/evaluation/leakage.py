@@ -54,17 +54,21 @@ def suspects(data: Dataset) -> list[Suspect]:
     """
     rows = np.arange(0, len(data), -(-len(data) // MOST_ROWS) or 1)
     label = data.label[rows] > 0
-    slates, slate = np.unique(data.slate[rows], return_inverse=True)
-    # The folds are drawn at random, because logs have daily and weekly rhythms.
-    fold = np.random.default_rng(0).integers(FOLDS, size=len(slates))[slate]
+    fold = fold_of(data.slate[rows])
     found = []
     for j, name in enumerate(data.columns.numeric):
         values = data.matrix.numeric[rows, j].astype(np.float64)
         found += _judge(name, values, np.isfinite(values), label)
     for name, part in data.columns.category_parts():
         hashes = data.matrix.category[rows, part]
-        found += _judge(name, _rates(hashes, label, fold), (hashes != 0).any(axis=1), label)
+        found += _judge(name, rates(hashes, label, fold), (hashes != 0).any(axis=1), label)
     return sorted(found, key=lambda suspect: -abs(suspect.auc - 0.5))
+
+
+def fold_of(slate: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the fold `[N]` of each row's slate, drawn at random: logs have rhythms."""
+    slates, number = np.unique(slate, return_inverse=True)
+    return np.random.default_rng(0).integers(FOLDS, size=len(slates))[number]
 
 
 def _judge(name: str, score: F64, present: NDArray[np.bool_], label: NDArray[np.bool_]) -> list[Suspect]:
@@ -85,7 +89,7 @@ def _auc(score: F64, label: NDArray[np.bool_]) -> float:
     return auc(label, score) or 0.0
 
 
-def _rates(hashes: NDArray[np.uint64], label: NDArray[np.bool_], fold: NDArray[np.int64]) -> F64:
+def rates(hashes: NDArray[np.uint64], label: NDArray[np.bool_], fold: NDArray[np.int64]) -> F64:
     """Return for each row `[N]` the mean rate of its values `[N, M]` in the other folds."""
     values, code = np.unique(hashes, return_inverse=True)
     code = code.reshape(hashes.shape)
@@ -99,9 +103,7 @@ def _rates(hashes: NDArray[np.uint64], label: NDArray[np.bool_], fold: NDArray[n
     # [FOLDS], the label's base rate in the other folds.
     rest = (label.sum() - base[0]) / np.maximum(len(label) - base[1], 1)
     num, hits = num.sum(axis=0) - num, hits.sum(axis=0) - hits
-    # [FOLDS, values], each value's rate in the other folds, above the base rate., each value's rate
-    # in the other folds, above the base rate., each value's rate in the other folds, above the base
-    # rate.
+    # [FOLDS, values], each value's rate in the other folds, above the base rate.
     rate = (hits + PRIOR_ROWS * rest[:, None]) / (num + PRIOR_ROWS) - rest[:, None]
     of_row = np.where(is_value, rate[fold[:, None], code], 0.0)
     return np.asarray(of_row.sum(axis=1) / np.maximum(is_value.sum(axis=1), 1), np.float64)

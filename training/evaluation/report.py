@@ -70,7 +70,7 @@ def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
         banner(tone, words, f"On the {rows}: {' '.join(verdict.compared(evaluation))}", doubt),
         tiles(verdict.tiles(evaluation)),
         charts.contenders(evaluation, by),
-        *map(paragraph, headline + verdict.support(evaluation)),
+        *map(paragraph, headline + verdict.unanswered(evaluation) + verdict.support(evaluation)),
     ]
     if search:
         budget = f"The search had {spelled(search['budget_s'])}, {search['tuning_share']:.0%} of it to tune LightGBM. "
@@ -143,7 +143,7 @@ def model_card(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> st
     search = f"\n{verdict.headline(evaluation)}\n" if evaluation.get("search") else ""
     taught = verdict.teachers(evaluation.get("search") or {})
     worst = verdict.slices(verdict.worst(evaluation["slices"]))
-    noted = "".join(f"- {line}\n" for line in (*manifest["suspects"], *manifest.get("advice", [])))
+    noted = "".join(f"- {line}\n" for line in manifest.get("advice", []))
     unmeasured = sum(part["model"] is None for part in evaluation["slices"])
     looked = "" if Examination.of(manifest)[0].source == "ignored" else " that is looked at"
     event, within = f"`{label['event']}`", spelled(label["within_ms"] / 1000)

@@ -65,6 +65,8 @@ Rows = list[tuple[str, ...]]
 
 def outcome(evaluation: Evaluation) -> tuple[Tone, str]:
     """Return the tone and the first words of a report: the gates that decide, and how."""
+    if evaluation.get("suspects"):
+        return "bad", "A column may know the future, so these figures are no evidence"
     pairs = {name: evaluation["paired"][f"model-{name}"] for name in evaluation["contenders"][1:]}
     if "bounds" in pairs.get("current", {}) and not holds(pairs["current"]):
         return "bad", "The model exceeds a bound against the current one"
@@ -93,7 +95,7 @@ def tiles(evaluation: Evaluation) -> list[tuple[str, str, str]]:
 
 def verdict(evaluation: Evaluation) -> str:
     """Return the comparison with each rival, and what would improve it."""
-    return " ".join([*compared(evaluation), *support(evaluation)])
+    return " ".join([*compared(evaluation), *support(evaluation), *unanswered(evaluation)])
 
 
 def compared(evaluation: Evaluation) -> list[str]:
@@ -137,6 +139,13 @@ def support(evaluation: Evaluation) -> list[str]:
         earned = next(MEASURES[name] for name in EARNED if name in pair)
         return [f"{MEASURES[pair['gate']['by']]} decides and not {earned}: {found['reason']}."]
     return [f"{_sentence(found['note'])}."] if found["note"] else []
+
+
+def unanswered(evaluation: Evaluation) -> list[str]:
+    """Return what must be answered before the model is published, in a sentence for each column."""
+    return [
+        f"Not to be published before this is answered: {each}." for each in evaluation.get("suspects", ())
+    ]
 
 
 def lead(evaluation: Evaluation) -> str:

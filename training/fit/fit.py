@@ -22,8 +22,8 @@ from training.data.dataset import Dataset, Progress
 from training.data.scratch import folder
 from training.evaluation.drift import STATISTICS, statistics
 from training.evaluation.evaluate import assess
+from training.evaluation.foresight import doubted
 from training.evaluation.importance import importance
-from training.evaluation.leakage import suspects
 from training.evaluation.metrics import Values, fit_if_better
 from training.evaluation.outcomes import utility
 from training.evaluation.paired import MARGIN
@@ -102,6 +102,7 @@ def fit(
             "parameters": num_parameters,
             "advice": advice(state, config, num_rows, num_parameters),
             "teachers": int(rows is not prepared.train),
+            "suspects": doubted(prepared.rows.of(0), surface),
         },
     )
     return save(fitted, out)
@@ -130,8 +131,8 @@ class Fitted:
     # Training rows, whose distributions the artifact keeps (see `training.evaluation.drift`).
     seen: Matrix
     # Further entries of the manifest. Among them are `log`; the number of training `rows`;
-    # `span_ms`, the times of the first and the last of these; and `seen_until_ms`, the time of the
-    # last row that had any influence.
+    # `span_ms`, the times of the first and the last of these; `seen_until_ms`, the time of the last
+    # row that had any influence; and `suspects`, what `doubted` found.
     manifest: Mapping[str, Any]
     # When the work began, by the clock `time.perf_counter`.
     begun: float
@@ -164,6 +165,7 @@ def save(fitted: Fitted, out: Path) -> dict[str, Any]:
         ),
         "importance": importance(lambda matrix: model.shares(matrix)[:, 0], rows, fitted.examinations[0]),
         STATISTICS: statistics(held.columns, fitted.seen, utility(surface, model.shares(fitted.seen))),
+        "suspects": fitted.manifest["suspects"],
         **fitted.about,
     }
     if fitted.sampled_from > len(held):
@@ -183,7 +185,6 @@ def save(fitted: Fitted, out: Path) -> dict[str, Any]:
         "fit": {k: v for k, v in dataclasses.asdict(config).items() if k != "network"},
         "outcomes": _outcomes(surface, model.calibrations, fitted.examinations),
         "verdict": verdict(evaluation),
-        "suspects": [str(suspect) for suspect in suspects(rows)],
         "git": git_revision(),
         **fitted.manifest,
         "seconds": round(time.perf_counter() - fitted.begun, 1),

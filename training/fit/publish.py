@@ -19,11 +19,15 @@ def publish(model: Path, models: Path, *, make_current: bool = True) -> str:
     Raises:
         ArtifactRefused: the artifact is incomplete, or its scores differ from its golden rows.
         StateMismatch: the model was trained on another state than this release keeps.
-        TabrankError: `models` is not a folder, or its current model is of another surface.
+        TabrankError: `models` is not a folder, its current model is of another surface, or the
+            artifact has a column of which nobody has said that it is known before a list is shown.
     """
     load_scorer(model, "onnx")
     check_own_state(model)
-    check_surface(models, str(artifact.load(model).manifest["surface"]))
+    manifest = artifact.load(model).manifest
+    check_surface(models, str(manifest["surface"]))
+    if suspects := manifest.get("suspects"):
+        raise TabrankError(f"{model}: not published: {suspects[0]}; then fit or search again")
     version, registry = artifact.publish(model, models), ModelRegistry(models)
     if misfit := registry.misfit(version):
         print_progress(misfit)

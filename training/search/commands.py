@@ -71,10 +71,13 @@ def refresh(
     _search(surface, log, out, budget, as_json, **given, days=days, restart=True)
 
 
-def not_published(out: Path, models: Path) -> str:
-    """Return in words what the service ranks by, as the winner did not pass."""
+def not_published(out: Path, models: Path, *, is_doubted: bool = False) -> str:
+    """Return in words what the service ranks by, as the winner did not pass.
+
+    If a column may know the future (`is_doubted`), it cannot be published by hand either.
+    """
     publish = ["python", "-m", "training", "publish", "--model", str(out), "--models", str(models)]
-    popular = f"the service ranks by popularity, unless you run {shlex.join(publish)}"
+    popular = "the service ranks by popularity" + f", unless you run {shlex.join(publish)}" * (not is_doubted)
     return f"not published: {'the current model stays' if current(models) else popular}"
 
 
@@ -94,7 +97,7 @@ def _search(surface: str, log: Path, out: Path, budget: str, as_json: bool, **gi
     lines.append(columns(leaderboard(found, most=10)))
     lines += [f"NOT passed: {reason}" for reason in found["reasons"]] or ["passed"]
     if given["models"] and not found["passed"]:
-        lines.append(not_published(out, given["models"]))
+        lines.append(not_published(out, given["models"], is_doubted=bool(found["suspects"])))
     if found["test_looks"] > 1:
         lines.append(f"the test rows were used {found['test_looks']} times: measures on them are optimistic")
     if found["published"]:

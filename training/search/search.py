@@ -17,7 +17,6 @@ from serve.features.rows import Schema
 from serve.features.surface import Surface
 from serve.model.artifact import Artifact, current, load
 from serve.model.compatibility import load_for
-from training.evaluation.leakage import suspects
 from training.evaluation.verdict import headline, holds, not_beaten, standing, verdict
 from training.fit.loop import Diverged, FitConfig
 from training.fit.publish import check_surface, publish
@@ -48,7 +47,7 @@ def search(surface: Surface, log: Path, out: Path, settings: SearchSettings) -> 
     - it beats the popular order, and the `[baseline]` if there is one, by two standard errors;
     - it is not worse than the current model by more than `settings.margin`, on rows that neither
       has seen (`training.evaluation.paired.bounds`);
-    - no feature looks like target leakage.
+    - no feature looks like target leakage, and no column that may know the future is unanswered.
 
     The result's `reasons` say why it does not pass.
 
@@ -68,11 +67,10 @@ def search(surface: Surface, log: Path, out: Path, settings: SearchSettings) -> 
         last, why_not = followed(models, follows, task.schema) if models and follows else (None, [])
         if last and not is_enough(unseen(task.parts["test"], last)):
             print_progress(f"too few rows are newer than {last.version} has seen: nothing will replace it")
-        suspected = [str(suspect) for suspect in suspects(task.parts["training"].of(0))]
-        for reason in (*why_not, *suspected):
+        for reason in (*why_not, *task.suspects):
             print_progress(reason)
         winner, manifest = _find(task, board, clock, last)
-        why_not += [*reasons(manifest), *suspected]
+        why_not += [*reasons(manifest), *task.suspects]
         published = promoted = False
         if models is not None and not why_not:
             published, promoted = True, take_place(out / "artifact", models, follows)
@@ -86,7 +84,7 @@ def search(surface: Surface, log: Path, out: Path, settings: SearchSettings) -> 
         "max_us_per_candidate": max_us,
         "artifact": str(out / "artifact"),
         **{name: manifest[name] for name in ("version", "metrics", "paired", "gate")},
-        "suspects": suspected,
+        "suspects": task.suspects,
         "passed": not why_not,
         "reasons": why_not,
         "published": published,

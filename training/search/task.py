@@ -17,6 +17,7 @@ from serve.features.surface import Surface
 from serve.model.encoder import Encoder
 from training.data.dataset import Dataset, Progress, sample
 from training.data.encoding import category_strings, fit_encoder
+from training.evaluation.foresight import doubted
 from training.evaluation.paired import MARGIN
 from training.examination.estimate import examine_each
 from training.examination.examination import Examination
@@ -122,6 +123,11 @@ class Task:
     def examinations(self) -> list[Examination]:
         """Return the examination of each outcome from the training rows, which all models use."""
         return examine_each(self.parts["training"], self.encoder, self.schema.surface)
+
+    @cached_property
+    def suspects(self) -> list[str]:
+        """Return what must be answered about columns before a model is published."""
+        return doubted(self.parts["training"].of(0), self.schema.surface)
 
     @cached_property
     def identity(self) -> str:

@@ -63,6 +63,7 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
         "asked_teachers": task.settings.num_teachers,
         "follows": last.version if last else None,
         "margin": task.settings.margin,
+        "suspects": task.suspects,
     }
     if (out / "artifact").exists():
         made = load(out / "artifact")
@@ -134,6 +135,7 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
             "seen_until_ms": int(newest.ts_ms[-1]),
             "teachers": len(logits) + (rival is not None),
             "incumbent": incumbent,
+            "suspects": task.suspects,
         },
     )
     manifest = save(fitted, draft)

@@ -69,7 +69,7 @@ class Counted(Record):
         viewers: Number of viewers that live rankings looked up.
         unknown_viewer_share: Share of these viewers that are unknown.
         model_rankings: Number of live rankings by a model.
-        no_context_share: Share of these that lack context on which the model was trained.
+        no_context_share: Share of these that lack fields of requests that the model was trained on.
     """
 
     freshness_ms: float | None = None

@@ -118,7 +118,7 @@ def _of_traffic(found: Report, traffic: Traffic, faults: set[str]) -> Iterator[R
         unknown = f"{number(traffic.unknown_share, '.1%')} of the candidates"
         if traffic.viewers:
             unknown += f", {number(traffic.unknown_viewer_share, '.1%')} of the viewers"
-        lacking = f"{number(traffic.no_context_share, '.1%')} of the rankings lack the model's context"
+        lacking = f"{number(traffic.no_context_share, '.1%')} of the rankings lack the model's fields"
         yield "unknown", f"{unknown}; {lacking}", _red(faults & {"unknown_candidates", "no_context"})
     records = ", ".join(f"{_number(rate)}/s {name}" for name, rate in traffic.records_rps.items())
     yield "records", records or NOTHING, ""

@@ -10,6 +10,7 @@ import pytest
 
 from serve.config.settings import NOOP, SHUFFLE
 from serve.config.slate import Limit, Rule, Spread, Wanted
+from serve.features.slots import FieldRef
 from tests.serve.http.test_app import NOW_MS, RULE, Service, body, order
 from tests.support.small_surface import TOML
 from tests.support.stub_artifact import MODEL
@@ -139,14 +140,19 @@ def test_an_unknown_candidate_is_logged_without_a_score_and_explained_by_its_fea
     assert (exposure.candidates[2], exposure.propensity[2]) == ("what", 1)
 
 
-def test_rankings_report_their_unknown_candidates_and_whether_they_lack_context(
+def test_rankings_report_their_unknown_candidates_and_whether_they_lack_fields(
     tmp_path, log_folder, monkeypatch
 ):
-    monkeypatch.setattr("serve.model.compatibility.trained_context", lambda artifact, surface: ("hour",))
+    asked = FieldRef("context", "hour"), FieldRef("candidate", "price")
+    monkeypatch.setattr("serve.model.compatibility.asked_fields", lambda artifact, surface: asked)
     service, seen = Service(tmp_path, log_folder, arm=MODEL), []
     service.fetcher.metrics.ranked = lambda slate, latency_ms: seen.append(
-        (slate.num_unknown, slate.query.lacks_context)
+        (slate.num_unknown, slate.lacks_fields)
     )
     service.ask(body(candidates=["a", "x", "y"], context={"hour": 3.0}))
     service.ask(body(candidates=["a"], now_ms=NOW_MS + 1))
-    assert seen == [(2, False), (0, True)]
+    # No price of b is stored, so the request must state it.
+    dear = {"candidate": "b", "fields": {"price": 9.0}}
+    service.ask(body(candidates=["b"], context={"hour": 3.0}))
+    service.ask(body(candidates=[dear], context={"hour": 3.0}))
+    assert seen == [(2, False), (0, True), (0, True), (0, False)]

@@ -59,10 +59,11 @@ def slate(
     rules=(),
     num_unmet=0,
     unknown_viewer=False,
+    lacks_fields=False,
     **asked,
 ):
     arm, candidates = SimpleNamespace(name=arm, slate=rules), ["c"] * candidates
-    asked = {"model": model, "lacks_context": False, "viewer": "ann"} | asked
+    asked = {"model": model, "viewer": "ann"} | asked
     query = SimpleNamespace(experiment="launch", arm=arm, candidates=candidates, traffic=traffic, **asked)
     stage_ms = {"features": 2.0, "score": 5.0}
     return SimpleNamespace(
@@ -74,6 +75,7 @@ def slate(
         num_unknown=num_unknown,
         num_unmet=num_unmet,
         unknown_viewer=unknown_viewer,
+        lacks_fields=lacks_fields,
     )
 
 
@@ -125,11 +127,11 @@ def test_unknown_ids_and_missing_context_are_counted_in_live_traffic(reported):
     for name in ("tabrank_candidate_lookups", "tabrank_viewer_lookups", "tabrank_live_rankings"):
         assert (reported[name, "true"], reported[name, "false"]) == (0, 0)
     tab.ranked(slate(candidates=10), 12.0)
-    tab.ranked(slate(candidates=10, num_unknown=4, lacks_context=True, unknown_viewer=True), 12.0)
+    tab.ranked(slate(candidates=10, num_unknown=4, lacks_fields=True, unknown_viewer=True), 12.0)
     # An arm without a model needs no context, and a test may make up ids.
     tab.ranked(slate("popular", model=None, candidates=3, viewer=None), 12.0)
     tab.ranked(
-        slate(candidates=10, num_unknown=10, lacks_context=True, unknown_viewer=True, traffic="test"), 12.0
+        slate(candidates=10, num_unknown=10, lacks_fields=True, unknown_viewer=True, traffic="test"), 12.0
     )
     tab.tick(moment())
     assert reported["tabrank_candidate_lookups", "true"] == 10 + 6 + 3

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from serve.contract.hashing import hash64
-from serve.model.compatibility import trained_context
+from serve.features.slots import FieldRef
+from serve.model.compatibility import asked_fields
 from tests.support.evaluation_rows import dataset, truth
 from training.evaluation.drift import CHANGED, MOVED, drift, psi, reading, rows_needed, statistics
 from training.fit.prepare import take_evenly
@@ -33,21 +34,21 @@ def against(made_from, data, ranking=None, **changed):
     return drift(made_from, data.columns, matrix, truth(data, matrix), ranking)
 
 
-def test_the_context_of_a_model_is_what_its_training_rows_had(data, surface):
-    def context(made_from):
+def test_a_model_asks_requests_for_what_its_training_rows_had(data, surface):
+    def asked(made_from):
         evaluation = json.dumps({} if made_from is None else {"statistics": made_from}).encode()
-        return trained_context(SimpleNamespace(read=lambda name: evaluation), surface)
+        return asked_fields(SimpleNamespace(read=lambda name: evaluation), surface)
 
-    hour = data.matrix.numeric[:, data.columns.numeric.index("hour")]
+    hour, hour_field = data.matrix.numeric[:, data.columns.numeric.index("hour")], FieldRef("context", "hour")
     before = hour.copy()
-    for share, named in ((0.0, ("hour",)), (0.005, ("hour",)), (0.05, ())):
+    for share, named in ((0.0, True), (0.005, True), (0.05, False)):
         hour[:] = 3.0
         hour[: int(share * len(hour))] = np.nan
-        assert context(kept(data)) == named
+        assert (hour_field in asked(kept(data))) == named
     hour[:] = before
     # An artifact of an earlier release, or a broken one.
-    assert context(None) == ()
-    assert trained_context(SimpleNamespace(read=lambda name: b""), surface) == ()
+    assert asked(None) == ()
+    assert asked_fields(SimpleNamespace(read=lambda name: b""), surface) == ()
 
 
 def test_the_rows_that_it_was_made_from_have_not_moved(data):

@@ -307,11 +307,12 @@ def test_unknown_candidates_and_missing_context_are_told_with_their_shares(stub)
     assert named(found) == {
         "unknown_candidates": "6.0% of the candidates of live rankings are unknown: no record of them is "
         "stored, and they come last without a score.",
-        "no_context": "10.0% of the live rankings of a model lack context fields that its training rows had.",
+        "no_context": "10.0% of the live rankings of a model lack fields, of the context or stated of candidates, "
+        "that its training rows had.",
     }
     # Callers ask so: the service is as it should be, unless it is for most of them.
     assert found.health == HEALTHY
-    shown = "6.0% of the candidates; 10.0% of the rankings lack the model's context"
+    shown = "6.0% of the candidates; 10.0% of the rankings lack the model's fields"
     assert f"unknown   {shown}\n" in screen(found).plain
     stub.history = PageHistory(1.0)
     found = stub.look(full=100, _200=100, known=500, unknown=500)
