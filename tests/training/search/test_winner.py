@@ -33,7 +33,7 @@ CONFIG = FitConfig(NetworkConfig(width=8, n_steps=1), epochs=1, num_workers=0)
 def made(tmp_path_factory):
     """Return a folder with a model of a log, and a search's task on the same log."""
     folder = tmp_path_factory.mktemp("winner")
-    write_shop(folder / "log", slates=1_000)
+    write_shop(folder / "log", slates=2_000)
     surface = read_surface(draft(folder / "log").text)
     fit(surface, folder / "log", folder / "model", lambda num: CONFIG)
     task = Task.read(surface, folder / "log", SearchSettings(600.0, models=folder), lambda share: None)
@@ -108,8 +108,8 @@ def test_the_evaluation_says_what_the_teachers_brought_on_the_rows_that_measure_
     monkeypatch.setattr("training.search.distil.needs", lambda: {"cpu": 1.0})
     task = replace(task, settings=replace(task.settings, num_teachers=2))
     test, last = task.parts["test"], load(folder / "model")
-    # The current model has seen half of the test rows.
-    last = replace(last, manifest={**last.manifest, "seen_until_ms": int(np.quantile(test.ts_ms, 0.5))})
+    # The current model has seen a tenth of the test rows.
+    last = replace(last, manifest={**last.manifest, "seen_until_ms": int(np.quantile(test.ts_ms, 0.1))})
     boosted = BoardEntry("LightGBM", "lightgbm", 0.5, point={"num_iterations": 5})
     manifest = finished(task, last, tmp_path / "out", boosted)
     assert manifest["teachers"] == 3
