@@ -181,7 +181,7 @@ def fit(
         progress=ProgressLines("features"),
     )
     PARTS.end()
-    for line in (Examination.of(manifest)[0].describe(), *manifest["suspects"], *manifest["advice"]):
+    for line in (Examination.of(manifest)[0].describe(), *manifest["advice"]):
         print_progress(line)
     ours, theirs = manifest["metrics"]["validation"], manifest["metrics"]["popular"]
     line = f"{out}: {manifest['rows']} rows in {spelled(manifest['seconds'])}; validation "
@@ -202,21 +202,14 @@ def evaluate(
     history: History = None,
     baselines: Annotated[bool, typer.Option("--baselines", help="Also tune and measure LightGBM.")] = False,
     by: Annotated[str | None, typer.Option(metavar="FIELD", help="Measure a field's values too.")] = None,
-    out: Annotated[Path | None, typer.Option(help="New folder for report.json and report.html.")] = None,
     as_json: Json = False,
 ) -> None:
     """Measure a model on a log, and on the same rows the popular order and the surface's rule."""
     from training.evaluation.evaluate import evaluate as run
-    from training.evaluation.report import evaluated_page
-    from training.evaluation.sweep_page import write
     from training.evaluation.verdict import order, outcomes, segmented, slices, verdict
 
-    if out is not None:
-        refuse_existing(out)
     result = run(model, history, log, ProgressLines("evaluate"), baselines=baselines, by=by)
     _warn_of_training(result["rows_seen_in_training"])
-    if out is not None:
-        write(out, result, evaluated_page(result))
     lines = [verdict(result), f"{result['rows']} rows, {order(result)}"]
     for name in result["contenders"]:
         lines.append(name.ljust(9) + "  ".join(f"{k} {decimal(v)}" for k, v in result[name].items()))

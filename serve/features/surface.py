@@ -151,6 +151,11 @@ class Surface:
         return {owner: getattr(self, owner) for owner in OWNERS}
 
     @cached_property
+    def paths(self) -> dict[str, Field]:
+        """The fields by path, such as candidate.price."""
+        return {f"{owner}.{name}": one for owner, of in self.fields.items() for name, one in of.items()}
+
+    @cached_property
     def stated(self) -> dict[str, Field]:
         """The candidate's fields that a request may state."""
         return {name: field for name, field in self.candidate.items() if field.request_time}

@@ -100,9 +100,9 @@ class Estimate:
             return None, None
         return self.value, self.error(cluster)
 
-    def interval(self, cluster: I64, errors: float = Z95) -> tuple[float, float]:
-        """Return the value minus and plus so many standard errors; by default the 95 % interval."""
-        reach = errors * self.error(cluster)
+    def interval(self, cluster: I64) -> tuple[float, float]:
+        """Return the 95 % interval with the clusters `[N]`."""
+        reach = Z95 * self.error(cluster)
         return self.value - reach, self.value + reach
 
     def more_log(self, cluster: I64, errors: float = Z95) -> float | None:

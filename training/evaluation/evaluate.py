@@ -211,8 +211,8 @@ def evaluate(
     artifact = load_artifact(model)
     surface = read_surface((model / "surface.toml").read_text(), str(model / "surface.toml"))
     if by:
-        fields = [(f"{owner}.{name}", of[name].type) for owner, of in surface.fields.items() for name in of]
-        one_of(by, [name for name, kind in fields if kind in ("category", "number")], "--by", "field")
+        known = [path for path, one in surface.paths.items() if one.type in ("category", "number")]
+        one_of(by, known, "--by", "field")
     data, about = read_rows(surface, history, log, progress, [by] if by else [])
     examinations = Examination.of(artifact.manifest)
     shares: dict[str, Values] = {"model": score(model, data.matrix)}
@@ -253,8 +253,9 @@ def read_rows(
 
 
 def measured_by(artifact: Artifact, data: Dataset) -> dict[str, Any]:
-    """Return `version`, `surface`, and how many rows it may know: `rows_seen_in_training`."""
+    """Return `version`, `surface`, `suspects`, and how many rows were `rows_seen_in_training`."""
     about = {"version": artifact.version, "surface": artifact.manifest["surface"]}
+    about["suspects"] = artifact.manifest.get("suspects", [])
     return about | {"rows_seen_in_training": int((data.ts_ms <= artifact.manifest["seen_until_ms"]).sum())}
 
 

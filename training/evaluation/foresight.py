@@ -62,7 +62,7 @@ class Question:
 
 def doubted(data: Dataset, surface: Surface) -> list[str]:
     """Return in words what must be answered before a model is published: leaks and questions."""
-    known = {path for path, is_known in _fields(surface).items() if is_known}
+    known = {path for path, one in surface.paths.items() if one.known_before}
     read = {name: {*map(str, field_refs(kind))} for name, kind in surface.features.items()}
     leaks = [found for found in suspects(data) if not read[found.feature] or read[found.feature] - known]
     told = {path for found in leaks for path in read[found.feature]}
@@ -75,22 +75,16 @@ def questions(data: Dataset, surface: Surface) -> list[Question]:
         return []
     names = {*data.columns.numeric, *(name for name, _ in data.columns.category_parts())}
     read = {name: set(map(str, field_refs(surface.features[name]))) for name in names}
-    readers = {path: {name for name in names if path in read[name]} for path in _fields(surface)}
-    known = {name for path, is_known in _fields(surface).items() if is_known for name in readers[path]}
+    readers = {path: {name for name in names if path in read[name]} for path in surface.paths}
+    known = {name for path, one in surface.paths.items() if one.known_before for name in readers[path]}
     # The features that show a column as it is.
     plain = {
         path: {name for name in own if read[name] == {path} and not surface.features[name].slots}
         for path, own in readers.items()
-        if not _fields(surface)[path]
+        if not surface.paths[path].known_before
     }
     found = [*_far_better(sample(data, MOST_ROWS), plain, readers, known), *_informed_of_chance(data, plain)]
     return list({one.column: one for one in reversed(found)}.values())
-
-
-def _fields(surface: Surface) -> dict[str, bool]:
-    """Return for each column, such as candidate.price, whether the surface says it is known."""
-    fields = surface.fields.items()
-    return {f"{owner}.{name}": one.known_before for owner, own in fields for name, one in own.items()}
 
 
 def _far_better(
@@ -120,7 +114,8 @@ def _far_better(
         if rest and _is_far(best[path], least):
             least = max(LEAST_AUC, _together(rest, label, fold))
         if _is_far(best[path], least):
-            than = f"orders far better than all other features together (AUC of at most {least:.3f})"
+            others = f"all features that read no such column (AUC of at most {least:.3f})"
+            than = f"orders far better than {others}"
             found = [Question(one, f"{than}, with {best[one]:.3f}") for one in strongest[: place + 1]]
     return found
 

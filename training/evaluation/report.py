@@ -120,21 +120,6 @@ def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
     return whole_page(f"Model {manifest['version']} for {manifest['surface']}", parts)
 
 
-def evaluated_page(evaluation: Mapping[str, Any]) -> str:
-    """Return the page of `evaluate`: the verdict, the picture, the measures and the segments."""
-    doubt = "These are logged rows in an order that others chose. What viewers do, only an experiment shows."
-    tables = verdict.measures(evaluation), verdict.differences(evaluation), verdict.outcomes(evaluation)
-    segments = evaluation.get("segments", [])
-    parts = [
-        banner(*verdict.outcome(evaluation), verdict.verdict(evaluation), doubt),
-        charts.contenders(evaluation, evaluation["paired"]["model-popular"]["gate"]["by"]),
-        section("Measures", *map(table, tables)),
-        section("Segments", table(verdict.slices(segments), verdict.segmented(segments))),
-        footer({"model": evaluation["version"]}, "", ["report.json"]),
-    ]
-    return whole_page(f"Model {evaluation['version']} for {evaluation['surface']}", parts)
-
-
 def model_card(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     """Return `MODEL_CARD.md`."""
     rows, label = ROWS[manifest["measured_on"]], evaluation["label"]

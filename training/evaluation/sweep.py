@@ -55,7 +55,8 @@ def sweep_log(
     found = exchange(data, score(model, data.matrix), surface, examinations, name, values, give)
     pairs = artifact.manifest.get("paired", {})
     doubts = not_beaten(pairs) if "model-popular" in pairs else [UNKNOWN]
-    found |= {"doubts": doubts} | ({"chosen": None, "at_end": False} if doubts else {})
+    doubts = [*doubts, *artifact.manifest.get("suspects", [])]
+    found |= {"doubts": doubts} | ({"chosen": None} if doubts else {})
     return measured_by(artifact, data) | about | found
 
 
@@ -110,7 +111,6 @@ def exchange(
       surface's own weight, is stronger, and has three properties. The swept outcome is shown to
       change in the direction that the weight asks for. The primary outcome is shown to lose less
       than `give`. No other outcome is shown to lose more than `give`; a bad one loses if it rises.
-    * `at_end`: whether the sweep has no stronger weight than the chosen one.
     * `more_log`: how many times this log it would take for the nearest weight, `nearest`, as the
       estimates stand; null if one is chosen, or if more log would not help.
 
@@ -157,7 +157,6 @@ def exchange(
         "about": worth.about,
         "points": points,
         "chosen": chosen,
-        "at_end": chosen is not None and chosen in (values[0], values[-1]),
         "nearest": nearest,
         "more_log": None if nearest is None else within[nearest],
     }

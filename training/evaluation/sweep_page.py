@@ -89,7 +89,7 @@ def _choice(result: Mapping[str, Any]) -> list[str]:
     told = [f"{outcome} {percent(found)}" for outcome, found in point["outcomes"].items() if found]
     changes = f"Against the surface's own {own:g}, it changes what an exposure brings by: {'; '.join(told)}."
     best = f"{chosen:g} is the strongest weight of the sweep at which {rule}, and {name} to change as wanted."
-    if result["at_end"]:
+    if chosen in (result["points"][0]["weight"], result["points"][-1]["weight"]):
         changes += f" It ends the sweep, so a stronger one may be better: widen --sweep beyond {chosen:g}."
     return [best, changes, f"weights: {{{name}: {chosen:g}}}"]
 

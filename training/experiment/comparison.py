@@ -11,7 +11,7 @@ import numpy as np
 
 from serve.features.experiment_metrics import ACTIVE_DAYS, Metric
 from training.experiment.confidence_sequence import DAYS, always_valid, level, needed_at_a_look
-from training.experiment.contrast import Contrast, as_row, both_intervals, contrast
+from training.experiment.contrast import as_row, both_intervals, contrast
 from training.experiment.panel import BEFORE, F64, Panel
 from training.experiment.statistics import compare, holm, solve
 
@@ -55,13 +55,17 @@ def comparisons(
         row["capped"] = {name: limits[name] for name in (metric.above, metric.below) if name in limits}
         rows.append(row)
         if found.few and not found.few["by_share"]:
-            row["viewers_needed"] = _until_enough(found)
+            fewest = min(found.few["viewers"].values())
+            num = int(people.rows(arms).sum())
+            row["viewers_needed"] = math.ceil(num * found.few["needed"] / fewest) if fewest else None
         if effect is None or valid is None:
             continue
         if not found.few and any(limit["viewers"] for limit in row["capped"].values()):
             row["raw"] = both_intervals(contrast(metric, raw, flags, best_at))
-            kept, given = totals[metric.above], raw[metric.above]
-            row["cut_share"] = {arm: _cut(kept[mine], given[mine]) for arm, mine in flags.items()}
+            kept, given = (
+                {arm: sums[metric.above][mine].sum() for arm, mine in flags.items()} for sums in (totals, raw)
+            )
+            row["cut_share"] = {arm: 1 - float(kept[arm] / (given[arm] or 1.0)) for arm in arms}
         (control, treatment), adjusted = found.arms, found.adjusted
         plain = compare(metric, control, treatment, adjusted=False) if adjusted else None
         both = control + treatment
@@ -88,18 +92,6 @@ def comparisons(
             row["effect"]["p_holm"] = corrected[row["name"]]
             row["days"] = curve
     return rows
-
-
-def _cut(kept: F64, given: F64) -> float:
-    total = float(given.sum())
-    return 1 - float(kept.sum()) / total if total else 0.0
-
-
-def _until_enough(found: Contrast) -> int | None:
-    """Return the viewers of both arms with whom enough have any; None if unknown."""
-    assert found.few
-    fewest = min(found.few["viewers"].values())
-    return math.ceil(found.num_viewers * found.few["needed"] / fewest) if fewest else None
 
 
 def daily(people: Panel, arms: Arms, metrics: Sequence[Metric]) -> list[list[dict[str, Any]]]:

@@ -40,11 +40,6 @@ class Contrast:
     adjusted: bool = False
     few: dict[str, Any] | None = None
 
-    @property
-    def num_viewers(self) -> int:
-        """Return the number of viewers of both arms."""
-        return int(self.arms[0].count() + self.arms[1].count())
-
 
 def contrast(
     metric: Metric, sums: Mapping[str, F64], flags: Mapping[str, NDArray[np.bool_]], best_at: float

@@ -32,13 +32,16 @@ PERIODS = {FIRST: (0, 2), "the third to the seventh day": (2, 7), "later days": 
 LASTS = 1 / 3
 
 
-def by_period(people: Panel, arms: Arms, metric: Metric, *, ended: bool) -> dict[str, Any]:
+def by_period(
+    people: Panel, arms: Arms, metric: Metric, whole: Mapping[str, Any] | None, *, ended: bool
+) -> dict[str, Any]:
     """Return the effects on a metric per viewer by the days since the viewers' first exposures.
 
     `periods` has for each period the `viewers` who came early enough, and the form of a metric's
     row: `effect` and `always_valid`. Its `change` is that of the ratio of treatment and control
-    since the first two days. `fades` says whether a change against the direction of the first
-    effect is shown. A metric per exposure is taken by its numerator.
+    since the first two days. A metric per exposure is taken by its numerator, of which `whole` is
+    the effect of all days. `fades` says whether a change against the direction of the first effect
+    is shown, at any look, if that one is shown too or has the direction of the whole.
     """
     since = people.day - people.first_day[people.viewer]
     num_days, best_at = int(people.day.max(initial=0)) + 1, best_after(people, arms)
@@ -68,38 +71,32 @@ def by_period(people: Panel, arms: Arms, metric: Metric, *, ended: bool) -> dict
         if start:
             limited.pop(before, None)
             row["change"] = both_intervals(contrast(replace(metric, below=FIRST), limited, flags, best_at))
-    return {
-        "metric": metric.name,
-        "periods": found,
-        "fades": any(_fades(found[0], row, ended) for row in found),
-    }
+    fades, first = False, found[0]
+    if whole and first["effect"]:
+        up, sure = first["effect"]["difference"] > 0, deciding(first, ended)
+        counts = up == (whole["difference"] > 0) or sure["low"] > 0 or sure["high"] < 0
+        changes = [row["change"]["always_valid"] for row in found if row["change"]]
+        fades = counts and any(one["high"] < 0 if up else one["low"] > 0 for one in changes)
+    return {"metric": metric.name, "periods": found, "fades": fades}
 
 
-def _fades(first: Mapping[str, Any], row: Mapping[str, Any], ended: bool) -> bool:
-    if not (row["change"] and first["effect"]):
-        return False
-    change = deciding(row["change"], ended)
-    return bool(change["high"] < 0 if first["effect"]["difference"] > 0 else change["low"] > 0)
-
-
-def against(result: str, found: Mapping[str, Any], bad: bool, *, ended: bool) -> list[str]:
-    """Return why a metric that won or lost may do so only at first; empty if nothing says so.
+def against(sign: int, found: Mapping[str, Any], *, ended: bool) -> list[str]:
+    """Return why a metric that has changed in the direction `sign` may do so only at first.
 
     Nothing does where the last known period shows the effect by itself.
     """
     first, *_, after = found["periods"]
-    if result not in ("won", "lost") or not (first["effect"] and after["effect"]):
+    sizes = [row["effect"] and row["effect"]["relative"] for row in (first, after)]
+    if None in sizes:
         return []
-    sign = 1 if (result == "won") != bad else -1
     last = deciding([row for row in found["periods"][:-1] if row["effect"]][-1], ended)
     if min(sign * last["low"], sign * last["high"]) > 0:
         return []
-    at_first, later = (sign * (row["effect"]["relative"] or 0.0) for row in (first, after))
+    at_first, later = (sign * size for size in sizes)
     if not (found["fades"] or later < LASTS * at_first):
         return []
-    return [
-        f"{'the effect fades' if found['fades'] else 'the effect is not seen to last'}: {words(found, ended)}"
-    ]
+    what = "fades" if found["fades"] else "is not seen to last"
+    return [f"the effect {what}: {words(found, ended)}"]
 
 
 def words(found: Mapping[str, Any], ended: bool) -> str:

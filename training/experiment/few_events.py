@@ -67,7 +67,6 @@ def shares(having: tuple[int, int], viewers: tuple[int, int]) -> tuple[Effect, I
     fixed = interval((float(ends.low), float(ends.high)), float(test.pvalue))
     control, treatment = theirs / viewers[0], ours / viewers[1]
     relative = treatment / control - 1 if control else None
-    means = control, treatment, treatment - control, relative
-    bounds = fixed.low, fixed.high, fixed.relative_low, fixed.relative_high, fixed.p
-    effect = Effect(*bounds, *means)
+    means = {"control": control, "treatment": treatment, "difference": treatment - control}
+    effect = Effect(**vars(fixed), **means, relative=relative)
     return effect, interval((low, high), min(1.0, math.exp(-evidence(share))))

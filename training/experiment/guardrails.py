@@ -215,7 +215,7 @@ def unproven(tested: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 def why_unproven(row: Mapping[str, Any], control: str) -> str:
     """Return in words what the data leave open about a guardrail, and what would help."""
-    if few := row.get("few"):
+    if row["low"] is None and (few := row.get("few")):
         return f"the guardrail {row['name']}: {too_few(few)}"
     if row["state"] == NO_SIZE:
         return (

@@ -16,6 +16,8 @@ from training.experiment.window import FEW, TAKEN_UP_MS, utc, window
 
 # What decides a verdict, and so must not change once viewers are assigned.
 JUDGED = ("primary_metric", "guardrails", "end_ms", "smallest_effect", "min_days", "min_exposures")
+# What a warning tells if it changes. A start that is chosen later selects the days.
+TOLD = ("start_ms", *JUDGED)
 SOURCE = "the log's declaration"
 
 
@@ -36,8 +38,12 @@ def in_force(
     here = rows[rows["ours"] & span.holds(rows["ts_ms"])]
     carried = here[here["declaration"].notna()].drop_duplicates("declaration")
     if carried.empty:
-        why = f"the log has no declaration of {of_file.name}; serve with a release that logs it, under a new name"
-        return of_file, [], why
+        why = f"the log has no declaration of {of_file.name}"
+        return (
+            of_file,
+            [],
+            f"{why}: a service writes it beside the first exposure, in the column 'declaration'",
+        )
     first, *others = map(_read, carried["declaration"])
     since_ms, *changed_ms = map(int, carried["ts_ms"])
     num_before = int((here["ts_ms"] < since_ms).sum())
@@ -66,11 +72,11 @@ def _read(text: str) -> Declaration:
 
 def _differences(first: Declaration, other: Declaration) -> str:
     """Return in words what decides in `other` but not in `first`; empty if nothing does."""
-    pairs = ((name.removesuffix("_ms"), _shown(name, other), _shown(name, first)) for name in JUDGED)
+    pairs = ((name.removesuffix("_ms"), _shown(name, other), _shown(name, first)) for name in TOLD)
     return ", ".join(f"{name} is {new} instead of {old}" for name, new, old in pairs if new != old)
 
 
 def _shown(name: str, declaration: Declaration) -> str:
     value: Any = getattr(declaration, name)
-    text = utc(value) if name == "end_ms" and value else str(value).replace("'", "")
+    text = utc(value) if name.endswith("_ms") and value else str(value).replace("'", "")
     return "none" if value in (None, {}) else text

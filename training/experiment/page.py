@@ -9,6 +9,7 @@ from serve.report import page as kit
 from serve.report.charts import Axis, Limit, Series, plot
 from serve.report.rows import columns, number
 from training.evaluation import slate_cost_page
+from training.experiment.fading import AFTER
 from training.experiment.guardrails import ranker, spread
 from training.experiment.verdict import DECIDES, SRM_P, deciding, sized, span, split, too_few
 
@@ -22,7 +23,7 @@ TONES: Mapping[str, tuple[kit.Tone, str]] = {
     "lost": ("bad", "{treatment} lost against {control}"),
     "no difference shown": ("unsure", "{treatment} neither won nor lost against {control}"),
     "invalid": ("bad", "invalid: the arms cannot be compared"),
-    "no verdict": ("unsure", "no verdict: the log has no declaration"),
+    "no verdict": ("unsure", "no verdict: the log has no declaration of its first days"),
 }
 CAPPED = (
     "A viewer's amount is capped at the 99th percentile, or at the 95th of those above 0 if that is higher"
@@ -44,7 +45,7 @@ def text(result: Report) -> str:
     tables = (
         *_metrics(result),
         _fading(result),
-        *_segments(result),
+        _segments(result),
         _guardrails(result),
         _guardrail_tests(result),
     )
@@ -82,7 +83,7 @@ def page(result: Report) -> str:
         _fading_chart(result),
         *map(kit.table, filter(None, [_fading(result)])),
         kit.section(metrics, *map(kit.table, _metrics(result)), how),
-        kit.section("Segments", *map(kit.table, _segments(result))),
+        kit.section("Segments", *map(kit.table, filter(None, [_segments(result)]))),
         kit.details("Definitions", kit.table(_definitions(result))),
         kit.section("Sample ratio", *(kit.paragraph(f"{line}.") for line in sample_ratio(result))),
         *(kit.paragraph(f"{line}.") for line in notes(result)),
@@ -168,7 +169,7 @@ def notes(result: Report) -> list[str]:
         lines.append(f"{CAPPED}: {', '.join(each)}")
     if result["segments"]:
         lines.append(result["segments"]["note"])
-    shares = "; so the arms are compared by the share of viewers who have any, exactly"
+    shares = "; so the arms are compared by the share of viewers who have any"
     few = ((row["title"], row["few"]) for row in result["metrics"] if row["few"])
     lines += [f"{title}: {too_few(one)}{shares * one['by_share']}" for title, one in few]
     if result["metrics_without_events"]:
@@ -210,7 +211,7 @@ def _definitions(result: Report) -> list[list[str]]:
     return rows + [[m[part] for part in rows[0][:-1]] + [day] for m in result["metrics"]]
 
 
-def _segments(result: Report) -> list[list[list[str]]]:
+def _segments(result: Report) -> list[list[str]]:
     """Return the table of the effects in each segment; none if no field was asked for."""
     if not result["segments"]:
         return []
@@ -225,7 +226,7 @@ def _segments(result: Report) -> list[list[list[str]]]:
         cells += [NOTHING] * (6 - len(cells))
         said = f"needs {row['missing']}" if row["missing"] else "shown" if row["shown"] else "not shown"
         rows.append([*cells, said])
-    return [rows]
+    return rows
 
 
 def _guardrails(result: Report) -> list[list[str]]:
@@ -245,18 +246,12 @@ def _guardrails(result: Report) -> list[list[str]]:
 def _fading(result: Report) -> list[list[str]]:
     """Return the effect on the primary metric by the days since a viewer's first exposure."""
     ended, found = result["window"]["ended"], result["fading"]
-    rows = [
-        [
-            "days since a viewer's first exposure",
-            "viewers",
-            f"effect, 95 % {DECIDES[ended]}",
-            "change since the first",
-        ]
-    ]
+    head = ["days since a viewer's first exposure", "viewers"]
+    rows = [[*head, f"effect, 95 % {DECIDES[ended]}", f"change since the first, 95 % {OFTEN}"]]
     for row in found["periods"] if found else []:
         cells = [
-            f"{sized(one['effect'])} {span(deciding(one, ended))}" if one else NOTHING
-            for one in (row["effect"] and row, row["change"])
+            f"{sized(one['effect'])} {span(deciding(one, at_end))}" if one else NOTHING
+            for one, at_end in ((row["effect"] and row, ended), (row["change"], False))
         ]
         rows.append([row["period"], f"{row['viewers']:,}", *cells])
     return rows if len(rows) > 1 else []
@@ -264,7 +259,8 @@ def _fading(result: Report) -> list[list[str]]:
 
 def _fading_chart(result: Report) -> str:
     """Plot the effect on the primary metric by the days since a viewer's first exposure."""
-    known = [row for row in (result["fading"] or {"periods": []})["periods"] if row["effect"]]
+    every = result["fading"]["periods"] if result["fading"] else []
+    known = [row for row in every if row["effect"] and row["period"] != AFTER]
     decide = [deciding(row, result["window"]["ended"]) for row in known]
     low, high = ([interval[end] for interval in decide] for end in ("relative_low", "relative_high"))
     middle, titles = [row["effect"]["relative"] for row in known], [row["period"] for row in known]

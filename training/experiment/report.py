@@ -84,10 +84,9 @@ def report(
     early = too_early(declaration, num_days, num_exposures, viewers)
     every, kinds = metrics_of(surface), set(events["kind"].unique())
     absent = [metric for metric in every if not kinds.issuperset(metric.events)]
-    # What is declared stays primary while it has no events.
-    metrics = [
-        metric for metric in every if metric not in absent or metric.name == declaration.primary_metric
-    ]
+    # What is declared stays primary while it has no events, and so does what it is made of.
+    declared = next((one.above for one in every if one.name == declaration.primary_metric), "")
+    metrics = [metric for metric in every if metric not in absent or metric.above == declared]
     primary = _primary(declaration, metrics)
     if by is not None:
         segments.check(by, surface, primary)
@@ -105,16 +104,18 @@ def report(
         row = rows_of[primary.name]
         tested = guardrails.of_metrics(rows_of, every, declaration, people, arms, ended=ended) + of_answers
         result, reason = verdict(row, smallest, ended=ended)
-        lasting = fading.by_period(people, arms, primary, ended=ended)
+        per_viewer = rows_of[f"{primary.above}_per_viewer"] if primary.below else row
+        lasting = fading.by_period(people, arms, primary, per_viewer["effect"], ended=ended)
         if by is not None:
             split = segments.parts(by, log, surface, primary, (rows, events, span), people, arms)
             divided = segments.effects(by, split, arms, primary, ended=ended)
         against = guardrails.harm(tested) if result == "won" else []
-        against += by_limit(result, row, *arms)
-        if primary.below:
-            both = rows_of[f"{primary.above}_per_viewer"], rows_of[EXPOSURES.name]
-            against += by_denominator(result, *both, ended=ended)
-        against += fading.against(result, lasting, primary.bad, ended=ended)
+        if result in ("won", "lost"):
+            sign = 1 if (result == "won") != primary.bad else -1
+            against += by_limit(sign, row, *arms)
+            if primary.below:
+                against += by_denominator(sign, per_viewer, rows_of[EXPOSURES.name], ended=ended)
+            against += fading.against(sign, lasting, ended=ended)
         wanted = row.get("viewers_needed")
         if row["few"] and not row["effect"]:
             awaited = "enough viewers have any"
@@ -147,7 +148,7 @@ def report(
         "days_needed": days,
         "outlook": EXPLORATORY
         if result == "no verdict"
-        else outlook(result, days, awaited, instead, fades=bool(lasting and lasting["fades"])),
+        else outlook(result, days, awaited, instead, fades=bool(lasting and lasting["fades"]), ended=ended),
         "control": arms[0],
         "treatment": arms[1],
         "primary_metric": primary.name,

@@ -49,8 +49,7 @@ def check(by: str, surface: Surface, metric: Metric) -> None:
         TabrankError: the surface has no such field, or that of a candidate cannot divide the
             metric.
     """
-    fields = ((f"{owner}.{name}", each) for owner, of in surface.fields.items() for name, each in of.items())
-    known = [name for name, each in fields if each.type in ("category", "number")]
+    known = [path for path, one in surface.paths.items() if one.type in ("category", "number")]
     one_of(by, known, "--by", "category or number field")
     if by.startswith("candidate.") and (metric.below or not metric.events):
         raise TabrankError(
@@ -121,9 +120,9 @@ def effects(by: str, parts: Parts, arms: Arms, metric: Metric, *, ended: bool) -
         rows[value]["effect"] |= {"p": p[value], "p_holm": corrected}
         rows[value]["shown"] = corrected < ALPHA
     note = (
-        f"Of {len(rows)} segments by {by}, some may seem to differ by luck: each interval holds for its segment "
-        f"alone ({DECIDES[ended]}), p (Holm) is corrected for all {len(p)} effects, and only an effect that it "
-        "shows is shown. Segments do not change the verdict"
+        f"Among segments by {by}, some may seem to differ by luck: each interval holds for its segment alone "
+        f"({DECIDES[ended]}), p (Holm) is corrected for their number ({len(p)}), and only an effect that it shows is "
+        "shown. Segments do not change the verdict"
     )
     return {"field": by, "rows": list(rows.values()), "note": note}
 

@@ -91,21 +91,20 @@ def too_few(few: Mapping[str, Any]) -> str:
     each = " and ".join(f"{num:,} in {arm!r}" for arm, num in few["viewers"].items())
     missing = few["needed"] - min(few["viewers"].values())
     return (
-        f"too few viewers differ from the usual amount ({each}): a comparison needs {few['needed']} in each arm, "
-        f"{missing} more"
+        f"too few viewers differ from the usual amount ({each}): a comparison of means needs {few['needed']} in each "
+        f"arm, {missing} more"
     )
 
 
-def by_limit(result: Verdict, metric: Mapping[str, Any], control: str, treatment: str) -> list[str]:
-    """Return why a metric that won or lost may have done so by its limit; empty if it did not.
+def by_limit(sign: int, metric: Mapping[str, Any], control: str, treatment: str) -> list[str]:
+    """Return why a metric that has changed in the direction `sign` may owe this to its limit.
 
     The effect on what viewers do without a limit has to point the same way by one standard error.
     This error is large, so that two would cost most of the power.
     """
-    if result not in ("won", "lost") or not metric.get("raw"):
+    if not metric.get("raw"):
         return []
     raw, cut = metric["raw"]["effect"], metric["cut_share"]
-    sign = 1 if (result == "won") != metric["bad"] else -1
     if sign * raw["difference"] > (raw["high"] - raw["low"]) / (2 * Z):
         return []
     shares = " and ".join(f"{cut[arm]:.1%} of the sum of {arm!r}" for arm in (treatment, control))
@@ -115,17 +114,17 @@ def by_limit(result: Verdict, metric: Mapping[str, Any], control: str, treatment
 
 
 def by_denominator(
-    result: Verdict, numerator: Mapping[str, Any], denominator: Mapping[str, Any], *, ended: bool
+    sign: int, numerator: Mapping[str, Any], denominator: Mapping[str, Any], *, ended: bool
 ) -> list[str]:
-    """Return why a ratio that won or lost may have done so by its denominator; empty if it did not.
+    """Return why a ratio that has changed in the direction `sign` may owe this to its denominator.
 
     Both parts are means per viewer. The denominator explains the verdict if it may have moved the
     other way, unless the numerator shows an effect like the ratio's.
     """
     moved = denominator["effect"]
-    if result not in ("won", "lost") or not (numerator["effect"] and moved):
+    if not (numerator["effect"] and moved):
         return []
-    sign, own = (1 if (result == "won") != numerator["bad"] else -1), deciding(numerator, ended)
+    own = deciding(numerator, ended)
     agrees = min(sign * own["low"], sign * own["high"]) > 0
     has_moved = -sign * moved["difference"] > MOVED[ended] * (moved["high"] - moved["low"]) / 2
     if agrees or not has_moved:
@@ -142,14 +141,19 @@ def deciding(metric: Mapping[str, Any], ended: bool) -> Any:
     return metric["effect" if ended else "always_valid"]
 
 
-def outlook(verdict: Verdict, days: int | None, awaited: str, instead: str | None, *, fades: bool) -> str:
+def outlook(
+    verdict: Verdict, days: int | None, awaited: str, instead: str | None, *, fades: bool, ended: bool
+) -> str:
     """Describe the data that a decision still needs.
 
     `awaited` is what comes with these days; `instead` says why more would not help. A verdict
     whose effect `fades` may not be the last one.
     """
     if verdict in ("won", "lost"):
-        return "run on until the effect no longer fades" if fades else "this verdict needs no further days"
+        if fades:
+            longer = "declare a longer one under a new name" if ended else "run on"
+            return f"the effect fades: {longer} until it stays the same"
+        return "this verdict needs no further days"
     if verdict != "no difference shown":
         return "more days do not help"
     if instead:

@@ -85,7 +85,7 @@ def test_the_choice_is_the_strongest_weight_whose_cost_is_shown_to_be_small(worl
     # Weaker weights give more joins, and that is not what a sweep against hides is for.
     assert found["chosen"] is None
     strong = swept(world, give=0.5)
-    assert (strong["chosen"], strong["at_end"]) == (-50, True)
+    assert strong["chosen"] == -50
     assert "It ends the sweep, so a stronger one may be better: widen --sweep beyond -50." in text(strong)
     assert text(strong).endswith("weights: {hide: -50}")
     assert (
@@ -121,7 +121,7 @@ def test_less_evidence_never_chooses_a_stronger_weight(world):
     assert min(estimates) > -0.04
     assert (small["chosen"], large["chosen"]) == (None, -5)
     # The small log is 400 of 1,500 slates.
-    assert (small["nearest"], small["at_end"]) == (-5, False)
+    assert small["nearest"] == -5
     assert 1 < small["more_log"] < 4
     assert "As the nearest, -5, stands, it takes about " in text({"version": VERSION} | small)
 
@@ -221,11 +221,11 @@ def test_an_outcome_whose_window_is_open_everywhere_asks_for_a_longer_log(world)
         swept(world, rows=replace(world.rows, outcomes=outcomes))
 
 
-def write_model(folder, paired):
+def write_model(folder, paired, suspects=()):
     about = {"scale": 1.0, "examination": asdict(KNOWN)}
     manifest = {"version": VERSION, "surface": "tiny", "outcomes": {"join": about, "hide": about}}
     files = dict.fromkeys(FILES, b"") | {"surface.toml": surface().text.encode()}
-    save(folder, files, manifest | {"seen_until_ms": 999, "paired": paired})
+    save(folder, files, manifest | {"seen_until_ms": 999, "paired": paired, "suspects": suspects})
 
 
 @pytest.fixture
@@ -255,21 +255,23 @@ def test_the_command_prints_json_and_writes_the_report(command, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("pairs", "doubt"),
+    ("pairs", "suspects", "doubt"),
     [
-        ({}, "its manifest does not say whether it beats popular, so fit it again"),
-        ({"model-popular": PAIR}, None),
+        ({}, (), "its manifest does not say whether it beats popular, so fit it again"),
+        ({"model-popular": PAIR}, (), None),
+        ({"model-popular": PAIR}, ["candidate.dwell knows the future"], "candidate.dwell knows the future"),
         (
             {
                 "model-popular": PAIR
                 | {"ndcg@10": 0.01, "logloss": 0.0, "gate": {"by": "ndcg@10", "beats": False}}
             },
+            (),
             "the model does not beat popular by two standard errors: NDCG@10 +0.0100",
         ),
     ],
 )
-def test_no_weight_is_recommended_for_a_model_that_did_not_pass(command, tmp_path, pairs, doubt):
-    write_model(tmp_path / "other", pairs)
+def test_no_weight_is_recommended_for_a_model_that_did_not_pass(command, tmp_path, pairs, suspects, doubt):
+    write_model(tmp_path / "other", pairs, suspects)
     given = [*command, "--model", str(tmp_path / "other"), "--sweep", "hide=-50..-40", "--give", "0.5"]
     done = CliRunner().invoke(app, given)
     assert done.exit_code == 0, done.output

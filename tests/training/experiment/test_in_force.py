@@ -54,7 +54,7 @@ def test_without_a_declaration_in_the_log_there_is_no_verdict_and_the_tables_are
     assert result["primary_metric"] == "click_per_viewer"
     first, *_ = text(result).splitlines()
     assert first.startswith(
-        "no verdict: the log has no declaration of launch; serve with a release that logs it, under"
+        "no verdict: the log has no declaration of launch: a service writes it beside the first exposure"
     )
     assert "; nothing shows that a metric was chosen before its effect was seen, so the tables are" in first
     assert "\n(exploratory)\nmetric " in text(result)

@@ -238,8 +238,8 @@ def offline(home, log, *more, code=0):
     return json.loads(done.stdout) if code == 0 else done.stderr.splitlines()[-1]
 
 
-def test_evaluate_measures_each_value_of_a_field(home, tmp_path):
-    given = ["evaluate", "--model", home / "model", "--log", home / "log", "--out", tmp_path / "out"]
+def test_evaluate_measures_each_value_of_a_field(home):
+    given = ["evaluate", "--model", home / "model", "--log", home / "log"]
 
     def evaluated(*more):
         return CliRunner().invoke(app, [str(one) for one in (*given, *more)])
@@ -250,13 +250,9 @@ def test_evaluate_measures_each_value_of_a_field(home, tmp_path):
     topics = {part["value"] for part in found["segments"]}
     logged = read_log(home / "log", read_surface(TOML)).candidates["topic"].to_pylist()
     assert topics == {topic or "(missing)" for topic in logged}
-    assert json.loads((tmp_path / "out" / "report.json").read_text()) == found
-    page = (tmp_path / "out" / "report.html").read_text()
-    assert "candidate.topic: " + max(topics) in page
-    assert "segments hold at once at 95 % (Bonferroni)." in page
-    assert evaluated().exit_code == 2
-    given[-2:] = []
-    assert "segments hold at once at 95 % (Bonferroni)." in evaluated("--by", "candidate.topic").stdout
+    told = evaluated("--by", "candidate.topic").stdout
+    assert "candidate.topic: " + max(topics) in told
+    assert "segments hold at once at 95 % (Bonferroni)." in told
     # Candidates are no context, and a set of tags is no single value.
     for field, words in (
         ("candidate.topik", "did you mean 'candidate.topic'?"),

@@ -600,15 +600,15 @@ def test_a_denominator_may_have_moved_by_less_before_the_declared_end(ended):
         }
 
     bound = 1.645 if ended else 1.282
-    for result, sign in (("lost", 1), ("won", -1)):
+    for sign in (1, -1):
         moved, still = (
-            by_denominator(result, row(0.0), row(sign * at), ended=ended)
+            by_denominator(-sign, row(0.0), row(sign * at), ended=ended)
             for at in (bound + 0.01, bound - 0.01)
         )
         assert (len(moved), still) == (1, [])
     # A shift to the other side does not explain it; an equal effect of the numerator is enough.
-    assert by_denominator("won", row(0.0), row(3.0), ended=ended) == []
-    assert by_denominator("won", row(2.0), row(-3.0), ended=ended) == []
+    assert by_denominator(1, row(0.0), row(3.0), ended=ended) == []
+    assert by_denominator(1, row(2.0), row(-3.0), ended=ended) == []
 
 
 def test_a_small_arm_is_too_early_for_a_verdict_and_what_is_missing_is_said(tmp_path):
@@ -1021,12 +1021,13 @@ def test_an_end_before_all_exposures_is_named_with_what_sets_it(won):
         report(won, early, until_ms=until_ms)
 
 
-def test_a_declared_primary_metric_without_events_does_not_vary(tmp_path):
+@pytest.mark.parametrize("per", ["viewer", "exposure"])
+def test_a_declared_primary_metric_without_events_does_not_vary(tmp_path, per):
     rows = [shown(f"{arm}{i}", 1, arm) for i in range(2) for arm in ("popular", "model")]
-    declaration = Declared("launch", primary_metric="stay_per_viewer", source="cluster.yaml")
+    declaration = Declared("launch", primary_metric=f"stay_per_{per}", source="cluster.yaml")
     result = report(write_rows(tmp_path / "log", rows), declaration)
-    assert result["reason"].startswith("too early: Stay per viewer, minutes: it does not vary in either arm")
-    assert "Stay per viewer, minutes" in text(result).split("Without events in the log: ")[1]
+    assert result["reason"].startswith(f"too early: Stay per {per}, minutes: it does not vary in either arm")
+    assert f"Stay per {per}, minutes" in text(result).split("Without events in the log: ")[1]
 
 
 def test_a_missing_log_is_refused(tmp_path):

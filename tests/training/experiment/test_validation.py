@@ -127,7 +127,8 @@ def judged(rows, primary, *, ended):
     """Return the verdict; by the join rate with exposures, it is not by the denominator."""
     result, _ = verdict(rows[primary], 1e-9, ended=ended)
     is_ratio = primary == JOIN_RATE.name and EXPOSURES.name in rows
-    if is_ratio and by_denominator(result, rows["join_per_viewer"], rows[EXPOSURES.name], ended=ended):
+    sign = {"won": 1, "lost": -1}.get(result)
+    if is_ratio and sign and by_denominator(sign, rows["join_per_viewer"], rows[EXPOSURES.name], ended=ended):
         return "no difference shown"
     return result
 

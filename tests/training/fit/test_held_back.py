@@ -16,7 +16,7 @@ from training.evaluation.verdict import outcome
 from training.search.commands import not_published
 from training.search.task import SearchSettings, Task
 
-QUESTION = "candidate.dwell orders far better than all other features together"
+QUESTION = "candidate.dwell orders far better than all features that read no such column"
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +57,6 @@ def test_the_refusal_names_no_command_that_is_refused_too(tmp_path):
 def test_a_draft_leaves_the_column_out_and_says_how_to_use_it(log):
     drafted = draft(log)
     (line,) = (line for line in drafted.text.splitlines() if "dwell" in line)
-    assert line.startswith("# dwell is left out: it orders far better than all other features")
+    assert line.startswith("# dwell is left out: it orders far better than all features")
     assert "declare it with known_before = true" in line
     assert "dwell" not in json.dumps(drafted.request)
