@@ -93,12 +93,11 @@ class Estimate:
     def told(self, cluster: I64) -> Told:
         """Return the value of a difference and its standard error, with the clusters `[N]`.
 
-        Both are None if it rests on fewer than `MIN_VIEWERS` clusters. Without any influence, both
-        are 0: nothing differs.
+        The value is None if it rests on fewer than `MIN_VIEWERS` clusters. Without any influence,
+        both are 0: nothing differs.
         """
-        if self.influence.any() and self.viewers(cluster) < MIN_VIEWERS:
-            return None, None
-        return self.value, self.error(cluster)
+        is_told = not self.influence.any() or self.viewers(cluster) >= MIN_VIEWERS
+        return self.value if is_told else None, self.error(cluster)
 
     def interval(self, cluster: I64) -> tuple[float, float]:
         """Return the 95 % interval with the clusters `[N]`."""

@@ -82,7 +82,8 @@ def gate(pair: Mapping[str, Any], slates: Slates, *, is_learned: bool = False) -
     then says whether it does.
     """
     by = "ndcg@10" if slates.have_order or _side(pair, "ndcg@10") == -1 else "logloss"
-    by = next((name for name in EARNED if pair.get(name) is not None), by)
+    # What few viewers earn has an error and no value, and nothing else takes its place.
+    by = next((name for name in EARNED if pair.get(ERRORS[name]) is not None), by)
     side = _side(pair, by)
     if by in EARNED and is_learned:
         agrees = _side(pair, "ndcg@10") == side
