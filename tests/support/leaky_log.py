@@ -24,6 +24,7 @@ class World:
     rng: np.random.Generator
     # [N]
     slate: np.ndarray
+    viewer: np.ndarray
     item: np.ndarray
     day: np.ndarray
     logit: np.ndarray
@@ -54,7 +55,9 @@ def world(name: str, seed: int = 0) -> World:
     logit = base + quality[item] - price_weight * price[item] + hidden
     clicked = rng.random(len(item)) < expit(logit)
     score = quality[item] + 0.9 * hidden + rng.normal(0, 0.5, len(item))
-    return World(rng, slate, item, slate * 5 // slates, logit, clicked, np.exp(price), score)
+    # Some viewers come far more often than others.
+    viewer = (300 * rng.random(slates) ** 2).astype(int)[slate]
+    return World(rng, slate, viewer, item, slate * 5 // slates, logit, clicked, np.exp(price), score)
 
 
 def dwell(w: World) -> np.ndarray:
@@ -86,6 +89,11 @@ def all_time(w: World) -> np.ndarray:
     return (clicks / np.maximum(shown, 1))[w.item]
 
 
+def viewer_total(w: World) -> np.ndarray:
+    """Return the clicks of the viewer in the whole log."""
+    return np.bincount(w.viewer, w.clicked)[w.viewer]
+
+
 def outcome_id(w: World) -> np.ndarray:
     """Return a number that the row got in its table: those of clicks were mostly written later."""
     return np.where(w.clicked, 50_000, 0) + w.rng.integers(0, 70_000, len(w.item))
@@ -102,10 +110,11 @@ def honest_price(w: World) -> np.ndarray:
 
 
 Column = Callable[[World], np.ndarray]
-LEAKS: tuple[Column, ...] = (dwell, end_of_day, later_rank, status, all_time, outcome_id)
+LEAKS: tuple[Column, ...] = (dwell, end_of_day, later_rank, status, all_time, viewer_total, outcome_id)
 HONEST: tuple[Column, ...] = (honest_score, honest_price)
 # Columns with one value for each item are written to its record; requests state the others.
 OF_ITEMS = all_time, honest_price
+OF_VIEWERS = (viewer_total,)
 
 
 def _ranks(slate: np.ndarray, score: np.ndarray) -> np.ndarray:
@@ -129,14 +138,14 @@ def write_leaky(folder: Path, name: str, column: Column | None = None, seed: int
     exposures = {
         "request_id": [f"r{i}" for i in range(slates)],
         "ts_ms": ts_ms,
-        "viewer": [f"v{i % 300}" for i in range(slates)],
+        "viewer": [f"v{i}" for i in w.viewer[::size]],
         "candidates": pa.array(shown, pa.list_(pa.string())),
     }
     if column in OF_ITEMS:
         of_item = np.full(items, np.nan)
         of_item[w.item] = values
         candidates[column.__name__] = pa.array(of_item, from_pandas=True)
-    elif column:
+    elif column and column not in OF_VIEWERS:
         plain = values.reshape(slates, size).tolist()
         exposures["stated"] = [
             json.dumps({c: {column.__name__: v} for c, v in zip(ids, row, strict=True)})
@@ -146,11 +155,15 @@ def write_leaky(folder: Path, name: str, column: Column | None = None, seed: int
     events = {
         "id": [f"e{i}" for i in at],
         "ts_ms": ts_ms[w.slate[at]] + 30_000,
-        "viewer": [f"v{w.slate[i] % 300}" for i in at],
+        "viewer": [f"v{w.viewer[i]}" for i in at],
         "candidate": [f"i{w.item[i]}" for i in at],
         "kind": ["click"] * len(at),
         "request_id": [f"r{w.slate[i]}" for i in at],
     }
     viewers = {"id": [f"v{i}" for i in range(300)], "age": w.rng.integers(18, 80, 300).astype(float)}
+    if column in OF_VIEWERS:
+        viewers[column.__name__] = np.bincount(w.viewer, values, 300) / np.maximum(
+            np.bincount(w.viewer, minlength=300), 1
+        )
     tables = {"viewers": viewers, "candidates": candidates, "exposures": exposures, "events": events}
     write_log(folder, {name: pa.table(columns) for name, columns in tables.items()})

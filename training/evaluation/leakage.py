@@ -40,8 +40,8 @@ class Suspect:
         subject = "alone" if self.sign == "value" else "merely by being missing or present"
         return (
             f"feature {self.feature!r} {subject} ranks {self.rows} rows with AUC {self.auc:.3f}: is its value known "
-            "when the ranking is made? If it is written later, give its rows a ts_ms, or remove the feature; if all "
-            "fields that it reads are known, write known_before = true at them"
+            "when the ranking is made? If all fields that it reads are, write known_before = true at them; if not, "
+            "remove the feature or, in a table of viewers or candidates, give each value the ts_ms from which it holds"
         )
 
 

@@ -70,7 +70,7 @@ def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
         banner(tone, words, f"On the {rows}: {' '.join(verdict.compared(evaluation))}", doubt),
         tiles(verdict.tiles(evaluation)),
         charts.contenders(evaluation, by),
-        *map(paragraph, headline + verdict.unanswered(evaluation) + verdict.support(evaluation)),
+        *map(paragraph, headline + verdict.answers(evaluation) + verdict.support(evaluation)),
     ]
     if search:
         budget = f"The search had {spelled(search['budget_s'])}, {search['tuning_share']:.0%} of it to tune LightGBM. "

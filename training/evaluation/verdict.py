@@ -95,7 +95,7 @@ def tiles(evaluation: Evaluation) -> list[tuple[str, str, str]]:
 
 def verdict(evaluation: Evaluation) -> str:
     """Return the comparison with each rival, and what would improve it."""
-    return " ".join([*compared(evaluation), *support(evaluation), *unanswered(evaluation)])
+    return " ".join([*answers(evaluation), *compared(evaluation), *support(evaluation)])
 
 
 def compared(evaluation: Evaluation) -> list[str]:
@@ -141,11 +141,12 @@ def support(evaluation: Evaluation) -> list[str]:
     return [f"{_sentence(found['note'])}."] if found["note"] else []
 
 
-def unanswered(evaluation: Evaluation) -> list[str]:
-    """Return what must be answered before the model is published, in a sentence for each column."""
-    return [
-        f"Not to be published before this is answered: {each}." for each in evaluation.get("suspects", ())
-    ]
+def answers(evaluation: Evaluation) -> list[str]:
+    """Return what must be answered before the model is published, and what a person has said."""
+    asked, known = evaluation.get("suspects", ()), ", ".join(evaluation.get("known_before", ()))
+    head = ["Not to be published before it is answered what may know the future:"] * bool(asked)
+    said = [f"Known before a list is shown, as the surface says: {known}."] * bool(known)
+    return [*head, *(f"{each}." for each in asked), *said]
 
 
 def lead(evaluation: Evaluation) -> str:
@@ -291,8 +292,9 @@ def segmented(parts: list[Mapping[str, Any]]) -> str:
         how = pair["shown"] or SAME if pair.get("interval") else FEW
         found[how].append(part["value"])
     told = "; ".join(f"{how} in {', '.join(values)}" for how, values in found.items() if values)
-    judged = f"intervals of all {len(parts) - len(found[FEW])} segments hold at once at 95 % (Bonferroni)"
-    return f"By NDCG@10, the order of the model beside popular is {told}. The {judged}."
+    num = len(parts) - len(found[FEW])
+    judged = f" The intervals of all {num} segments hold at once at 95 % (Bonferroni)." * bool(num)
+    return f"By NDCG@10, the order of the model beside popular is {told}.{judged}"
 
 
 def worst(parts: list[Mapping[str, Any]], most: int = 5) -> list[Mapping[str, Any]]:

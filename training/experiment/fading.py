@@ -24,7 +24,7 @@ from training.experiment.panel import BEFORE, F64, Panel
 from training.experiment.verdict import deciding, sized, span
 
 # The days since the first exposure, from and up to, of each period. The last ones have no end.
-FIRST, AFTER = "the first two days", "all days after these"
+FIRST, AFTER = "the first two days", "all days after the first two"
 PERIODS = {FIRST: (0, 2), "the third to the seventh day": (2, 7), "later days": (7, None), AFTER: (2, None)}
 # An effect lasts if that of the days after the first two is at least this part of theirs. With
 # +12 % in the first two days and -3 % later, 0 instead lets it win in 13 to 25 % of the runs, and

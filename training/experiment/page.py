@@ -23,7 +23,7 @@ TONES: Mapping[str, tuple[kit.Tone, str]] = {
     "lost": ("bad", "{treatment} lost against {control}"),
     "no difference shown": ("unsure", "{treatment} neither won nor lost against {control}"),
     "invalid": ("bad", "invalid: the arms cannot be compared"),
-    "no verdict": ("unsure", "no verdict: the log has no declaration of its first days"),
+    "no verdict": ("unsure", "no verdict: the log does not show what was declared"),
 }
 CAPPED = (
     "A viewer's amount is capped at the 99th percentile, or at the 95th of those above 0 if that is higher"
@@ -62,8 +62,8 @@ def page(result: Report) -> str:
     doubt = (
         "No number here compares the arms, until the cause is found."
         if result["verdict"] == "invalid"
-        else f"whether the effect lasts. It is that of the viewers of these {len(days)} days. What viewers of one arm "
-        "do may also reach those of the other."
+        else f"whether the effect lasts beyond these {len(days)} days. What viewers of one arm do may also reach "
+        "those of the other."
     )
     metrics = "Metrics" + " (exploratory)" * (result["verdict"] == "no verdict")
     how = kit.paragraph(HOW_TO_READ * bool(result["metrics"]))

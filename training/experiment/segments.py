@@ -66,7 +66,7 @@ def parts(
     `served` are the exposures and events of the log and the window, of which `people` is the panel.
 
     Raises:
-        TabrankError: the field has too many values.
+        TabrankError: the field has too many values or none.
     """
     exposures, events, span = served
     values, divides_events = _values(by, log, surface), by.startswith("candidate.")
@@ -80,6 +80,8 @@ def parts(
         came_ms = first["ts_ms"].set_axis(key).reindex(values["id"], fill_value=-1)
         own, counted = _last(values[values["ts_ms"] <= came_ms.to_numpy()], key), people.rows(arms)
     found = pd.Series(own[counted], dtype=object).value_counts().index
+    if set(found) <= {MISSING}:
+        raise TabrankError(f"--by {by}: the log says no value of it; name a field that its tables have")
     if len(found) > MAX_VALUES:
         raise TabrankError(
             f"--by {by}: the field has {len(found):,} values here, and segments are made of at most {MAX_VALUES}; "

@@ -166,6 +166,7 @@ def save(fitted: Fitted, out: Path) -> dict[str, Any]:
         "importance": importance(lambda matrix: model.shares(matrix)[:, 0], rows, fitted.examinations[0]),
         STATISTICS: statistics(held.columns, fitted.seen, utility(surface, model.shares(fitted.seen))),
         "suspects": fitted.manifest["suspects"],
+        "known_before": [path for path, one in surface.paths.items() if one.known_before],
         **fitted.about,
     }
     if fitted.sampled_from > len(held):

@@ -9,7 +9,7 @@ import pytest
 from serve.features.rows import Schema
 from serve.features.surface import Surface, read_surface
 from serve.log.reader import read_log
-from tests.support.leaky_log import HONEST, LEAKS, OF_ITEMS, Column, write_leaky
+from tests.support.leaky_log import HONEST, LEAKS, OF_ITEMS, OF_VIEWERS, Column, status, write_leaky
 from training.data.dataset import Dataset, build
 from training.evaluation.foresight import doubted, questions
 
@@ -21,15 +21,16 @@ popular = "clicks"
 
 [viewer]
 age = "number"
+{viewer}
 
 [candidate]
 topic = "category"
-{name} = {{ type = "number", request_time = {stated}{word} }}
+{candidate}
 
 [features]
 age = {{ kind = "number", field = "viewer.age" }}
 topic = {{ kind = "category", field = "candidate.topic" }}
-column = {{ kind = "number", field = "candidate.{name}" }}
+column = {{ kind = "{kind}", field = "{path}" }}
 
 [features.clicks]
 kind = "rate"
@@ -42,12 +43,12 @@ LOGS = "news", "shop"
 
 
 def surface(column: Column, word: str = "") -> Surface:
-    name, stated = column.__name__, str(column not in OF_ITEMS).lower()
-    text = TOML.format(name=name, stated=stated, word=word)
-    if name == "status":
-        text = text.replace('status = { type = "number"', 'status = { type = "category"')
-        text = text.replace('column = { kind = "number"', 'column = { kind = "category"')
-    return read_surface(text)
+    kind = "category" if column is status else "number"
+    owner = "viewer" if column in OF_VIEWERS else "candidate"
+    asked = "" if column in (*OF_ITEMS, *OF_VIEWERS) else ", request_time = true"
+    declared = f'{column.__name__} = {{ type = "{kind}"{asked}{word} }}'
+    of = {"viewer": "", "candidate": "", owner: declared}
+    return read_surface(TOML.format(**of, kind=kind, path=f"{owner}.{column.__name__}"))
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def rows(tmp_path_factory):
 def test_a_leak_is_asked_about_until_a_person_has_said_that_it_is_known(rows, column, log):
     data = rows(column, log)
     (told,) = doubted(data, surface(column))
-    assert f"candidate.{column.__name__} " in told or "feature 'column'" in told
+    assert f".{column.__name__} " in told or "feature 'column'" in told
     assert doubted(data, surface(column, ", known_before = true")) == []
 
 

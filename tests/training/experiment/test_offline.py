@@ -252,7 +252,7 @@ def test_evaluate_measures_each_value_of_a_field(home):
     assert topics == {topic or "(missing)" for topic in logged}
     told = evaluated("--by", "candidate.topic").stdout
     assert "candidate.topic: " + max(topics) in told
-    assert "segments hold at once at 95 % (Bonferroni)." in told
+    assert f"is unknown, for want of rows or viewers, in {', '.join(sorted(topics))}" in told
     # Candidates are no context, and a set of tags is no single value.
     for field, words in (
         ("candidate.topik", "did you mean 'candidate.topic'?"),
