@@ -31,7 +31,7 @@ from serve.operate.rollout.commands import models
 from serve.storage.atomic_files import PRIVATE
 from serve.storage.bucket import place
 
-Yes = Annotated[bool, typer.Option("--yes", help="Deploy what loses data, fails calls or ends `popular`.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Deploy what `diff` marks with `needs --yes`.")]
 app = command_line(__doc__)
 bench = typer.Typer(no_args_is_help=True)
 app.add_typer(bench, name="bench", help="Measure speed on this machine.")

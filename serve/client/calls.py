@@ -64,6 +64,7 @@ class Calls(Generic[Ranking, Sent]):
         request_id: str | None = None,
         explain: Explain = False,
         traffic: Traffic = "live",
+        now_ms: int | None = None,
         timeout_s: float | None = None,
     ) -> Ranking:
         """Rank `candidates` for `viewer`, and return the answer; its `ranking` has the order.
@@ -80,6 +81,7 @@ class Calls(Generic[Ranking, Sent]):
             request_id: An id of your own, which events may name; None makes one.
             explain: "reasons" asks for reasons, and True for the features' values too.
             traffic: "test" for a ranking that nobody sees.
+            now_ms: Time of the ranking; a service with `clock: event` needs it, others refuse it.
             timeout_s: The time for this ranking; None takes the client's.
 
         Raises:
@@ -95,6 +97,7 @@ class Calls(Generic[Ranking, Sent]):
             "request_id": id_,
             "explain": explain,
             "traffic": traffic,
+            **({} if now_ms is None else {"now_ms": now_ms}),
             # An older service does not know the field.
             **({"pins": dict(pins)} if pins else {}),
         }

@@ -41,8 +41,8 @@ MIN_COVERAGE = 0.8
 MAX_CATCH_UP = 200_000
 # What to do before a store can be filled, if there is no log.
 NO_LOG = (
-    ", once there is a log: `{python} -m training import csv` makes one of your data, and "
-    "`{python} -m training simulate --out {log} --end now` one of the shipped surface"
+    ", once there is a log: `{python} -m training import csv --help` says how to make one of your data, and "
+    "`{python} -m training simulate --out {log} --end now` makes one for the shipped surface"
 )
 # Names in the shipped `cluster.yaml`: the surface, which is also the application, and the
 # experiment.
@@ -307,9 +307,10 @@ class DeclaredService:
         args, store = self.args, shown(self.args.store)
         # Paths are relative to the folder of the declaration, wherever a user reads the remedy.
         python = f"cd {shlex.quote(str(self.base.resolve()))} && python"
+        given = shlex.join(["--surface", args.surface, "--log", args.log])
         facts |= {"log": args.log, "store": store, "models": shlex.quote(args.models), "python": python}
-        given = shlex.join(["--surface", args.surface, "--log", args.log, "--store", store])
-        load = LOAD.replace("python", python).replace("--log LOG", given)
+        facts["given"] = given
+        load = LOAD.replace("python", python).replace("--log LOG", f"{given} --store {shlex.quote(store)}")
         if not (is_bucket(args.log) or place(args.log, self.base).exists()):
             load += NO_LOG.format(python=python, log=shlex.quote(args.log))
         found = diagnosis(name, **facts)

@@ -69,7 +69,10 @@ def read(path: Path) -> Config:
         raw = path.read_bytes()
     except OSError as error:
         reason = error.strerror or "unreadable"
-        raise TabrankError(f"{path}: {reason}; name a Ray Serve config file such as cluster.yaml") from None
+        raise TabrankError(
+            f"{path}: {reason}; name a Ray Serve config file such as cluster.yaml; "
+            "`python -m training surface --help` says how to write one for your data"
+        ) from None
     document = Document(path, raw)
     # Ray warns about its own fields, and about metrics_interval_s, which has no replacement.
     with warnings.catch_warnings(action="ignore"):

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from serve.contract.rankings import FeatureValue, Reason
+from serve.contract.validation import spelled
 
 ORDINALS = {1: "First", 2: "Second", 3: "Third"}
 # A sentence leaves out contributions below this share of the largest.
 WORTH_WORDS = 0.1
 # Unit of features that are 1 or 0.
 YES_NO = "yes/no"
+# Unit of times, which are told in minutes, days or years as they are long.
+SECONDS = "s"
 
 
 def sentence(position: int, reasons: Sequence[Reason]) -> str:
@@ -30,9 +33,9 @@ def sentence(position: int, reasons: Sequence[Reason]) -> str:
 def in_words(reason: Reason) -> str:
     """Return one reason: its label, the value and the typical value.
 
-    Example: "time since the room started (5,780 s, typical 3,036)".
+    Example: "time since the room started (unknown, typical 36 min)".
     """
-    unit = "" if reason.unit in (None, YES_NO) else f" {reason.unit}"
+    unit = "" if reason.unit in (None, YES_NO, SECONDS) else f" {reason.unit}"
     value, typical = (_worded(each, reason.unit) for each in (reason.value, reason.typical))
     # The unit stands once, after the first value that is there.
     said = (
@@ -43,11 +46,13 @@ def in_words(reason: Reason) -> str:
 
 def _worded(value: FeatureValue, unit: str | None) -> str:
     if value is None:
-        return "missing"
+        return "unknown"
     if isinstance(value, str | list):
         return ", ".join([value] if isinstance(value, str) else value) or "none"
     if unit == YES_NO:
         return "yes" if value else "no"
+    if unit == SECONDS:
+        return spelled(value)
     # Without the 0, -0.0 would keep its sign.
     rounded = float(f"{value:.3g}") + 0
     return f"{value:,.0f}" if abs(rounded) >= 1000 else f"{rounded:g}"

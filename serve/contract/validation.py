@@ -131,11 +131,11 @@ def duration(ms: float) -> str:
 
 
 def spelled(seconds: float) -> str:
-    """Return a duration for people: 12.3 s, 4 min 5 s, 30 min, 2 h 5 min, 3 d."""
+    """Return a duration for people: 12.3 s, 4 min 5 s, 30 min, 2 h 5 min, 3 d, 7 y 19 d."""
     if seconds < 60:
         return f"{seconds:.3g} s"
     rest, parts = round(seconds), []
-    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)):
+    for unit, size in (("y", 31_557_600), ("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)):
         count, rest = divmod(rest, size)
         parts += [f"{count:,} {unit}"] if count else []
     return " ".join(parts[:2])

@@ -31,6 +31,9 @@ WINDOW_SHARE = 0.2
 FOLLOWS_SHARE = 0.8
 # A later, rarer step becomes the label if it has at least this many positives.
 ENOUGH_POSITIVES = 500
+# Features count a kind other than the label from this many positives on. The rates of fewer events,
+# spread over all candidates or viewers, tell nothing but who had one.
+COUNTED_POSITIVES = 100
 # Pairs of kinds that begin and end a viewer's stay at a candidate.
 STAYS = {
     "join": ("leave", "part"),
@@ -111,6 +114,10 @@ class Funnel:
         able = [h for h in self.event_stats.values() if h.positives and h.kind != IMPRESSION]
         able = [h for h in able if not h.why_not.startswith("undoes")]
         return sorted(able, key=lambda h: (h.kind != self.label, -h.num, h.kind))
+
+    def is_counted(self, h: EventStats) -> bool:
+        """Return True if a kind has enough events for features that count them."""
+        return h.kind == self.label or h.positives >= COUNTED_POSITIVES
 
     @property
     def span_ms(self) -> int:

@@ -60,6 +60,7 @@ def _happens(h: EventStats, events: Funnel) -> DraftedOutcome:
     why = f"{h.num:,} events, on {h.rate:.2%} of the shown candidates"
     why += f", after {' and '.join(h.after)}" if h.after else ""
     why += f"; {events.window_reason}" if h is label else ""
+    why += "" if events.is_counted(h) else "; too few for a feature that counts them"
     worth = f"all {h.kind} together are then worth as much as all {label.kind}"
     worth = f"how many {label.kind} would you give up to spare a viewer one {h.kind}?" if bad else worth
     return DraftedOutcome(h.kind, _spec(h), why, -1.0 if bad else label.positives / h.positives, worth)

@@ -184,9 +184,9 @@ def _pairs(columns: list[Column]) -> Iterator[Feature]:
 def _counted(events: Funnel) -> list[str]:
     """Return up to four kinds of event to count: the label, then the most frequent ones.
 
-    Kinds that undo another one or that follow no exposure are left out.
+    Kinds that undo another one, that follow no exposure or that are too rare are left out.
     """
-    return [h.kind for h in events.responses][:4]
+    return [h.kind for h in events.responses if events.is_counted(h)][:4]
 
 
 def _prior(events: Funnel, kind: str, share: float = 1.0) -> Spec:

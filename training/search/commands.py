@@ -13,6 +13,7 @@ from serve.contract.validation import duration_ms
 from serve.features.surface import load_surface
 from serve.model.artifact import current
 from serve.report.rows import columns
+from serve.storage.bucket import is_bucket
 from training.terminal import PARTS, PUBLISHED, LogFolder, Models, Seed, SurfaceName, anywhere
 
 Budget = Annotated[str, typer.Option(help="Total time of the search, such as 5m, 30m or 2h.")]
@@ -21,6 +22,9 @@ MostUs = Annotated[
     typer.Option("--max-us-per-candidate", help="Most µs to score a candidate, on a core of this machine."),
 ]
 Teachers = Annotated[int, typer.Option(min=0, help="Networks that teach the winner, beside LightGBM.")]
+# Exit code of a `refresh` after which the current model stays. Nothing has failed: a night without
+# a better model is a normal one.
+KEPT = 3
 Margin = Annotated[float, typer.Option(help="Share by which it may be worse than the current model.")]
 
 
@@ -45,7 +49,8 @@ def search(
     the winner does not pass. The last lines say why.
     """
     given = {"max_us": max_us, "num_teachers": teachers, "models": models, "margin": margin}
-    _search(surface, log, out, budget, as_json, **given, seed=seed)
+    found = _search(surface, log, out, budget, as_json, **given, seed=seed)
+    raise typer.Exit(0 if found["passed"] else 1)
 
 
 def refresh(
@@ -57,7 +62,9 @@ def refresh(
     teachers: Teachers = 4,
     models: Models = PUBLISHED,
     margin: Margin = 0.01,
-    out: Annotated[Path, typer.Option(help="Search folder; replaces a finished one.")] = Path("var/refresh"),
+    out: Annotated[
+        Path | None, typer.Option(help="Search folder; replaces a finished one. Default: MODELS.refresh.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Search for a successor of the current model, and publish the winner if it passes.
@@ -65,10 +72,16 @@ def refresh(
     The search starts from the current model's settings. The winner passes if it beats the popular
     order and the surface's rule by two standard errors. On rows that neither has seen, it must also
     not be worse than the current model by more than --margin, with one standard error to spare.
-    Exit code 1: the winner does not pass.
+    Exit code 0: it is published. 3: it does not pass, so the current model stays, as on most
+    nights. 1: it does not pass, and there is no current model, or a column may know the future.
+    2: the command failed.
     """
     given = {"max_us": max_us, "num_teachers": teachers, "models": models, "margin": margin}
-    _search(surface, log, out, budget, as_json, **given, days=days, restart=True)
+    # The search needs a disk, so that of models in a bucket is beside their default.
+    out = out or Path(f"{PUBLISHED if is_bucket(str(models)) else models}.refresh")
+    found = _search(surface, log, out, budget, as_json, **given, days=days, restart=True)
+    is_kept = current(models) is not None and not found["suspects"]
+    raise typer.Exit(0 if found["passed"] else KEPT if is_kept else 1)
 
 
 def not_published(out: Path, models: Path, *, is_doubted: bool = False) -> str:
@@ -81,8 +94,8 @@ def not_published(out: Path, models: Path, *, is_doubted: bool = False) -> str:
     return f"not published: {'the current model stays' if current(models) else popular}"
 
 
-def _search(surface: str, log: Path, out: Path, budget: str, as_json: bool, **given: Any) -> None:
-    """Search with the settings `given`, and print the answer."""
+def _search(surface: str, log: Path, out: Path, budget: str, as_json: bool, **given: Any) -> dict[str, Any]:
+    """Search with the settings `given`, print the answer and return it."""
     from training.evaluation.verdict import leaderboard, teachers
     from training.search.search import search as run
     from training.search.task import SearchSettings
@@ -103,4 +116,5 @@ def _search(surface: str, log: Path, out: Path, budget: str, as_json: bool, **gi
     if found["published"]:
         lines.append(f"{found['version']} is published{' and' if found['promoted'] else ', not'} current")
     lines.append(found["artifact"])
-    answer(found, as_json, "\n".join(lines), held=found["passed"])
+    answer(found, as_json, "\n".join(lines))
+    return found

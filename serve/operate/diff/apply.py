@@ -11,7 +11,6 @@ import msgspec
 
 from serve.config.reader import read
 from serve.operate.diff.consequence import Consequence
-from serve.operate.diff.difference import UNCONFIRMED
 from serve.operate.diff.meaning import difference
 from serve.operate.host.deploying import Progress
 from serve.operate.host.kill_switch import switched
@@ -68,7 +67,7 @@ def diff(
     if found.needs_yes and not yes:
         # The command is complete, so that it deploys to the same service when it is pasted.
         command = f"python -m serve diff {quote(str(config_path))} --apply{options_of(run, address)}"
-        return result, [*lines, UNCONFIRMED.format(command=command)], False
+        return result, [*lines, found.refusal(command)], False
     for line in lines:
         progress(line)
     begin = time.monotonic()

@@ -25,7 +25,6 @@ Document = Mapping[str, Any]
 MAX_SHOWN = 60
 SURFACE_TEXT = "surface_text"
 USER = re.compile(r"^(rediss?://)\S*@")
-UNCONFIRMED = "refused: it loses data, fails callers or ends the kill switch; deploy it: {command} --yes"
 BOUNDS = ("num_replicas", "autoscaling_config", "min_replicas", "max_replicas")
 GAP = "a gap: the only replica stops before the next one starts (max_surge_percent: 0)"
 MOVES = "replicas {} to {} → {} to {}: they start or stop where the new bounds need it"
@@ -43,10 +42,13 @@ AT_WORST = {
 
 
 class Meaning(NamedTuple):
-    """Meaning of a change to callers, viewers or the log, and whether it needs `--yes`."""
+    """Meaning of a change to callers, viewers or the log.
+
+    `effect` says in a few words why it needs `--yes`, and is empty if it does not.
+    """
 
     sentence: str
-    is_dangerous: bool
+    effect: str
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Change:
         """Return the lines to print."""
         sides = " → ".join(shown(value, self.default) for value in (self.old, self.new))
         note = f" ({self.note})" if self.note else ""
-        means = [f"    {'needs --yes' if bad else 'note'}: {line}" for line, bad in self.meanings]
+        means = [f"    {'needs --yes' if effect else 'note'}: {line}" for line, effect in self.meanings]
         return [f"{text(self.path)}: {sides}", f"    {self.consequence.sentence}{note}", *means]
 
 
@@ -106,8 +108,17 @@ class Difference:
 
     @property
     def needs_yes(self) -> bool:
-        """Return True if a change loses data, fails callers, or ends the kill switch."""
-        return any(meaning.is_dangerous for change in self.changes for meaning in change.meanings)
+        """Return True if a change is dangerous, such as one that loses data or fails callers."""
+        return bool(self._effects)
+
+    @property
+    def _effects(self) -> list[str]:
+        found = (meaning.effect for change in self.changes for meaning in change.meanings)
+        return [effect for effect in dict.fromkeys(found) if effect]
+
+    def refusal(self, command: str) -> str:
+        """Return why the changes are refused, and the command that deploys them all the same."""
+        return f"refused: it {' and '.join(self._effects)}; deploy it: {command} --yes"
 
     def explained(self, found: Iterable[tuple[Path, Meaning]]) -> Difference:
         """Return the difference with each meaning at the change that is nearest to its path."""

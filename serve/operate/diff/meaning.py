@@ -1,7 +1,7 @@
 """Meanings of changes of `cluster.yaml`: what callers, viewers and the log will notice.
 
 Each rule compares an application in two documents. The sentences are in `meaning.toml`, which also
-states which of them are dangerous because they lose data or fail callers.
+names the effect of those that are dangerous.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def _of_scaling(change: Change, new: Document) -> Meanings:
 
 def _meaning(name: str, **facts: object) -> Meaning:
     """Return a meaning of `meaning.toml`, with `facts` filled into its sentence."""
-    return Meaning(SENTENCES[name]["sentence"].format(**facts), SENTENCES[name]["dangerous"])
+    return Meaning(SENTENCES[name]["sentence"].format(**facts), SENTENCES[name].get("effect", ""))
 
 
 def _log_days(old: DeclaredService, new: DeclaredService, _: Measured) -> Meanings:
@@ -195,9 +195,10 @@ def _faults(old: DeclaredService, new: DeclaredService, _: Measured) -> Meanings
 
 
 def _salt(old: DeclaredService, new: DeclaredService, _: Measured) -> Meanings:
-    before = old.config.experiment
-    if before.salt != new.config.experiment.salt:
-        yield _meaning("salt", experiment=before.name)
+    before, after = old.config.experiment, new.config.experiment
+    # While one arm has all viewers, the salt assigns nobody.
+    if before.salt != after.salt and all(arm.share < 1 for arm in before.arms):
+        yield _meaning("salt" if before.name == after.name else "new_salt", was=before.name, now=after.name)
 
 
 def _arms(old: DeclaredService, new: DeclaredService, _: Measured) -> Meanings:

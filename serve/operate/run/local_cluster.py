@@ -24,7 +24,6 @@ import psutil
 from serve.config.reader import Config, read
 from serve.contract.errors import TabrankError
 from serve.operate.diff.consequence import Consequence
-from serve.operate.diff.difference import UNCONFIRMED
 from serve.operate.diff.meaning import difference
 from serve.operate.host.deploying import Progress, document_of, follow, request_deploy
 from serve.operate.host.environment import environment
@@ -148,7 +147,7 @@ class _Start:
             service, found, before = running.state, difference(running, self.config), running.document
             changes = found.plain()["changes"]
             if found.needs_yes and not yes:
-                confirm = UNCONFIRMED.format(command=self.run.command("up", self.config.path))
+                confirm = found.refusal(self.run.command("up", self.config.path))
                 refusal = "\n".join([*found.lines(), confirm])
                 if not taken_over:
                     raise TabrankError(refusal)

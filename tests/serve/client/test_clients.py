@@ -71,6 +71,7 @@ def test_a_ranking_is_asked_for_in_full_and_comes_back_typed(call):
                 request_id="mine",
                 explain=True,
                 traffic="test",
+                now_ms=1_700_000_000_000,
             ),
             timeout_s=1.5,
             api_key="secret",
@@ -86,6 +87,7 @@ def test_a_ranking_is_asked_for_in_full_and_comes_back_typed(call):
         "request_id": "mine",
         "explain": True,
         "traffic": "test",
+        "now_ms": 1_700_000_000_000,
     }
     assert (headers["x-request-id"], headers["x-api-key"]) == ("mine", "secret")
     assert 1_000 < int(headers["x-deadline-ms"]) <= 1_490

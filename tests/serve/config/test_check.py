@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shlex
 import signal
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.core import TyperCommand
 from typer.testing import CliRunner
 
 from serve.__main__ import app
@@ -23,6 +25,7 @@ from serve.contract.errors import TabrankError
 from serve.operate.host.environment import environment
 from serve.operate.host.run_folder import RunFolder
 from tests.support.write_schemas import FOLDER, schemas
+from training.__main__ import app as training
 
 ROOT = Path(__file__).resolve().parents[3]
 SHIPPED = ROOT / "cluster.yaml"
@@ -207,6 +210,19 @@ def test_a_file_that_cannot_be_read_is_no_refusal():
     done = CliRunner().invoke(app, ["check", "nowhere.yaml", "--json"])
     assert (done.exit_code, done.stdout) == (2, "")
     assert "nowhere.yaml: No such file or directory; name a Ray Serve config" in done.stderr
+
+
+def test_every_command_that_is_advised_in_an_empty_folder_can_be_run_as_it_is(tmp_path, monkeypatch):
+    (tmp_path / "cluster.yaml").write_text(TEXT)
+    told = CliRunner().invoke(app, ["check", str(tmp_path / "cluster.yaml")]).output
+    told += CliRunner().invoke(app, ["check", str(tmp_path / "none.yaml")]).output
+    advised = re.findall(r"`(?:cd \S+ && )?python -m (\w+) ([^`]+)`", told)
+    assert len(advised) == 6, told
+    # The arguments are parsed, and nothing is run.
+    monkeypatch.setattr(TyperCommand, "invoke", lambda self, context: None)
+    for module, arguments in advised:
+        done = CliRunner().invoke({"serve": app, "training": training}[module], shlex.split(arguments))
+        assert done.exit_code == 0, (arguments, done.output)
 
 
 def test_the_drain_that_is_checked_is_the_one_that_up_sets(tmp_path):

@@ -374,6 +374,12 @@ def test_the_event_clock_and_a_log_of_today_have_no_old_records(home):
     assert len(home.check()) == 1
 
 
+def test_the_readme_says_how_old_a_log_may_be():
+    readme = (Path(__file__).parents[3] / "README.md").read_text()
+    words = {6: "six", 7: "seven", 8: "eight"}
+    assert f"older than {words[EMPTY_HALF_LIVES]} of its half-lives" in " ".join(readme.split())
+
+
 def test_only_features_that_nothing_is_left_of_are_named(home):
     home.write_log(days=2)
     day_s = EMPTY_HALF_LIVES * 86_400

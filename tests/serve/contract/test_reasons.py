@@ -21,6 +21,12 @@ def test_a_sentence_names_what_speaks_for_a_position_and_what_against_it():
 
 
 def test_words_sets_and_missing_values_are_read_as_people_would():
-    assert in_words(Reason("topic", "topic", "jazz", None, None, 1.0)) == "topic (jazz, typical missing)"
+    assert in_words(Reason("topic", "topic", "jazz", None, None, 1.0)) == "topic (jazz, typical unknown)"
     assert in_words(Reason("tags", "tags", [], ["x", "y"], None, 1.0)) == "tags (none, typical x, y)"
-    assert in_words(Reason("age", "age", None, 3.0, "s", 1.0)) == "age (missing, typical 3 s)"
+    assert in_words(Reason("age", "age", None, 3.0, "rooms", 1.0)) == "age (unknown, typical 3 rooms)"
+
+
+def test_times_are_in_the_unit_in_which_people_count_them():
+    age = Reason("age", "time since release", None, 222_542_580.0, "s", 1.0)
+    assert in_words(age) == "time since release (unknown, typical 7 y 18 d)"
+    assert in_words(Reason("age", "age", 5_780.0, 3.25, "s", 1.0)) == "age (1 h 36 min, typical 3.25 s)"

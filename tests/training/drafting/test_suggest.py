@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from serve.log.writer import write_log
 from tests.support.small_surface import STRINGS
 from training.data.dataset import build
 from training.drafting.draft import draft
-from training.drafting.funnel import funnel
+from training.drafting.funnel import COUNTED_POSITIVES, funnel
 from training.drafting.leakage import without_leaks
 from training.drafting.profile import profile, read_tables
 from training.drafting.suggest import suggest
@@ -265,3 +266,19 @@ def test_candidates_without_a_value_share_none(tmp_path):
     parts["candidates"] = parts["candidates"].set_column(1, "host", pa.array(host))
     # 400 rooms have one of 59 hosts.
     assert suggested(tmp_path, parts)["host_join_rate"].comment.startswith("6.8 candidates share a value")
+
+
+@pytest.mark.parametrize(("num", "is_counted"), [(COUNTED_POSITIVES - 1, False), (COUNTED_POSITIVES, True)])
+def test_an_outcome_with_too_few_events_is_measured_and_no_feature_counts_it(num, is_counted, tmp_path):
+    parts = rooms()
+    events = parts["events"].to_pandas()
+    joins = events[events["kind"] == "join"].drop_duplicates(["viewer", "candidate"])[:num]
+    buys = joins.assign(id=joins["id"] + "buy", kind="buy", ts_ms=joins["ts_ms"] + 1)
+    parts["events"] = pa.Table.from_pandas(pd.concat([events, buys]), preserve_index=False)
+    write_log(tmp_path / "log", parts)
+    text = draft(tmp_path / "log").text
+    surface = tomllib.loads(text)
+    counting = {name for name, spec in surface["features"].items() if spec.get("event") == "buy"}
+    assert "buy" in surface["outcomes"]
+    assert bool(counting) == is_counted, counting
+    assert ("too few for a feature" not in text) == is_counted

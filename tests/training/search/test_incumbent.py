@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from serve.contract.errors import TabrankError
 from serve.features.rows import Schema
@@ -15,6 +16,7 @@ from serve.model.artifact import CURRENT, FILES, current, point, save
 from tests.support.evaluation_rows import dataset
 from tests.support.networks import artifact_files, random_network
 from tests.support.small_surface import TOML
+from training.__main__ import app
 from training.data.encoding import fit_encoder
 from training.examination.estimate import MIN_VIEWERS
 from training.examination.examination import IGNORED, Examination
@@ -126,6 +128,27 @@ def test_a_winner_that_is_not_published_leaves_what_is_current(models, tmp_path)
     assert "the service ranks by popularity" in text
     command = shlex.split(text.partition("unless you run ")[2])
     assert command[3:] == ["publish", "--model", f"{tmp_path}/my out", "--models", f"{tmp_path}/none"]
+
+
+NIGHTS = [
+    ("models", {"passed": True}, 0),
+    ("models", {}, 3),
+    ("models", {"suspects": ["dwell"]}, 1),
+    ("none", {}, 1),
+]
+
+
+@pytest.mark.parametrize(("folder", "night", "code"), NIGHTS)
+def test_a_refresh_tells_a_normal_night_from_a_failure_and_works_beside_the_models(
+    folder, night, code, models, monkeypatch
+):
+    found = {"headline": "", "verdict": "", "teachers": {}, "leaderboard": [], "reasons": [], "test_looks": 1}
+    found |= {"published": False, "artifact": "", "passed": False, "suspects": []} | night
+    outs = []
+    monkeypatch.setattr("training.search.search.search", lambda _, log, out, __: outs.append(out) or found)
+    options = ["--surface", "spaces", "--log", "log", "--models", str(models.parent / folder)]
+    assert CliRunner().invoke(app, ["refresh", *options]).exit_code == code
+    assert outs == [models.parent / f"{folder}.refresh"]
 
 
 def test_every_reason_is_named():

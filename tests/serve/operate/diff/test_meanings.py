@@ -157,9 +157,9 @@ DANGEROUS = [
     ({}, {f"{APP}/args/keep_log_days": 7}, "deletes the log's records from before {day} for good"),
     ({f"{APP}/args/keep_log_days": 0}, {f"{APP}/args/keep_log_days": 7}, "from before {day} for good"),
     (
-        {},
+        ENDS,
         {f"{LIVE}/experiment/salt": "second"},
-        "reassigns every viewer to an arm, which spoils the experiment 'launch'",
+        "starts the experiment 'launch' anew: every viewer is drawn into an arm again. Give it a new name",
     ),
     (
         ENDS,
@@ -425,13 +425,26 @@ def test_an_application_that_goes_fails_its_callers(document, applied):
     assert (held, sentences(result)) == (False, ["every request to /other gets 404: its callers fail"])
 
 
+def test_a_refusal_names_what_the_changes_do_and_nothing_else(document, applied):
+    split = changed(document, **ENDS)
+    anew = {f"{LIVE}/experiment/name": "spring", f"{LIVE}/experiment/salt": "spring"}
+    _, lines, _ = applied(split, changed(split, **anew))
+    assert lines[-1].startswith("refused: it starts the experiment anew; deploy it: ")
+    _, lines, _ = applied(split, changed(split, **anew, **{f"{APP}/args/keep_log_days": 7}))
+    assert lines[-1].startswith("refused: it loses data and starts the experiment anew; deploy it: ")
+    # The salt of an experiment in which one arm has all viewers assigns nobody.
+    result, _, held = applied(document, changed(document, **anew))
+    assert (held, sentences(result)) == (True, [])
+
+
 def test_a_renamed_application_hides_nothing(document, applied):
+    document = changed(document, **ENDS)
     other = changed(document, **{f"{LIVE}/experiment/salt": "second", f"{APP}/args/keep_log_days": 7})
     result, _, held = applied(document, changed(other, **{f"{APP}/name": "other"}))
     assert (held, result["needs_yes"]) == (False, True)
     log, salt = sentences(result)
     assert log.startswith("deletes the log's records")
-    assert salt.startswith("reassigns every viewer")
+    assert salt.startswith("starts the experiment 'launch' anew")
 
 
 def test_up_refuses_a_dangerous_change_of_a_running_service_without_yes(document, tmp_path, monkeypatch):
