@@ -65,7 +65,7 @@ class Story:
     """A search that is killed after a trial and called again, then a refresh from its winner."""
 
     def __init__(self, folder: Path) -> None:
-        simulate(folder / "log", rows=60_000, days=1.0)
+        simulate(folder / "log", rows=100_000, days=2.0)
         # So few rows do not show a gain over its rule.
         text = re.sub(r"\[baseline\]\n.*\n", "", (SHIPPED / "spaces.toml").read_text())
         (folder / "spaces.toml").write_text(text)
