@@ -30,8 +30,8 @@ MOST_ROWS = 50_000
 # A column is far better than the rest if its normal deviate of the AUC, squared, is this many times
 # as large. This grows like the information in a score: 0.70 has three times that of 0.62.
 FAR_BETTER = 2.0
-# The rest counts as no worse than this AUC, so that none below 0.74 is far better. Where nothing else
-# orders, one good column may be all that there is.
+# The rest counts as no worse than this AUC, so that no column below 0.74 is far better. One good
+# column may be all that there is.
 LEAST_AUC = 0.68
 # Two strong columns hide one another, so that this many of the strongest are set aside together.
 MOST_TOGETHER = 3
