@@ -33,6 +33,8 @@ SAME_EXPOSURE = (
 # A warning follows if a smaller share of the references names a row. Most often, ids are then
 # written in two ways.
 MIN_JOIN = 0.95
+# A smaller share is told with examples all the same.
+TOLD_JOIN = 0.99
 # How many examples are shown, and with how many ids each is compared for a common mistake, and for
 # likeness.
 EXAMPLES, MOST_COMPARED, MOST_SIMILAR = 3, 1_000_000, 5_000
@@ -181,7 +183,7 @@ def check_joins(
         shares.append(f"{share:.1%} of {what}")
         if len(given) and fields.get(name.removesuffix("s"), True):
             coverage[name] = share
-            if len(known) and share < MIN_JOIN:
+            if len(known) and share < TOLD_JOIN:
                 doubt = f"{what}: {_doubt(is_found, given, known)}; {remedy}"
                 if not found:
                     raise TabrankError(f"{log}: none of {doubt}")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from serve.contract.commands import Json, answer
+from serve.contract.errors import TabrankError
 from serve.contract.validation import duration_ms
 from training.terminal import NewLog
 
@@ -48,6 +49,23 @@ def csv(
     events: Annotated[
         Path | None, typer.Option(help="Another file that holds the events, in columns of the same names.")
     ] = None,
+    value: Annotated[
+        list[str] | None,
+        typer.Option(help="Kind of event and the column of its amount: buy=paid. Repeatable."),
+    ] = None,
+    viewer_field: Annotated[list[str] | None, typer.Option(help="Column that is a field of viewers.")] = None,
+    candidate_field: Annotated[
+        list[str] | None, typer.Option(help="Column that is a field of candidates.")
+    ] = None,
+    context_field: Annotated[
+        list[str] | None, typer.Option(help="Column that is a field of context.")
+    ] = None,
+    encoding: Annotated[str | None, typer.Option(help="Such as cp1252. Default: UTF-8, or UTF-16.")] = None,
+    delimiter: Annotated[
+        str | None, typer.Option(help="Separator of columns. Default: by the header.")
+    ] = None,
+    decimal: Annotated[str | None, typer.Option(help="Decimal mark, . or , Default: by each column.")] = None,
+    time_format: Annotated[str | None, typer.Option(help="Format of the time: '%d.%m.%Y %H:%M'.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Write even if many events have no slate.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -57,10 +75,16 @@ def csv(
     default, a slate is the rows of the same viewer and time. With --window, it is the rows of a
     viewer within that time of the slate's first row.
 
+    --event takes 1, true, yes or the kind of event. --value takes an amount, such as what was paid.
+
     Every other column becomes a field, and the command prints which and why. A column with one
     value per candidate becomes a field of candidates, and likewise for viewers and for slates
     (their context). If a value changes with time, each value is written with the time from which it
-    is valid. If a value varies by viewer and candidate, each request states it.
+    is valid. If a value varies by viewer and candidate, each request states it. --viewer-field,
+    --candidate-field and --context-field overrule this.
+
+    Amounts such as "1.234,50 €" are read as numbers if a column leaves no doubt; else a warning
+    asks. Times without a zone are read as UTC.
 
     Ids are the text that a CSV holds, so 007 and 7 are two ids. An empty cell is a missing value.
     In columns without ids, NA, N/A, #N/A, NaN, nan, NULL, null and n/a are missing values too.
@@ -76,11 +100,27 @@ def csv(
     column too.
     """
     from serve.report.rows import columns as aligned
-    from training.data.flat import FlatColumns, import_flat
+    from training.data.csv_text import Dialect
+    from training.data.flat import import_flat
+    from training.data.flat_columns import FlatColumns
 
+    given = {"viewer": viewer_field, "candidate": candidate_field, "request_id": context_field}
+    pairs = [one.partition("=") for one in value or ()]
+    if bad := next((kind for kind, _, name in pairs if not (kind and name)), None):
+        raise TabrankError(f"--value {bad}: write a kind of event and its column, such as buy=paid")
     window_ms = 0.0 if window is None else duration_ms(window, "--window")
     columns = FlatColumns(
-        candidate, time, tuple(event), viewer, slate, position, window_ms, tuple(category or ())
+        candidate,
+        time,
+        tuple(event),
+        viewer,
+        slate,
+        position,
+        window_ms,
+        tuple(category or ()),
+        amounts={kind: name for kind, _, name in pairs},
+        owners={name: key for key, names in given.items() for name in names or ()},
+        dialect=Dialect(encoding, delimiter, decimal, time_format),
     )
     found = import_flat(source, out, columns, events, is_sure=yes)
     lines = [

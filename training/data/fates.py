@@ -13,6 +13,7 @@ import pandas as pd
 import pyarrow as pa
 
 from serve.features.slots import I64, Bools
+from training.data.numbers import Reading, read_numbers
 
 # Names that the log, or the state built from it, uses itself. No field may have such a name.
 OWN_COLUMNS = (
@@ -24,14 +25,13 @@ OWN_NAME = "the log itself uses this name; rename the column if it is your own"
 # ids.
 OWNERS = {"candidate": "candidates", "viewer": "viewers", "request_id": "context"}
 STATED = "stated"
+# What each kind of id is called.
+NAMES = {"candidate": "candidate", "viewer": "viewer", "request_id": "slate"}
 # A column still counts as one value per id if up to this share of rows differ: files have mistakes.
 SLIPS = 0.05
 # A value changes with time if at most this share of an id's consecutive rows differ. With more
 # changes, it rather depends on something else.
 MAX_CHANGES = 1 / 3
-# A column of strings is read as numbers if at most this share of its values, and at most this
-# number of different words, are not numbers.
-MAX_WORD_SHARE, FEW_WORDS = 0.1, 20
 # No field type holds these types, except for lists of strings.
 UNFIT = (pa.types.is_nested, pa.types.is_decimal, pa.types.is_binary, pa.types.is_time, pa.types.is_duration)
 # Strings are ids or free text if at least this share of their values is distinct.
@@ -50,6 +50,8 @@ class Fate:
             example, a candidate with the values a, a, b has the disagreement 1/2.
         rows: the rows of the file whose values are written.
         is_dated: whether a value is valid only from the time of its row on.
+        doubt: what a person must see of how the values were read; empty if nothing.
+        has_comma: whether the values have decimal commas.
     """
 
     column: str
@@ -59,6 +61,8 @@ class Fate:
     disagreement: float | None = None
     rows: Any = None
     is_dated: bool = False
+    doubt: str = ""
+    has_comma: bool = False
 
 
 class Ids:
@@ -117,36 +121,36 @@ class Ids:
 
 
 def fates(
-    rows: pd.DataFrame, log: pd.DataFrame, ids: Mapping[str, Ids], codes: Container[str] = ()
+    rows: pd.DataFrame,
+    log: pd.DataFrame,
+    ids: Mapping[str, Ids],
+    codes: Container[str] = (),
+    *,
+    owners: Mapping[str, str] | None = None,
+    decimal: str | None = None,
 ) -> Iterator[Fate]:
     """Yield the fate of each column of `rows`. `log` and `ids` hold the ids of these rows.
 
-    The columns in `codes` are categories even if their values look like numbers.
+    The columns in `codes` are categories even if their values look like numbers. `owners` gives
+    columns to a kind of ids, whatever their values do.
     """
     everything = Ids(pd.Series(0, log.index), log["request_id"], log["at_ms"])
-    for name in rows:
-        values, words = (rows[name], "") if name in codes else numbered(rows[name])
-        fate = _fate(str(name), values, ids, everything)
-        yield replace(fate, why=f"{fate.why}; {words}") if words else fate
+    for name in map(str, rows):
+        read = Reading(rows[name]) if name in codes else read_numbers(rows[name], decimal)
+        if read.is_open:
+            yield Fate(name, read.values, "", read.doubt, doubt=read.doubt)
+            continue
+        fate = _given(name, read.values, ids, owners[name]) if owners and name in owners else None
+        fate = fate or _fate(name, read.values, ids, everything)
+        why = "; ".join(filter(None, (fate.why, read.told)))
+        yield replace(fate, why=why, doubt=read.doubt, has_comma=read.has_comma)
 
 
-def numbered(values: pd.Series[Any]) -> tuple[pd.Series[Any], str]:
-    """Return a column of numbers and a few words as numbers, and a remark that names the words.
-
-    The words become missing values. Any other column is returned as it is, with an empty remark.
-    """
-    if not pd.api.types.is_string_dtype(values.dtype):
-        return values, ""
-    code, texts = pd.factorize(values)
-    parsed = pd.to_numeric(pd.Series(texts, dtype=object).str.strip(), errors="coerce").to_numpy(float)
-    is_word, given = ~np.isfinite(parsed), code >= 0
-    share = float(is_word[code[given]].mean()) if given.any() else 0.0
-    if not 0 < share <= MAX_WORD_SHARE or is_word.sum() > FEW_WORDS:
-        return values, ""
-    numbers = np.where(given & ~is_word[code], parsed[code], np.nan)
-    column = pd.Series(pa.array(numbers, from_pandas=True), values.index, dtype=pd.ArrowDtype(pa.float64()))
-    found = ", ".join(repr(text) for text in texts[is_word][:5])
-    return column, f"numbers: {found}, {share:.1%} of the values, is read as missing"
+def _given(name: str, values: pd.Series[Any], ids: Mapping[str, Ids], key: str) -> Fate:
+    """Return the fate of a column that a person gave to a kind of ids."""
+    apart, _, usual = ids[key].agreement(np.asarray(pd.factorize(values)[0], np.int64))
+    what = "the most frequent value of each" if apart else "one value for each"
+    return Fate(name, values, OWNERS[key], f"{what} {NAMES[key]}, as you say", apart, usual)
 
 
 def _fate(name: str, values: pd.Series[Any], ids: Mapping[str, Ids], everything: Ids) -> Fate:
@@ -176,7 +180,7 @@ def _fate(name: str, values: pd.Series[Any], ids: Mapping[str, Ids], everything:
                 why = f"changes with time for each {key}: {len(rows):,} values with their ts_ms"
                 return fate(OWNERS[key], why, apart[key], rows, is_dated=True)
     if fits:
-        key, what = fits[0], fits[0].replace("request_id", "slate")
+        key, what = fits[0], NAMES[fits[0]]
         why = f"the most frequent value of each {what}; its other rows differ"
         return fate(OWNERS[key], why if apart[key] else f"one value for each {what}", apart[key], usual[key])
     nearest = min((apart[key] for key in owners), default=None)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -13,35 +14,30 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 
 from serve.contract.errors import TabrankError
 from serve.contract.rankings import MAX_ID_CHARACTERS
-from serve.contract.validation import OTHER_UNITS, RECENT_MS, refuse_existing, spelled
+from serve.contract.validation import OTHER_UNITS, RECENT_MS, one_of, refuse_existing
 from serve.features.slots import ENTITIES
 from serve.log.join_coverage import MIN_JOIN, check_joins
 from serve.log.writer import write_log
 from serve.storage.conversion import converted
 from serve.storage.parquet import refuse_oversize
+from training.data.csv_text import read_csv
 from training.data.doubts import doubts
 from training.data.fates import OWNERS, STATED, Fate, Ids, fates
+from training.data.flat_columns import IDS, FlatColumns
+from training.data.flat_events import amounts_to_ask, events_of
+from training.data.numbers import may_be_thousands
 from training.terminal import print_progress
 
-# pyarrow infers the types of a CSV from its first block, so make the block (1 GiB) hold all its
-# rows.
-BLOCKS = pcsv.ReadOptions(block_size=1 << 30)
-# An empty cell is a missing value, also in a column of strings. So are NA, N/A, #N/A, NaN, nan,
-# NULL, null and n/a.
-NULLS = pcsv.ConvertOptions(strings_can_be_null=True)
-# Words by which a column of events says that there was an event, or that there was none. A column
-# of strings holds the names of kinds, so a word such as "no" in it is refused as a mistake.
-YES, NO = ["1", "1.0", "true"], ["", "0", "0.0", "f", "false", "n", "no", "none"]
 WRONG_TIME = "is not between 1985 and 2128 in the unit that most rows use; correct it or drop the row"
-# Each option that names ids, and the column of the log that holds these ids.
-IDS = {"candidate": "candidate", "viewer": "viewer", "slate": "request_id"}
 # The parts of a column's fate that are reported.
 TOLD = ("column", "owner", "why", "disagreement")
+NOT_READ = "no field is read from --events; name an amount with --value, or put the column into --source"
+# With lists of their own, so large a share of the viewers tells their fields from the context.
+ENOUGH_AGAIN = 0.1
 # If candidates are shown this often on average, a model can learn each one by its id.
 OFTEN = 1_000
 # Cells that look like lists: JSON, or several values with a separator.
@@ -52,43 +48,6 @@ ALWAYS_MS = -1
 ROWS_AT_ONCE = 65_536
 # A row's viewer, its time, the end of its window, and its number.
 Row = tuple[str, float, float, int]
-
-
-@dataclass(frozen=True)
-class FlatColumns:
-    """The names of a flat file's columns, and how its rows are grouped into slates.
-
-    The columns `events` hold 1, true or the kind of event where the viewer acted. Without `slate`,
-    a slate is the rows of one viewer at one time or, with `window_ms`, within that many ms of the
-    slate's first row.
-    """
-
-    candidate: str
-    time: str
-    events: tuple[str, ...]
-    viewer: str | None = None
-    slate: str | None = None
-    position: str | None = None
-    window_ms: float = 0.0
-    # Columns whose numbers are codes of categories.
-    categories: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.window_ms and (self.slate or not self.viewer):
-            raise TabrankError("--window: groups the rows of a viewer; give --viewer too, and not --slate")
-
-    @property
-    def rule(self) -> str:
-        """Return in words how rows are grouped into slates."""
-        whose = f"of the same {self.viewer} " if self.viewer else ""
-        when = f"within {spelled(self.window_ms / 1e3)}, by" if self.window_ms else "at the same"
-        return f"the rows with the same {self.slate}" if self.slate else f"the rows {whose}{when} {self.time}"
-
-    @property
-    def given(self) -> list[tuple[str, str]]:
-        """Return (option, name of the column) for each column that an option names."""
-        one = [(option, getattr(self, option)) for option in (*IDS, "time", "position")]
-        return [pair for pair in one if pair[1]] + [("event", name) for name in self.events]
 
 
 def import_flat(
@@ -126,7 +85,7 @@ def flat_tables(
     Raises:
         TabrankError: a file cannot be read, a column is missing, or a column holds wrong values.
     """
-    rows, log = _read(source, replace(columns, events=()) if acts else columns)
+    rows, log, notes = _read(source, replace(columns, events=(), amounts={}) if acts else columns)
     if not columns.slate:
         log["request_id"] = _slates(log, columns.window_ms)
     log["at_ms"] = log.groupby("request_id")["ts_ms"].transform("min").astype("int64")
@@ -138,14 +97,27 @@ def flat_tables(
     exposures = slates.agg(ts_ms=("at_ms", "min"), viewer=("viewer", "first"), candidates=("candidate", list))
     exposures = exposures.sort_values("ts_ms", kind="stable")
     # An event in another file that names no slate belongs to its viewer's latest slate.
-    act_rows, act_log = _read(acts, replace(columns, position=None, categories=())) if acts else (rows, log)
-    events = _events(acts or source, act_rows, act_log, columns)
+    act_rows, act_log = rows, log
+    if acts:
+        act_rows, act_log, more = _read(acts, replace(columns, position=None, categories=(), owners={}))
+        notes += more
+    events = events_of(acts or source, act_rows, act_log, columns)
     is_again = events.duplicated(["request_id", "candidate", "kind"]) & (acts is None)
     events = events[~is_again]
-    rows = rows.drop(columns=[name for _, name in columns.given], errors="ignore")
+    asked = list(amounts_to_ask(act_rows, columns))
+    given = [name for _, name in columns.given]
+    unread = [
+        Fate(f"{acts}: {name}", act_rows[name], "", NOT_READ)
+        for name in act_rows
+        if acts and name not in given
+    ]
+    rows = rows.drop(columns=given, errors="ignore")
     partner = {"candidate": "viewer", "viewer": "request_id", "request_id": "candidate"}
     ids = {own: Ids(log[own], log[other], log["at_ms"]) for own, other in partner.items()}
-    found = list(fates(rows, log, ids, columns.categories))
+    decimal = columns.dialect.decimal
+    found = list(fates(rows, log, ids, columns.categories, owners=columns.owners, decimal=decimal))
+    for name in columns.owners:
+        one_of(name, [*map(str, rows)], "--viewer-field, --candidate-field, --context-field", "column")
     stated = {fate.column: fate.values for fate in found if fate.owner == STATED}
     if stated:
         exposures["stated"] = _stated(shown, pd.DataFrame(stated))
@@ -162,7 +134,8 @@ def flat_tables(
     missing = {fate.column: float(fate.values.isna().mean()) for fate in found if fate.owner}
     kinds = Counter(events["kind"])
     # Events in another file are matched to candidates only later, by the command `surface`.
-    warnings = list(doubts(tables["exposures"], {} if acts else kinds, missing))
+    warnings = [*notes, *doubts(tables["exposures"], {} if acts else kinds, missing), *asked]
+    warnings += _told(found, events, slates["viewer"].first(), columns)
     warnings += [
         f"warning: most cells of {fate.column!r} look like lists, and are read as single strings; for a set, give "
         "a .parquet file in which this column holds lists of strings"
@@ -182,7 +155,7 @@ def flat_tables(
         "mean_candidates": len(shown) / len(exposures),
         "repeated_rows": len(log) - len(shown),
         "merged_events": int(is_again.sum()),
-        "columns": [{name: getattr(fate, name) for name in TOLD} for fate in found],
+        "columns": [{name: getattr(fate, name) for name in TOLD} for fate in (*found, *unread)],
         "warnings": warnings,
     }
 
@@ -228,20 +201,23 @@ def _table(frame: pd.DataFrame, index: str) -> pa.Table:
     return pa.Table.from_pandas(frame, preserve_index=False)
 
 
-def _read(source: Path, columns: FlatColumns) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Read a file. Return its rows, and a frame with the ids, the time in ms and the position."""
+def _read(source: Path, columns: FlatColumns) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
+    """Read a file. Return its rows; a frame with ids, the time in ms and the position; and notes."""
+    notes: list[str] = []
     try:
         if source.suffix == ".parquet":
             refuse_oversize(source)
             table = pq.read_table(source)
         else:
-            table = _read_csv(source, columns)
+            codes = [name for option, name in columns.given if option in IDS] + [*columns.categories]
+            nullable = [columns.viewer or "", *columns.categories]
+            table, notes = read_csv(source, columns.dialect, codes, nullable)
     except FileNotFoundError:
         raise TabrankError(f"{source}: no such file") from None
     except (pa.ArrowException, OSError) as error:
         why = str(error).splitlines()[0]
         raise TabrankError(
-            f"{source}: cannot be read as Parquet, or as CSV with commas and decimal points: {why}"
+            f"{source}: cannot be read as Parquet, or as CSV with one separator: {why}; name it with --delimiter"
         ) from None
     if not len(table):
         raise TabrankError(f"{source}: has no rows; a log needs at least one")
@@ -267,7 +243,12 @@ def _read(source: Path, columns: FlatColumns) -> tuple[pd.DataFrame, pd.DataFram
         if option in IDS:
             log[IDS[option]] = _ids(where, values)
         elif option == "time":
-            log["ts_ms"] = _times(where, values)
+            log["ts_ms"], has_zone = _times(where, values, columns.dialect.time_format)
+            notes += (
+                []
+                if has_zone
+                else [f"note: the times {name!r} of {source} name no zone: they are read as UTC"]
+            )
         elif option == "position":
             log[option] = values
         elif option == "category":
@@ -275,25 +256,7 @@ def _read(source: Path, columns: FlatColumns) -> tuple[pd.DataFrame, pd.DataFram
     rows, frame = (part.to_pandas(types_mapper=pd.ArrowDtype) for part in (table, pa.table(log)))
     # Loops over slates read Python's strings faster than Arrow's.
     frame["candidate"] = frame["candidate"].astype(object)
-    return rows, frame
-
-
-def _read_csv(source: Path, columns: FlatColumns) -> pa.Table:
-    """Read a CSV. Ids are the text that it holds, so 007 differs from 7, and NA can be an id."""
-    table = pcsv.read_csv(source, BLOCKS, convert_options=NULLS)
-    codes = [name for option, name in columns.given if option in IDS] + [*columns.categories]
-    texts = {name: pa.string() for name in codes if name in table.column_names}
-    # pyarrow applies the words for a missing value to all columns, so read the ids on their own.
-    as_text = pcsv.ConvertOptions(column_types=texts, null_values=[""], strings_can_be_null=True)
-    as_text.include_columns = [*texts]
-    ids = pcsv.read_csv(source, BLOCKS, convert_options=as_text)
-    for name in texts:
-        text = ids[name]
-        # A viewer called NULL is nobody, while a candidate may well be called NA.
-        is_word = pc.is_in(text, pa.array(NULLS.null_values))
-        text = pc.if_else(is_word, None, text) if name in (columns.viewer, *columns.categories) else text
-        table = table.set_column(table.column_names.index(name), name, text)
-    return table
+    return rows, frame, notes
 
 
 def _refuse(where: str, bad: pa.ChunkedArray, why: str) -> None:
@@ -321,20 +284,34 @@ def _ids(where: str, values: pa.ChunkedArray) -> pa.ChunkedArray:
         raise _misfit(where, values, "an id must be a string or a whole number") from None
 
 
-def _times(where: str, values: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return times in ms since 1970. They keep fractions, as several people may look in one ms."""
+def _times(where: str, values: pa.ChunkedArray, form: str | None) -> tuple[Any, bool]:
+    """Return times in ms since 1970, and whether they say of which zone they are.
+
+    They keep fractions, as several people may look in one ms.
+    """
+    if form and pa.types.is_string(values.type):
+        try:
+            read = pd.to_datetime(values.to_pandas(), format=form, errors="coerce", utc=True)
+        except ValueError as error:
+            raise TabrankError(f"--time-format {form}: {error}") from None
+        _refuse(where, pa.chunked_array([read.isna()]), f"is not written as --time-format {form}")
+        found, _ = _times(where, pa.chunked_array([pa.array(read)]), None)
+        return found, "%z" in form
     if pa.types.is_timestamp(values.type) or pa.types.is_date(values.type):
         times = np.asarray(values.cast(pa.timestamp("us"), safe=False).cast(pa.int64())) / 1e3
         _refuse(where, pa.chunked_array([(times < RECENT_MS) | (times >= 10 * RECENT_MS)]), WRONG_TIME)
-        return times
+        return times, not pa.types.is_timestamp(values.type) or values.type.tz is not None
     if pa.types.is_integer(values.type) or pa.types.is_floating(values.type):
         numbers = np.asarray(values, float)
         for first in (RECENT_MS, *(first for first, _ in OTHER_UNITS)):
             if first <= np.median(numbers) < 10 * first:
                 bad = pc.or_(pc.less(values, first), pc.greater_equal(values, 10 * first))
                 _refuse(where, bad, WRONG_TIME)
-                return numbers * (RECENT_MS / first)
-    what = "a time must be a datetime, as 2026-01-31T12:00:00Z, or a number of s, ms, µs or ns since 1970"
+                return numbers * (RECENT_MS / first), True
+    what = (
+        "a time must be a datetime, as 2026-01-31T12:00:00Z, or a number of s, ms, µs or ns since 1970; name another "
+        "form, as --time-format '%d.%m.%Y %H:%M'"
+    )
     raise _misfit(where, values, what)
 
 
@@ -355,20 +332,24 @@ def _slates(log: pd.DataFrame, window_ms: float) -> pd.Series[Any]:
     return pd.Series([f"import-{first[3]}" for first in accumulate(rows, first_of)], ordered.index)
 
 
-def _events(source: Path, rows: pd.DataFrame, log: pd.DataFrame, columns: FlatColumns) -> pd.DataFrame:
-    parts = []
-    for name in columns.events:
-        kinds = rows[name].dropna()
-        is_text, words = pd.api.types.is_string_dtype(kinds), kinds.astype(str).str.strip().str.lower()
-        bad = kinds[words.isin(NO) if is_text else ~words.isin([*NO, *YES])]
-        if len(bad):
-            why = "write 1, true or the kind of event where the viewer acted, and leave other cells empty"
-            raise TabrankError(f"{source}: --event: {name!r} holds {bad.iloc[0]!r:.40}; {why}")
-        kinds = kinds if is_text else pd.Series(name, kinds.index[words.isin(YES)])
-        parts.append(log.loc[kinds.index].assign(kind=kinds))
-    events = pd.concat(parts).sort_values("ts_ms", kind="stable", ignore_index=True)
-    if events.empty:
-        raise TabrankError(f"{source}: --event: no row has an event, so there is nothing to learn from")
-    # The prefix keeps these ids different from the ids of events that clients send later.
-    events = events.astype({"ts_ms": "int64"}).set_index("import-" + events.index.astype(str))
-    return events[["viewer", "candidate", "kind", "ts_ms", "request_id"]]
+def _told(
+    fates: list[Fate], events: pd.DataFrame, viewers: pd.Series[str], columns: FlatColumns
+) -> Iterator[str]:
+    """Yield warnings of how the columns were read; `viewers` are those of the slates."""
+    yield from (f"warning: {fate.column!r}: {fate.doubt}" for fate in fates if fate.doubt)
+    for kind in columns.amounts:
+        if lacks := float(events.loc[events["kind"] == kind, "value"].isna().mean()):
+            yield f"warning: {lacks:.1%} of the events {kind!r} have no amount, and count as unknown"
+    if any(fate.has_comma for fate in fates) and not columns.dialect.decimal:
+        for fate in (one for one in fates if not one.has_comma and may_be_thousands(one.values)):
+            yield (
+                f"warning: {fate.column!r} has numbers such as 1.234, and other columns have decimal commas: if these "
+                "are thousands, repeat with --decimal ','"
+            )
+    lists = viewers.value_counts()
+    again = float((lists > 1).mean()) if len(lists) else 1.0
+    if again < ENOUGH_AGAIN and any(fate.owner == OWNERS["request_id"] for fate in fates):
+        yield (
+            f"warning: only {again:.0%} of the viewers have two lists or more, too few to tell the fields of viewers "
+            "from the context; name them with --viewer-field"
+        )

@@ -17,7 +17,8 @@ from serve.log.reader import TABLES, read_log
 from serve.storage import parquet
 from training.__main__ import app
 from training.data.dataset import build
-from training.data.flat import FlatColumns, import_flat
+from training.data.flat import import_flat
+from training.data.flat_columns import FlatColumns
 from training.drafting.draft import draft
 
 ROWS = """,when,who,what,rank,did,price,member,weekday,score
@@ -186,11 +187,11 @@ def test_times_since_1970_are_taken_in_any_unit(tmp_path, unit):
         (COLUMNS, ROWS.replace("member", "price"), "has two columns 'price'; rename one of them"),
         (
             COLUMNS,
-            ROWS.replace(",1,1,", ",1,yes,").replace(",1,0,", ",1, No ,").replace(",2,0,", ",2,,"),
+            ROWS.replace(",1,1,", ",1,buy,").replace(",1,0,", ",1, No ,").replace(",2,0,", ",2,,"),
             "'did' holds ' No '; write 1, true",
         ),
         (COLUMNS, ROWS.replace(",100,1,1,", f",{'1' * 257},1,1,"), "'what', row 3: an id has over 256"),
-        (COLUMNS, ROWS + "1,2\n", "or as CSV with commas and decimal points: CSV parse error"),
+        (COLUMNS, ROWS + "1,2\n", "or as CSV with one separator: CSV parse error"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused_and_nothing_written(tmp_path, columns, text, message):
@@ -213,8 +214,8 @@ def test_a_file_that_does_not_fit_is_refused_and_nothing_written(tmp_path, colum
         ),
         ("when", [0, START_MS, START_MS], "--time: 'when', row 0: is not between 1985 and 2128 in the unit"),
         ("when", pa.array([START_MS, float("nan"), START_MS]), "row 1: is empty; every row needs a value"),
-        ("did", [["buy"], None, []], "--event: 'did' holds ['buy']; write 1, true or the kind"),
-        ("did", ["buy", "", None], "--event: 'did' holds ''; write 1, true or the kind"),
+        ("did", [["buy"], None, []], "--event: 'did' holds ['buy']; write 1, true, yes or the kind"),
+        ("did", ["buy", "", None], "--event: 'did' holds ''; write 1, true, yes or the kind"),
         (
             "size",
             pa.array([1.5, float("inf"), 2.5]),

@@ -1,0 +1,112 @@
+"""Read a CSV as it was exported: its encoding, its separator, and ids as the text that it holds."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pcsv
+
+from serve.contract.errors import TabrankError
+
+# pyarrow infers the types of a CSV from its first block, so make the block (1 GiB) hold all its
+# rows.
+BLOCK_BYTES = 1 << 30
+# An empty cell is a missing value, also in a column of strings. So are NA, N/A, #N/A, NaN, nan,
+# NULL, null and n/a.
+NULLS = pcsv.ConvertOptions(strings_can_be_null=True)
+# "1.234" is then a string, which `read_numbers` reads as 1234.
+COMMAS = pcsv.ConvertOptions(strings_can_be_null=True, decimal_point=",")
+# The first line of a file lies within this many bytes.
+HEAD_BYTES = 1 << 16
+# Separators by the name that is printed.
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+UTF_16 = codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE
+# What Windows writes in Western Europe and America. A text in another encoding reads wrongly.
+LIKELY = "cp1252"
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a file is written. What is None is found out."""
+
+    encoding: str | None = None
+    delimiter: str | None = None
+    # The decimal mark of numbers, and the format of times.
+    decimal: str | None = None
+    time_format: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.delimiter is not None and len(self.delimiter) != 1:
+            raise TabrankError(f"--delimiter: {self.delimiter!r} must be one character, such as ';'")
+        if self.decimal not in (None, ".", ","):
+            raise TabrankError(f"--decimal: {self.decimal!r} must be . or ,")
+        try:
+            codecs.lookup(self.encoding or "utf-8")
+        except LookupError:
+            raise TabrankError(
+                f"--encoding: {self.encoding!r} is unknown; write one such as cp1252"
+            ) from None
+
+
+def read_csv(
+    source: Path, dialect: Dialect, ids: Collection[str], nullable: Collection[str]
+) -> tuple[pa.Table, list[str]]:
+    """Return the table of a CSV, and notes on how it was read.
+
+    The columns `ids` are the text that the file holds, so 007 differs from 7, and NA can be an id.
+    In the `nullable` ones, the words for a missing value are missing values all the same.
+
+    Raises:
+        TabrankError: a cell is not of the file's encoding.
+        ArrowException, OSError: the file is no CSV, or cannot be read.
+    """
+    with pa.input_stream(str(source), compression="detect") as stream:
+        head = stream.read(HEAD_BYTES)
+    encoding = dialect.encoding or ("utf-16" if head.startswith(UTF_16) else "utf-8")
+    first = head.decode(encoding, "replace").lstrip("\ufeff").split("\n")[0]
+    if encoding == "utf-8" and "\ufffd" in first:
+        raise _refused(source, "the header", head.split(b"\n")[0])
+    counted = {mark: len(next(csv.reader([first], delimiter=mark), ())) for mark in SEPARATORS}
+    found = max(SEPARATORS, key=counted.__getitem__) if first.strip() else ","
+    parse = pcsv.ParseOptions(delimiter=dialect.delimiter or found)
+    options = pcsv.ReadOptions(block_size=BLOCK_BYTES, encoding=encoding)
+    table = pcsv.read_csv(source, options, parse, NULLS if dialect.decimal != "," else COMMAS)
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if pa.types.is_binary(column.type):
+            row, cell = next(_not_text(column))
+            raise _refused(source, f"{name!r}, row {row}", cell)
+    # pyarrow applies the words for a missing value to all columns, so read the ids on their own.
+    texts = {name: pa.string() for name in ids if name in table.column_names}
+    as_text = pcsv.ConvertOptions(column_types=texts, null_values=[""], strings_can_be_null=True)
+    as_text.include_columns = [*texts]
+    read = pcsv.read_csv(source, options, parse, as_text).columns if texts else []
+    for name, text in zip(texts, read, strict=True):
+        # A viewer called NULL is nobody, while a candidate may well be called NA.
+        is_word = pc.is_in(text, pa.array(NULLS.null_values))
+        text = pc.if_else(is_word, None, text) if name in nullable else text
+        table = table.set_column(table.column_names.index(name), name, text)
+    notes = [f"note: {source} is read as UTF-16"] * (encoding == "utf-16" and not dialect.encoding)
+    if found != "," and not dialect.delimiter:
+        notes.append(f"note: the columns of {source} are separated by {SEPARATORS[found]}")
+    return table, notes
+
+
+def _not_text(column: pa.ChunkedArray) -> Iterator[tuple[int, bytes]]:
+    """Yield the cells that are no UTF-8, with their rows."""
+    for row, cell in enumerate(column):
+        value = cell.as_py() or b""
+        if "\ufffd" in value.decode(errors="replace"):
+            yield row, value
+
+
+def _refused(source: Path, where: str, cell: bytes) -> TabrankError:
+    return TabrankError(
+        f"{source}: {where} is not UTF-8; as {LIKELY} it is {cell.decode(LIKELY, 'replace')!r:.60}; if that is right, "
+        f"repeat with --encoding {LIKELY}, else with the encoding in which the file was saved"
+    )

@@ -1,0 +1,164 @@
+"""Numbers in columns of text, as spreadsheets and databases write them.
+
+A column is read in one way as a whole: with a decimal point or a decimal comma, and in one unit.
+Where its values leave open which way, it is not read at all, and a person is asked.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from serve.features.slots import F64
+
+# A column of strings is read as numbers if at most this share of its values, and at most this
+# number of different words, are not numbers.
+MAX_WORD_SHARE, FEW_WORDS = 0.1, 20
+# A person is warned if a larger share of the values is read as missing.
+TOLD_SHARE = 0.01
+# A column is looked at if at least this share of so many of its rows look like numbers.
+MOST, SAMPLED_ROWS = 0.5, 10_000
+NUMBER = re.compile(
+    r"(?P<sign>[-+\u2212]?)(?P<before>[^\d\s.,+-]{0,3}\s?)(?P<number>[-+]?(?:\d[\d\s.,'’]*|[.,]\d+)(?:[eE][-+]?\d+)?)"
+    r"(?P<after>\s?(?:[^\W\d_]{1,8}\.?|[^\w\s.,+-]{1,3})?)"
+)
+# What a number looks like by its decimal mark; its thousands have the other mark, a space or an
+# apostrophe, which is the same throughout.
+PATTERNS = {
+    mark: re.compile(
+        rf"[-+]?(?:\d+|[1-9]\d{{0,2}}([{other}\s'’])\d{{3}}(?:\1\d{{3}})*)?(?:[{mark}]\d*)?(?:[eE][-+]?\d+)?"
+    )
+    for mark, other in ((".", ","), (",", "."))
+}
+# Currencies that are written in letters other than an ISO code.
+CURRENCIES = re.compile(r"[A-Z]{3}|kr\.?|Kr\.?|zł|Kč|Ft|lei|лв\.?")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A column as it was read.
+
+    Attributes:
+        values: the numbers, or the column as it was given.
+        told: how the numbers were written, and what is read as missing; empty if as usual.
+        doubt: what a person must see: why it was not read, or that much of it is missing.
+        is_open: whether it holds numbers that were not read, so that it is no category either.
+        has_comma: whether its decimal mark is a comma.
+    """
+
+    values: pd.Series[Any]
+    told: str = ""
+    doubt: str = ""
+    is_open: bool = False
+    has_comma: bool = False
+
+
+def read_numbers(values: pd.Series[Any], decimal: str | None = None) -> Reading:
+    """Read a column of strings as numbers, if it holds numbers and few words.
+
+    `decimal` is the decimal mark, "." or ",". By default, it is the one by which more values are
+    numbers. A column in which both make sense is not read, and neither is one with several units.
+    """
+    if not pd.api.types.is_string_dtype(values.dtype):
+        return Reading(values)
+    some = values.iloc[:: max(1, len(values) // SAMPLED_ROWS)].dropna()
+    if not len(some) or np.mean([bool(NUMBER.fullmatch(str(one).strip())) for one in some]) < MOST:
+        return Reading(values)
+    code, texts = pd.factorize(values)
+    rows = np.bincount(code[code >= 0], minlength=len(texts))
+    found = [NUMBER.fullmatch(str(text).strip()) for text in texts]
+    units = [_unit(one) for one in found]
+    marks = [decimal] if decimal else [*PATTERNS]
+    parsed = {mark: np.array([_parsed(one, mark) for one in found]) for mark in marks}
+    share = {mark: rows[np.isfinite(numbers)].sum() / rows.sum() for mark, numbers in parsed.items()}
+    best = max(marks, key=share.__getitem__)
+    numbers = parsed[best]
+    is_word = np.isnan(numbers)
+    of_unit = {unit: rows[[one == unit for one in units]].sum() for unit in units if unit is not None}
+    named = [unit for unit in of_unit if unit]
+    is_amount = any(_is_currency(unit) for unit in named)
+    looks = is_amount or any(re.search(r"\d[.,]\d", str(text)) for text in texts[~is_word])
+
+    def examples(which: Callable[[int], bool]) -> str:
+        return ", ".join(repr(str(texts[i])) for i in [i for i in range(len(texts)) if which(i)][:3])
+
+    if is_word.sum() > FEW_WORDS or 1 - share[best] > MAX_WORD_SHARE:
+        why = f"{1 - share[best]:.1%} of its values are no numbers as the others are, such as "
+        why += examples(lambda i: bool(is_word[i]))
+        return (
+            Reading(values, doubt=f"{why}; correct them, or name it with --category", is_open=True)
+            if looks
+            else Reading(values)
+        )
+    if len(named) > 1 or (named and not is_amount and of_unit.get("", 0)):
+        why = f"its numbers have several units: {', '.join(repr(unit or 'none') for unit in of_unit)}"
+        return Reading(values, doubt=f"{why}; convert them to one, or name it with --category", is_open=True)
+    other = parsed.get("," if best == "." else ".")
+    if other is not None and share["."] == share[","] and not np.array_equal(numbers, other, equal_nan=True):
+        both = examples(lambda i: numbers[i] != other[i] and not is_word[i])
+        # Without a unit, a decimal point is what programs write.
+        if named or "," in both:
+            why = f"its decimal mark may be a point or a comma: {both}; name it with --decimal"
+            return Reading(values, doubt=why, is_open=True)
+    column = np.where(code >= 0, numbers[code], np.nan)
+    told = _told(texts, numbers, named)
+    if is_word.any():
+        words = examples(lambda i: bool(is_word[i]))
+        told.append(f"{words}, {1 - share[best]:.1%} of the values, is read as missing")
+    doubt = told[-1] if 1 - share[best] > TOLD_SHARE else ""
+    arrow: Any = pd.array(pa.array(column, from_pandas=True), dtype=pd.ArrowDtype(pa.float64()))
+    return Reading(
+        pd.Series(arrow, values.index),
+        f"numbers: {'; '.join(told)}" if told else "",
+        doubt,
+        has_comma=best == ",",
+    )
+
+
+def may_be_thousands(values: pd.Series[Any]) -> bool:
+    """Return whether a column has numbers of up to three decimals, so that 1.234 may be 1234."""
+    if not pd.api.types.is_float_dtype(values.dtype):
+        return False
+    numbers: F64 = values.dropna().to_numpy(np.float64)
+    thousandths = numbers * 1_000
+    is_whole = np.abs(thousandths - np.round(thousandths)) < 1e-6
+    return bool(is_whole.all() and (np.abs(numbers) >= 1).all() and (numbers % 1).any())
+
+
+def _told(texts: Any, numbers: F64, named: list[str]) -> list[str]:
+    """Return how the numbers are written, if not as programs write them."""
+    for text, number in zip(texts, numbers, strict=True):
+        plain = str(text).strip()
+        if np.isfinite(number) and (named or not re.fullmatch(r"[-+]?[\d.]+(?:[eE][-+]?\d+)?", plain)):
+            return [f"{plain!r} is {number:g}"]
+    return []
+
+
+def _unit(found: re.Match[str] | None) -> str | None:
+    """Return the unit of a number, "" if it has none, and None where there is no number."""
+    if found is None:
+        return None
+    before, after = found["before"].strip(), found["after"].strip()
+    # Letters in front are a name, as in t7, unless they are a currency.
+    if (before and not _is_currency(before)) or (before and after):
+        return None
+    return before or after
+
+
+def _parsed(found: re.Match[str] | None, mark: str) -> float:
+    """Return the number with a decimal mark, or NaN."""
+    if found is None or _unit(found) is None or not PATTERNS[mark].fullmatch(found["number"].strip()):
+        return np.nan
+    text = re.sub(r"[\s'’.]" if mark == "," else r"[\s'’,]", "", found["number"]).replace(",", ".")
+    return float(text) * (-1 if found["sign"] in ("-", "\u2212") else 1)
+
+
+def _is_currency(unit: str) -> bool:
+    return any(unicodedata.category(one) == "Sc" for one in unit) or bool(CURRENCIES.fullmatch(unit))
