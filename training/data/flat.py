@@ -202,7 +202,7 @@ def _table(frame: pd.DataFrame, index: str) -> pa.Table:
 
 
 def _read(source: Path, columns: FlatColumns) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
-    """Read a file. Return its rows; a frame with ids, the time in ms and the position; and notes."""
+    """Read a file. Return its rows; a frame with ids, time in ms and position; and notes."""
     notes: list[str] = []
     try:
         if source.suffix == ".parquet":

@@ -1,4 +1,4 @@
-"""Exports as spreadsheets, analytics tools and databases write them, compared with the true values."""
+"""Exports as spreadsheets, analytics tools and databases write them, beside the true values."""
 
 from __future__ import annotations
 
