@@ -29,6 +29,8 @@ NUMBER = re.compile(
     r"(?P<sign>[-+\u2212]?)(?P<before>[^\d\s.,+-]{0,3}\s?)(?P<number>[-+]?(?:\d[\d\s.,'’]*|[.,]\d+)(?:[eE][-+]?\d+)?)"
     r"(?P<after>\s?(?:[^\W\d_]{1,8}\.?|[^\w\s.,+-]{1,3})?)"
 )
+# A date as spreadsheets write it, with or without a time.
+DATE = re.compile(r"\d{1,2}[./]\d{1,2}[./]\d{2,4}(?:\s.*)?")
 # What a number looks like by its decimal mark; its thousands have the other mark, a space or an
 # apostrophe, which is the same throughout.
 PATTERNS = {
@@ -68,8 +70,11 @@ def read_numbers(values: pd.Series[Any], decimal: str | None = None) -> Reading:
     """
     if not pd.api.types.is_string_dtype(values.dtype):
         return Reading(values)
-    some = values.iloc[:: max(1, len(values) // SAMPLED_ROWS)].dropna()
-    if not len(some) or np.mean([bool(NUMBER.fullmatch(str(one).strip())) for one in some]) < MOST:
+    some = [str(one).strip() for one in values.iloc[:: max(1, len(values) // SAMPLED_ROWS)].dropna()]
+    if some and np.mean([bool(DATE.fullmatch(one)) for one in some]) >= MOST:
+        why = f"its values look like dates, such as {some[0]!r}; write them as 2026-01-31, so that they are times"
+        return Reading(values, doubt=why, is_open=True)
+    if not some or np.mean([bool(NUMBER.fullmatch(one)) for one in some]) < MOST:
         return Reading(values)
     code, texts = pd.factorize(values)
     rows = np.bincount(code[code >= 0], minlength=len(texts))

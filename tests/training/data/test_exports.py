@@ -192,6 +192,23 @@ def test_local_times_are_read_by_their_format_and_said_to_be_utc(export, tmp_pat
     assert "is not written as --time-format %Y/%m/%d" in wrong.stderr
 
 
+def test_dates_as_spreadsheets_write_them_are_asked_about(export, tmp_path):
+    done = imported(tmp_path, export.rows.assign(posted=[f"{1 + i % 28:02}.03.2025" for i in export.item]))
+    assert "warning: 'posted': its values look like dates" in done.stdout
+    assert "posted" not in pq.read_schema(tmp_path / "log" / "candidates.parquet").names
+
+
+def test_a_few_events_that_join_nothing_are_told_with_examples(export, tmp_path):
+    acts = export.rows[export.bought].assign(
+        user=lambda rows: ["lost" if i % 25 == 0 else u for i, u in enumerate(rows["user"])]
+    )
+    acts[["user", "item", "at", "bought"]].to_csv(tmp_path / "acts.csv", index=False)
+    done = imported(tmp_path, export.rows.drop(columns="bought"), "--events", tmp_path / "acts.csv")
+    assert done.exit_code == 0, done.stderr
+    assert "warning: only 96.0%" in done.stderr
+    assert "'lost'" in done.stderr
+
+
 @pytest.mark.parametrize("words", [("yes", "no"), ("Y", "N"), ("TRUE", "FALSE"), ("t", "f"), ("x", "")])
 def test_yes_and_no_say_whether_an_event_happened(export, tmp_path, words):
     rows = export.rows.assign(bought=np.where(export.bought, *words))
