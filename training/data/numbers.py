@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -86,23 +87,20 @@ def read_numbers(values: pd.Series[Any], decimal: str | None = None) -> Reading:
     best = max(marks, key=share.__getitem__)
     numbers = parsed[best]
     is_word = np.isnan(numbers)
-    of_unit = {unit: rows[[one == unit for one in units]].sum() for unit in units if unit is not None}
+    of_unit = list(dict.fromkeys(unit for unit in units if unit is not None))
     named = [unit for unit in of_unit if unit]
     is_amount = any(_is_currency(unit) for unit in named)
     looks = is_amount or any(re.search(r"\d[.,]\d", str(text)) for text in texts[~is_word])
 
     def examples(which: Callable[[int], bool]) -> str:
-        return ", ".join(repr(str(texts[i])) for i in [i for i in range(len(texts)) if which(i)][:3])
+        return ", ".join(repr(str(texts[i])) for i in islice(filter(which, range(len(texts))), 3))
 
     if is_word.sum() > FEW_WORDS or 1 - share[best] > MAX_WORD_SHARE:
         why = f"{1 - share[best]:.1%} of its values are no numbers as the others are, such as "
         why += examples(lambda i: bool(is_word[i]))
-        return (
-            Reading(values, doubt=f"{why}; correct them, or name it with --category", is_open=True)
-            if looks
-            else Reading(values)
-        )
-    if len(named) > 1 or (named and not is_amount and of_unit.get("", 0)):
+        why = f"{why}; correct them, or name it with --category" if looks else ""
+        return Reading(values, doubt=why, is_open=looks)
+    if len(named) > 1 or (named and not is_amount and "" in of_unit):
         why = f"its numbers have several units: {', '.join(repr(unit or 'none') for unit in of_unit)}"
         return Reading(values, doubt=f"{why}; convert them to one, or name it with --category", is_open=True)
     other = parsed.get("," if best == "." else ".")
