@@ -30,11 +30,9 @@ SAME_EXPOSURE = (
 )
 
 
-# A warning follows if a smaller share of the references names a row. Most often, ids are then
-# written in two ways.
-MIN_JOIN = 0.95
-# A smaller share is told with examples all the same.
-TOLD_JOIN = 0.99
+# An import stops if a smaller share of the references names a row. Most often, ids are then written
+# in two ways. A warning with examples follows from the second share on.
+MIN_JOIN, TOLD_JOIN = 0.95, 0.99
 # How many examples are shown, and with how many ids each is compared for a common mistake, and for
 # likeness.
 EXAMPLES, MOST_COMPARED, MOST_SIMILAR = 3, 1_000_000, 5_000
@@ -150,7 +148,7 @@ def check_joins(
 ) -> dict[str, float]:
     """Report the joins of a log's tables in one line, and duplicates and lone events in another.
 
-    A warning with examples follows for each join whose share is below MIN_JOIN.
+    A warning with examples follows for each join whose share is below TOLD_JOIN.
 
     `fields` are those that a surface reads. A viewer or candidate without fields needs no row, so
     its join does not matter. If exposures stand for others that were not kept, an event cannot

@@ -96,8 +96,9 @@ def csv(
     column holds lists of strings.
 
     The file of --events has one row for each event: its own time, viewer and candidate, in columns
-    that have the same names as in the source, and the columns of --event. With --slate, it has that
-    column too.
+    that have the same names as in the source, and the columns of --event and --value. With --slate,
+    it has that column too. How a file is written (--encoding, --delimiter, --decimal,
+    --time-format) holds for both.
     """
     from serve.report.rows import columns as aligned
     from training.data.csv_text import Dialect
@@ -108,6 +109,9 @@ def csv(
     pairs = [one.partition("=") for one in value or ()]
     if bad := next((kind for kind, _, name in pairs if not (kind and name)), None):
         raise TabrankError(f"--value {bad}: write a kind of event and its column, such as buy=paid")
+    fields, kinds = [name for names in given.values() for name in names or ()], [kind for kind, *_ in pairs]
+    if twice := next((name for of in (fields, kinds) for name in of if of.count(name) > 1), None):
+        raise TabrankError(f"{twice!r} is given twice: a column is a field of one, and a kind has one amount")
     window_ms = 0.0 if window is None else duration_ms(window, "--window")
     columns = FlatColumns(
         candidate,
@@ -127,6 +131,7 @@ def csv(
         f"{out}: {found['viewers']:,} viewers, {found['candidates']:,} candidates, "
         f"{found['events']:,} events ({', '.join(found['kinds'])})",
         f"{found['exposures']:,} slates of {found['mean_candidates']:.1f} candidates: {found['slates']}",
+        f"the slates are from {found['from']} to {found['to']}, in UTC",
     ]
     if repeated := found["repeated_rows"]:
         lines.append(

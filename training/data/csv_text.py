@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,11 @@ from serve.contract.errors import TabrankError
 # rows.
 BLOCK_BYTES = 1 << 30
 # An empty cell is a missing value, also in a column of strings. So are NA, N/A, #N/A, NaN, nan,
-# NULL, null and n/a.
-NULLS = pcsv.ConvertOptions(strings_can_be_null=True)
+# NULL, null and n/a, and what MySQL and web analytics write.
+WORDS = [*pcsv.ConvertOptions().null_values, r"\N", "(null)", "(not set)"]
+NULLS = pcsv.ConvertOptions(strings_can_be_null=True, null_values=WORDS)
 # "1.234" is then a string, which `read_numbers` reads as 1234.
-COMMAS = pcsv.ConvertOptions(strings_can_be_null=True, decimal_point=",")
+COMMAS = pcsv.ConvertOptions(strings_can_be_null=True, null_values=WORDS, decimal_point=",")
 # The first line of a file lies within this many bytes.
 HEAD_BYTES = 1 << 16
 # Separators by the name that is printed.
@@ -42,12 +44,12 @@ class Dialect:
     time_format: str | None = None
 
     def __post_init__(self) -> None:
-        if self.delimiter is not None and len(self.delimiter) != 1:
-            raise TabrankError(f"--delimiter: {self.delimiter!r} must be one character, such as ';'")
+        if self.delimiter is not None and (len(self.delimiter) != 1 or not self.delimiter.isascii()):
+            raise TabrankError(f"--delimiter: {self.delimiter!r} must be one ASCII character, such as ';'")
         if self.decimal not in (None, ".", ","):
             raise TabrankError(f"--decimal: {self.decimal!r} must be . or ,")
         try:
-            codecs.lookup(self.encoding or "utf-8")
+            "".encode(self.encoding or "utf-8")
         except LookupError:
             raise TabrankError(
                 f"--encoding: {self.encoding!r} is unknown; write one such as cp1252"
@@ -69,18 +71,21 @@ def read_csv(
     with pa.input_stream(str(source), compression="detect") as stream:
         head = stream.read(HEAD_BYTES)
     encoding = dialect.encoding or ("utf-16" if head.startswith(UTF_16) else "utf-8")
-    first = head.decode(encoding, "replace").lstrip("\ufeff").split("\n")[0]
-    if encoding == "utf-8" and "\ufffd" in first:
-        raise _refused(source, "the header", head.split(b"\n")[0])
+    lines = head.decode(encoding, "replace").lstrip("\ufeff").splitlines() or [""]
+    # Excel may write the separator into a line of its own.
+    named = re.fullmatch(r'"?sep=(.)"?', lines[0])
+    first = lines[1] if named and len(lines) > 1 else lines[0]
+    if "\ufffd" in first:
+        raise _refused(source, "the header", next(iter(head.splitlines())), encoding)
     counted = {mark: len(next(csv.reader([first], delimiter=mark), ())) for mark in SEPARATORS}
     found = max(SEPARATORS, key=counted.__getitem__) if first.strip() else ","
     parse = pcsv.ParseOptions(delimiter=dialect.delimiter or found)
-    options = pcsv.ReadOptions(block_size=BLOCK_BYTES, encoding=encoding)
+    options = pcsv.ReadOptions(block_size=BLOCK_BYTES, encoding=encoding, skip_rows=int(named is not None))
     table = pcsv.read_csv(source, options, parse, NULLS if dialect.decimal != "," else COMMAS)
     for name, column in zip(table.column_names, table.columns, strict=True):
         if pa.types.is_binary(column.type):
             row, cell = next(_not_text(column))
-            raise _refused(source, f"{name!r}, row {row}", cell)
+            raise _refused(source, f"{name!r}, row {row}", cell, encoding)
     # pyarrow applies the words for a missing value to all columns, so read the ids on their own.
     texts = {name: pa.string() for name in ids if name in table.column_names}
     as_text = pcsv.ConvertOptions(column_types=texts, null_values=[""], strings_can_be_null=True)
@@ -94,7 +99,19 @@ def read_csv(
     notes = [f"note: {source} is read as UTF-16"] * (encoding == "utf-16" and not dialect.encoding)
     if found != "," and not dialect.delimiter:
         notes.append(f"note: the columns of {source} are separated by {SEPARATORS[found]}")
+    if dialect.encoding and codecs.lookup(encoding).name != "utf-8" and _is_utf_8(head):
+        notes.append(
+            f"warning: {source} looks like UTF-8; leave --encoding out unless it reads wrongly without"
+        )
     return table, notes
+
+
+def _is_utf_8(head: bytes) -> bool:
+    """Return whether the bytes have letters beyond ASCII, in UTF-8; the last one may be cut."""
+    try:
+        return not codecs.getincrementaldecoder("utf-8")().decode(head).isascii()
+    except UnicodeDecodeError:
+        return False
 
 
 def _not_text(column: pa.ChunkedArray) -> Iterator[tuple[int, bytes]]:
@@ -105,8 +122,8 @@ def _not_text(column: pa.ChunkedArray) -> Iterator[tuple[int, bytes]]:
             yield row, value
 
 
-def _refused(source: Path, where: str, cell: bytes) -> TabrankError:
+def _refused(source: Path, where: str, cell: bytes, encoding: str) -> TabrankError:
     return TabrankError(
-        f"{source}: {where} is not UTF-8; as {LIKELY} it is {cell.decode(LIKELY, 'replace')!r:.60}; if that is right, "
-        f"repeat with --encoding {LIKELY}, else with the encoding in which the file was saved"
+        f"{source}: {where} is not {encoding}; as {LIKELY} it is {cell.decode(LIKELY, 'replace')!r:.60}; if that is "
+        f"right, repeat with --encoding {LIKELY}, else with the encoding in which the file was saved"
     )

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from serve.contract.errors import TabrankError
 from serve.features.slots import I64, Bools
 from training.data.numbers import Reading, read_numbers
 
@@ -21,6 +22,7 @@ OWN_COLUMNS = (
     r"|seen_ms|stated_ms|_state"
 )
 OWN_NAME = "the log itself uses this name; rename the column if it is your own"
+EMPTY = "every row is empty"
 # Each column of ids in the frame of rows, and the table or column that holds the fields of such
 # ids.
 OWNERS = {"candidate": "candidates", "viewer": "viewers", "request_id": "context"}
@@ -140,14 +142,19 @@ def fates(
         if read.is_open:
             yield Fate(name, read.values, "", read.doubt, doubt=read.doubt)
             continue
-        fate = _given(name, read.values, ids, owners[name]) if owners and name in owners else None
-        fate = fate or _fate(name, read.values, ids, everything)
+        fate = _fate(name, read.values, ids, everything)
+        if owners and name in owners and fate.why not in (OWN_NAME, EMPTY):
+            fate = _given(name, read.values, ids, owners[name])
         why = "; ".join(filter(None, (fate.why, read.told)))
         yield replace(fate, why=why, doubt=read.doubt, has_comma=read.has_comma)
 
 
 def _given(name: str, values: pd.Series[Any], ids: Mapping[str, Ids], key: str) -> Fate:
     """Return the fate of a column that a person gave to a kind of ids."""
+    if ids[key].number.max() < 0:
+        raise TabrankError(
+            f"{name!r} is said to be a field of {OWNERS[key]}, and no row names any; give --{key}"
+        )
     apart, _, usual = ids[key].agreement(np.asarray(pd.factorize(values)[0], np.int64))
     what = "the most frequent value of each" if apart else "one value for each"
     return Fate(name, values, OWNERS[key], f"{what} {NAMES[key]}, as you say", apart, usual)
@@ -159,7 +166,7 @@ def _fate(name: str, values: pd.Series[Any], ids: Mapping[str, Ids], everything:
     comparable = values.astype(str).where(values.notna()) if pa.types.is_nested(kind) else values
     value = np.asarray(pd.factorize(comparable)[0], np.int64)
     if value.max() < 0:
-        return fate("", "every row is empty")
+        return fate("", EMPTY)
     if re.fullmatch(OWN_COLUMNS, name):
         return fate("", OWN_NAME)
     # A kind of id can own the column only if every row with a value has such an id: the values of

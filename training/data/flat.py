@@ -29,7 +29,7 @@ from training.data.doubts import doubts
 from training.data.fates import OWNERS, STATED, Fate, Ids, fates
 from training.data.flat_columns import IDS, FlatColumns
 from training.data.flat_events import amounts_to_ask, events_of
-from training.data.numbers import may_be_thousands
+from training.data.numbers import may_be_thousands, read_numbers
 from training.terminal import print_progress
 
 WRONG_TIME = "is not between 1985 and 2128 in the unit that most rows use; correct it or drop the row"
@@ -101,23 +101,26 @@ def flat_tables(
     if acts:
         act_rows, act_log, more = _read(acts, replace(columns, position=None, categories=(), owners={}))
         notes += more
-    events = events_of(acts or source, act_rows, act_log, columns)
-    is_again = events.duplicated(["request_id", "candidate", "kind"]) & (acts is None)
+    events, amounts = events_of(acts or source, act_rows, act_log, columns)
+    # Of a repeated row, keep the one that has the amount.
+    ordered = events.sort_values("value", kind="stable") if columns.amounts else events
+    is_again = ordered.duplicated(["request_id", "candidate", "kind"]).reindex(events.index) & (acts is None)
     events = events[~is_again]
     asked = list(amounts_to_ask(act_rows, columns))
     given = [name for _, name in columns.given]
     unread = [
-        Fate(f"{acts}: {name}", act_rows[name], "", NOT_READ)
-        for name in act_rows
-        if acts and name not in given
+        Fate(f"{acts}: {name}", values, "", f"{values.notna().mean():.0%} have one; {NOT_READ}")
+        for name, values in (act_rows.items() if acts else ())
+        if name not in given
     ]
-    rows = rows.drop(columns=given, errors="ignore")
+    apart = {*columns.events, *columns.amounts.values()} if acts else set()
+    rows = rows.drop(columns=[name for name in given if name not in apart], errors="ignore")
+    for name in columns.owners:
+        one_of(name, [*map(str, rows)], "--viewer-field, --candidate-field, --context-field", "column")
     partner = {"candidate": "viewer", "viewer": "request_id", "request_id": "candidate"}
     ids = {own: Ids(log[own], log[other], log["at_ms"]) for own, other in partner.items()}
     decimal = columns.dialect.decimal
     found = list(fates(rows, log, ids, columns.categories, owners=columns.owners, decimal=decimal))
-    for name in columns.owners:
-        one_of(name, [*map(str, rows)], "--viewer-field, --candidate-field, --context-field", "column")
     stated = {fate.column: fate.values for fate in found if fate.owner == STATED}
     if stated:
         exposures["stated"] = _stated(shown, pd.DataFrame(stated))
@@ -134,8 +137,10 @@ def flat_tables(
     missing = {fate.column: float(fate.values.isna().mean()) for fate in found if fate.owner}
     kinds = Counter(events["kind"])
     # Events in another file are matched to candidates only later, by the command `surface`.
-    warnings = [*notes, *doubts(tables["exposures"], {} if acts else kinds, missing), *asked]
-    warnings += _told(found, events, slates["viewer"].first(), columns)
+    warnings = [*notes, *amounts, *doubts(tables["exposures"], {} if acts else kinds, missing), *asked]
+    is_foreign = any("semicolons" in note for note in notes) or columns.dialect.delimiter == ";"
+    paid = {name: act_rows[name] for name in columns.amounts.values()}
+    warnings += _warnings(found, paid, slates["viewer"].first(), columns, is_foreign)
     warnings += [
         f"warning: most cells of {fate.column!r} look like lists, and are read as single strings; for a set, give "
         "a .parquet file in which this column holds lists of strings"
@@ -152,6 +157,8 @@ def flat_tables(
     return tables, {
         "kinds": sorted(kinds),
         "slates": columns.rule,
+        "from": str(pd.Timestamp(int(exposures["ts_ms"].min()), unit="ms")),
+        "to": str(pd.Timestamp(int(exposures["ts_ms"].max()), unit="ms")),
         "mean_candidates": len(shown) / len(exposures),
         "repeated_rows": len(log) - len(shown),
         "merged_events": int(is_again.sum()),
@@ -209,15 +216,19 @@ def _read(source: Path, columns: FlatColumns) -> tuple[pd.DataFrame, pd.DataFram
             refuse_oversize(source)
             table = pq.read_table(source)
         else:
-            codes = [name for option, name in columns.given if option in IDS] + [*columns.categories]
+            as_text = {*IDS, "time"} if columns.dialect.time_format else {*IDS}
+            codes = [name for option, name in columns.given if option in as_text] + [*columns.categories]
             nullable = [columns.viewer or "", *columns.categories]
             table, notes = read_csv(source, columns.dialect, codes, nullable)
     except FileNotFoundError:
         raise TabrankError(f"{source}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise TabrankError(f"{source}: --encoding: {error}") from None
     except (pa.ArrowException, OSError) as error:
         why = str(error).splitlines()[0]
+        remedy = "; check the separator, --delimiter" * ("columns, got" in why)
         raise TabrankError(
-            f"{source}: cannot be read as Parquet, or as CSV with one separator: {why}; name it with --delimiter"
+            f"{source}: cannot be read as Parquet, or as CSV with one separator: {why}{remedy}"
         ) from None
     if not len(table):
         raise TabrankError(f"{source}: has no rows; a log needs at least one")
@@ -236,7 +247,9 @@ def _read(source: Path, columns: FlatColumns) -> tuple[pd.DataFrame, pd.DataFram
     for option, name in (*columns.given, *(("category", name) for name in columns.categories)):
         where = f"{source}: --{option}: {name!r}"
         if name not in known:
-            raise TabrankError(f"{where} is not a column of the file, which has {', '.join(known)}")
+            raise TabrankError(
+                f"{where} is not a column of the file, which has {', '.join(map(repr, known))}"
+            )
         values = table[name]
         if option in ("candidate", "time", "slate"):
             _refuse(where, pc.is_null(values, nan_is_null=True), "is empty; every row needs a value")
@@ -244,13 +257,10 @@ def _read(source: Path, columns: FlatColumns) -> tuple[pd.DataFrame, pd.DataFram
             log[IDS[option]] = _ids(where, values)
         elif option == "time":
             log["ts_ms"], has_zone = _times(where, values, columns.dialect.time_format)
-            notes += (
-                []
-                if has_zone
-                else [f"note: the times {name!r} of {source} name no zone: they are read as UTC"]
-            )
+            if not has_zone:
+                notes.append(f"note: the times {name!r} of {source} name no zone: they are read as UTC")
         elif option == "position":
-            log[option] = values
+            log[option] = _numbers(where, values, columns.dialect.decimal)
         elif option == "category":
             table = table.set_column(known.index(name), name, _ids(where, values))
     rows, frame = (part.to_pandas(types_mapper=pd.ArrowDtype) for part in (table, pa.table(log)))
@@ -276,6 +286,8 @@ def _ids(where: str, values: pa.ChunkedArray) -> pa.ChunkedArray:
         ids = whole.cast(pa.string())
         if pc.all(pc.match_substring_regex(ids, r"^-?\d+\.0$"), min_count=1).as_py():
             ids = pc.replace_substring_regex(ids, r"\.0$", "")
+        why = "is a rounded number, whose last digits are lost; export ids as text"
+        _refuse(where, pc.match_substring_regex(ids, r"^\d[.,]\d+[eE]\+\d+$"), why)
         _refuse(where, pc.equal(ids, ""), "is an empty string; use null where there is none")
         why = f"an id has over {MAX_ID_CHARACTERS} characters, the most that a request allows; shorten it"
         _refuse(where, pc.greater(pc.utf8_length(ids), MAX_ID_CHARACTERS), why)
@@ -284,23 +296,36 @@ def _ids(where: str, values: pa.ChunkedArray) -> pa.ChunkedArray:
         raise _misfit(where, values, "an id must be a string or a whole number") from None
 
 
+def _numbers(where: str, values: pa.ChunkedArray, decimal: str | None) -> pa.ChunkedArray:
+    """Return positions, which a column of text may hold too."""
+    if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+        return values
+    read = pd.to_numeric(
+        read_numbers(values.to_pandas(types_mapper=pd.ArrowDtype), decimal).values, errors="coerce"
+    )
+    _refuse(where, pa.chunked_array([read.isna()]), "is no number")
+    return pa.chunked_array([pa.array(read)])
+
+
 def _times(where: str, values: pa.ChunkedArray, form: str | None) -> tuple[Any, bool]:
     """Return times in ms since 1970, and whether they say of which zone they are.
 
     They keep fractions, as several people may look in one ms.
     """
-    if form and pa.types.is_string(values.type):
+    if form:
         try:
-            read = pd.to_datetime(values.to_pandas(), format=form, errors="coerce", utc=True)
+            read = pd.to_datetime(
+                values.cast(pa.string()).to_pandas(), format=form, errors="coerce", utc=True
+            )
         except ValueError as error:
             raise TabrankError(f"--time-format {form}: {error}") from None
         _refuse(where, pa.chunked_array([read.isna()]), f"is not written as --time-format {form}")
         found, _ = _times(where, pa.chunked_array([pa.array(read)]), None)
-        return found, "%z" in form
+        return found, "%z" in form.lower()
     if pa.types.is_timestamp(values.type) or pa.types.is_date(values.type):
         times = np.asarray(values.cast(pa.timestamp("us"), safe=False).cast(pa.int64())) / 1e3
         _refuse(where, pa.chunked_array([(times < RECENT_MS) | (times >= 10 * RECENT_MS)]), WRONG_TIME)
-        return times, not pa.types.is_timestamp(values.type) or values.type.tz is not None
+        return times, pa.types.is_timestamp(values.type) and values.type.tz is not None
     if pa.types.is_integer(values.type) or pa.types.is_floating(values.type):
         numbers = np.asarray(values, float)
         for first in (RECENT_MS, *(first for first, _ in OTHER_UNITS)):
@@ -332,19 +357,24 @@ def _slates(log: pd.DataFrame, window_ms: float) -> pd.Series[Any]:
     return pd.Series([f"import-{first[3]}" for first in accumulate(rows, first_of)], ordered.index)
 
 
-def _told(
-    fates: list[Fate], events: pd.DataFrame, viewers: pd.Series[str], columns: FlatColumns
+def _warnings(
+    fates: list[Fate],
+    paid: dict[str, pd.Series[Any]],
+    viewers: pd.Series[str],
+    columns: FlatColumns,
+    is_foreign: bool,
 ) -> Iterator[str]:
-    """Yield warnings of how the columns were read; `viewers` are those of the slates."""
+    """Yield warnings of how the columns, and amounts that were `paid`, were read.
+
+    `viewers` are those of the slates. If a file `is_foreign`, its decimal mark may be a comma.
+    """
     yield from (f"warning: {fate.column!r}: {fate.doubt}" for fate in fates if fate.doubt)
-    for kind in columns.amounts:
-        if lacks := float(events.loc[events["kind"] == kind, "value"].isna().mean()):
-            yield f"warning: {lacks:.1%} of the events {kind!r} have no amount, and count as unknown"
-    if any(fate.has_comma for fate in fates) and not columns.dialect.decimal:
-        for fate in (one for one in fates if not one.has_comma and may_be_thousands(one.values)):
+    if (is_foreign or any(fate.has_comma for fate in fates)) and not columns.dialect.decimal:
+        others = {fate.column: fate.values for fate in fates if not fate.has_comma} | paid
+        for name in (name for name, values in others.items() if may_be_thousands(values)):
             yield (
-                f"warning: {fate.column!r} has numbers such as 1.234, and other columns have decimal commas: if these "
-                "are thousands, repeat with --decimal ','"
+                f"warning: {name!r} has numbers with three decimals, such as 1.234, in a file that may have decimal "
+                "commas: if these are thousands, repeat with --decimal ',', else with --decimal ."
             )
     lists = viewers.value_counts()
     again = float((lists > 1).mean()) if len(lists) else 1.0

@@ -17,9 +17,9 @@ IDS = {"candidate": "candidate", "viewer": "viewer", "slate": "request_id"}
 class FlatColumns:
     """The names of a flat file's columns, and how its rows are grouped into slates.
 
-    The columns `events` hold 1, true or the kind of event where the viewer acted. Without `slate`,
-    a slate is the rows of one viewer at one time or, with `window_ms`, within that many ms of the
-    slate's first row.
+    The columns `events` hold 1, true, yes or the kind of event where the viewer acted. Without
+    `slate`, a slate is the rows of one viewer at one time or, with `window_ms`, within that many ms
+    of the slate's first row.
     """
 
     candidate: str

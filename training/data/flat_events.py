@@ -15,11 +15,33 @@ from training.data.numbers import read_numbers
 
 # Words by which a column of events says that there was an event, or that there was none. Beside
 # names of kinds, such a word is refused as a mistake.
-YES, NO = ["1", "1.0", "true", "t", "yes", "y"], ["", "0", "0.0", "f", "false", "n", "no", "none"]
+YES = ["1", "1.0", "1,0", "true", "t", "yes", "y", "ja", "j", "wahr", "oui", "vrai", "si", "sí", "sim", "tak"]
+NO = [
+    "",
+    "0",
+    "0.0",
+    "0,0",
+    "false",
+    "f",
+    "no",
+    "n",
+    "none",
+    "nein",
+    "falsch",
+    "non",
+    "faux",
+    "falso",
+    "não",
+    "nie",
+]
+# Of a column with more kinds of events, none is compared with columns that may be its amounts.
+MOST_KINDS = 20
 
 
-def events_of(source: Path, rows: pd.DataFrame, log: pd.DataFrame, columns: FlatColumns) -> pd.DataFrame:
-    """Return a row for each event of the rows, in the order of time, with an id of its own.
+def events_of(
+    source: Path, rows: pd.DataFrame, log: pd.DataFrame, columns: FlatColumns
+) -> tuple[pd.DataFrame, list[str]]:
+    """Return a row for each event of the rows, in the order of time, and how amounts were read.
 
     `log` holds the ids and times of the rows of the file `source`.
 
@@ -39,7 +61,7 @@ def events_of(source: Path, rows: pd.DataFrame, log: pd.DataFrame, columns: Flat
             raise TabrankError(f"{source}: --event: {name!r} holds {bad.iloc[0]!r:.40}; {why}")
         kinds = kinds if is_text else pd.Series(name, kinds.index[words.isin(YES)])
         parts.append(log.loc[kinds.index].assign(kind=kinds))
-    events = pd.concat(parts).assign(value=np.nan)
+    events, notes = pd.concat(parts).assign(value=np.nan), list[str]()
     for kind, name in columns.amounts.items():
         one_of(kind, sorted(set(events["kind"])), "--value", "kind of event")
         read = read_numbers(rows[name], columns.dialect.decimal)
@@ -47,35 +69,44 @@ def events_of(source: Path, rows: pd.DataFrame, log: pd.DataFrame, columns: Flat
             why = read.doubt or f"holds text, such as {rows[name].dropna().iloc[0]!r:.40}"
             raise TabrankError(f"{source}: --value {kind}={name}: {why}")
         mine = (events["kind"] == kind).to_numpy()
-        events.loc[mine, "value"] = read.values.loc[events.index[mine]].to_numpy(float, na_value=np.nan)
+        value = read.values.loc[events.index[mine]].to_numpy(float, na_value=np.nan)
+        events.loc[mine, "value"] = value
+        known, below = value[~np.isnan(value)], int((value < 0).sum())
+        notes.append(
+            f"note: {len(known):,} of {len(value):,} {kind!r} have an amount in {name!r}, from "
+            f"{known.min(initial=np.inf):,.10g} to {known.max(initial=-np.inf):,.10g}, in all {known.sum():,.2f}"
+            + f"; {below:,} are below 0 and count as 0" * bool(below)
+            + f"; {read.told}" * bool(read.told)
+        )
     events = events.sort_values("ts_ms", kind="stable", ignore_index=True)
     if events.empty:
         raise TabrankError(f"{source}: --event: no row has an event, so there is nothing to learn from")
     # The prefix keeps these ids different from the ids of events that clients send later.
     events = events.astype({"ts_ms": "int64"}).set_index("import-" + events.index.astype(str))
-    return events[["viewer", "candidate", "kind", "ts_ms", "request_id", *["value"] * bool(columns.amounts)]]
+    names = ["viewer", "candidate", "kind", "ts_ms", "request_id", *["value"] * bool(columns.amounts)]
+    return events[names], notes
 
 
 def amounts_to_ask(rows: pd.DataFrame, columns: FlatColumns) -> Iterator[str]:
     """Yield a question for each column that has a number exactly where a kind of event is."""
     happened: dict[str, pd.Series[bool]] = {}
     for name in columns.events:
-        words = rows[name].astype("string").str.strip().str.lower().fillna("")
-        happened |= {name: words.isin(YES)} if words.isin([*NO, *YES]).all() else dict(_flags(words))
+        words = rows[name].astype("string").str.strip().fillna("")
+        plain = words.str.lower()
+        kinds = [one for one in words.unique() if one]
+        if plain.isin([*NO, *YES]).all():
+            happened[name] = plain.isin(YES)
+        elif len(kinds) <= MOST_KINDS:
+            happened |= {kind: words == kind for kind in kinds}
     for name in (name for name in map(str, rows) if name not in {given for _, given in columns.given}):
         values = read_numbers(rows[name], columns.dialect.decimal).values
         if pd.api.types.is_numeric_dtype(values.dtype) and not pd.api.types.is_bool_dtype(values.dtype):
             has_any = values.notna() & (values != 0).fillna(False)
-            for kind in (
-                kind for kind, flags in happened.items() if flags.any() and (flags == has_any).all()
-            ):
+            # Where each row is an event, only what has decimals looks like money.
+            is_money = not has_any.all() or bool((values.to_numpy(float, na_value=0.0) % 1).any())
+            same = (kind for kind, flags in happened.items() if flags.any() and (flags == has_any).all())
+            for kind in same if is_money else ():
                 yield (
                     f"warning: {name!r} has a value exactly where {kind!r} happened: if it is its amount, repeat with "
-                    f"--value {kind}={name}; a field it must not be"
+                    f"--value {kind}={name}"
                 )
-
-
-def _flags(words: pd.Series[str]) -> Iterator[tuple[str, pd.Series[bool]]]:
-    """Yield each kind of event that a column names, with the rows that name it."""
-    for kind in words[words != ""].unique():
-        yield kind, words == kind

@@ -28,10 +28,12 @@ TOLD_SHARE = 0.01
 MOST, SAMPLED_ROWS = 0.5, 10_000
 NUMBER = re.compile(
     r"(?P<sign>[-+\u2212]?)(?P<before>[^\d\s.,+-]{0,3}\s?)(?P<number>[-+]?(?:\d[\d\s.,'’]*|[.,]\d+)(?:[eE][-+]?\d+)?)"
-    r"(?P<after>\s?(?:[^\W\d_]{1,8}\.?|[^\w\s.,+-]{1,3})?)"
+    r"(?P<minus>-?)(?P<after>\s?(?:[^\W\d_]{1,8}\.?|[^\w\s.,+-]{1,3})?)"
 )
 # A date as spreadsheets write it, with or without a time.
-DATE = re.compile(r"\d{1,2}[./]\d{1,2}[./]\d{2,4}(?:\s.*)?")
+DATE = re.compile(r"\d{1,2}([./-])\d{1,2}\1\d{2,4}(?:\s.*)?")
+# What stands for no cents, as in 5,- €.
+NO_CENTS = re.compile(r"[.,][-–—]")
 # What a number looks like by its decimal mark; its thousands have the other mark, a space or an
 # apostrophe, which is the same throughout.
 PATTERNS = {
@@ -40,8 +42,12 @@ PATTERNS = {
     )
     for mark, other in ((".", ","), (",", "."))
 }
-# Currencies that are written in letters other than an ISO code.
-CURRENCIES = re.compile(r"[A-Z]{3}|kr\.?|Kr\.?|zł|Kč|Ft|lei|лв\.?")
+# Frequent currencies that are written in letters. Other letters may be the name of a product.
+CURRENCIES = re.compile(
+    r"AUD|BRL|CAD|CHF|CNY|CZK|DKK|EUR|GBP|HUF|INR|JPY|KRW|MXN|NOK|PLN|RON|RUB|SEK|TRY|USD|ZAR|[Kk]r\.?|zł|Kč|Ft|lei"
+)
+# Codes, which are no numbers even if they look like some.
+LEADING_ZERO = re.compile(r"0\d+")
 
 
 @dataclass(frozen=True)
@@ -71,15 +77,20 @@ def read_numbers(values: pd.Series[Any], decimal: str | None = None) -> Reading:
     """
     if not pd.api.types.is_string_dtype(values.dtype):
         return Reading(values)
-    some = [str(one).strip() for one in values.iloc[:: max(1, len(values) // SAMPLED_ROWS)].dropna()]
+    given = values.dropna()
+    some = [str(one).strip() for one in given.iloc[:: max(1, len(given) // SAMPLED_ROWS)]]
     if some and np.mean([bool(DATE.fullmatch(one)) for one in some]) >= MOST:
         why = f"its values look like dates, such as {some[0]!r}; write them as 2026-01-31, so that they are times"
-        return Reading(values, doubt=why, is_open=True)
-    if not some or np.mean([bool(NUMBER.fullmatch(one)) for one in some]) < MOST:
+        return Reading(values, doubt=f"{why}, or name it with --category", is_open=True)
+    if not some or np.mean([_found(one) is not None for one in some]) < MOST:
+        is_money = [any(map(_is_sign, one)) and any(map(str.isdigit, one)) for one in some]
+        if some and np.mean(is_money) >= MOST:
+            why = f"its amounts are not read, such as {some[0]!r}; write each as a number, or name it with --category"
+            return Reading(values, doubt=why, is_open=True)
         return Reading(values)
     code, texts = pd.factorize(values)
     rows = np.bincount(code[code >= 0], minlength=len(texts))
-    found = [NUMBER.fullmatch(str(text).strip()) for text in texts]
+    found = [_found(str(text)) for text in texts]
     units = [_unit(one) for one in found]
     marks = [decimal] if decimal else [*PATTERNS]
     parsed = {mark: np.array([_parsed(one, mark) for one in found]) for mark in marks}
@@ -101,8 +112,9 @@ def read_numbers(values: pd.Series[Any], decimal: str | None = None) -> Reading:
         why = f"{why}; correct them, or name it with --category" if looks else ""
         return Reading(values, doubt=why, is_open=looks)
     if len(named) > 1 or (named and not is_amount and "" in of_unit):
-        why = f"its numbers have several units: {', '.join(repr(unit or 'none') for unit in of_unit)}"
-        return Reading(values, doubt=f"{why}; convert them to one, or name it with --category", is_open=True)
+        first = ", ".join(repr(unit or "none") for unit in of_unit[:3])
+        why = f"its numbers have several units, such as {first}; convert them to one, or name it with --category"
+        return Reading(values, doubt=why * looks, is_open=looks)
     other = parsed.get("," if best == "." else ".")
     if other is not None and share["."] == share[","] and not np.array_equal(numbers, other, equal_nan=True):
         both = examples(lambda i: numbers[i] != other[i] and not is_word[i])
@@ -111,15 +123,18 @@ def read_numbers(values: pd.Series[Any], decimal: str | None = None) -> Reading:
             why = f"its decimal mark may be a point or a comma: {both}; name it with --decimal"
             return Reading(values, doubt=why, is_open=True)
     column = np.where(code >= 0, numbers[code], np.nan)
-    told = _told(texts, numbers, named)
+    told = _spelling(texts, numbers)
     if is_word.any():
         words = examples(lambda i: bool(is_word[i]))
         told.append(f"{words}, {1 - share[best]:.1%} of the values, is read as missing")
+    if not told or any(LEADING_ZERO.fullmatch(str(text)) for text in texts):
+        # Text that holds plain digits is text on purpose, and so are codes such as 01067.
+        return Reading(values)
     doubt = told[-1] if 1 - share[best] > TOLD_SHARE else ""
     arrow: Any = pd.array(pa.array(column, from_pandas=True), dtype=pd.ArrowDtype(pa.float64()))
     return Reading(
         pd.Series(arrow, values.index),
-        f"numbers: {'; '.join(told)}" if told else "",
+        f"numbers: {'; '.join(told)}",
         doubt,
         has_comma=best == ",",
     )
@@ -132,16 +147,19 @@ def may_be_thousands(values: pd.Series[Any]) -> bool:
     numbers: F64 = values.dropna().to_numpy(np.float64)
     thousandths = numbers * 1_000
     is_whole = np.abs(thousandths - np.round(thousandths)) < 1e-6
-    return bool(is_whole.all() and (np.abs(numbers) >= 1).all() and (numbers % 1).any())
+    has_three = np.round(thousandths) % 10 != 0
+    return bool(is_whole.all() and ((np.abs(numbers) >= 1) | (numbers == 0)).all() and has_three.any())
 
 
-def _told(texts: Any, numbers: F64, named: list[str]) -> list[str]:
+def _spelling(texts: Any, numbers: F64) -> list[str]:
     """Return how the numbers are written, if not as programs write them."""
-    for text, number in zip(texts, numbers, strict=True):
-        plain = str(text).strip()
-        if np.isfinite(number) and (named or not re.fullmatch(r"[-+]?[\d.]+(?:[eE][-+]?\d+)?", plain)):
-            return [f"{plain!r} is {number:g}"]
-    return []
+    plain = pd.to_numeric(pd.Series(texts, dtype=object).str.strip(), errors="coerce").to_numpy(float)
+    at = np.flatnonzero(np.isfinite(numbers) & (plain != numbers))
+    return [f"{str(texts[at[0]]).strip()!r} is {numbers[at[0]]:g}"] if len(at) else []
+
+
+def _found(text: str) -> re.Match[str] | None:
+    return NUMBER.fullmatch(NO_CENTS.sub("", text.strip()))
 
 
 def _unit(found: re.Match[str] | None) -> str | None:
@@ -159,9 +177,16 @@ def _parsed(found: re.Match[str] | None, mark: str) -> float:
     """Return the number with a decimal mark, or NaN."""
     if found is None or _unit(found) is None or not PATTERNS[mark].fullmatch(found["number"].strip()):
         return np.nan
+    signs = found["sign"] + found["number"][0] * (found["number"][0] in "+-") + found["minus"]
+    if len(signs) > 1:
+        return np.nan
     text = re.sub(r"[\s'’.]" if mark == "," else r"[\s'’,]", "", found["number"]).replace(",", ".")
-    return float(text) * (-1 if found["sign"] in ("-", "\u2212") else 1)
+    return float(text) * (-1 if found["sign"] + found["minus"] in ("-", "\u2212") else 1)
 
 
 def _is_currency(unit: str) -> bool:
-    return any(unicodedata.category(one) == "Sc" for one in unit) or bool(CURRENCIES.fullmatch(unit))
+    return any(map(_is_sign, unit)) or bool(CURRENCIES.fullmatch(unit))
+
+
+def _is_sign(character: str) -> bool:
+    return unicodedata.category(character) == "Sc"

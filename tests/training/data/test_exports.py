@@ -114,7 +114,7 @@ def test_prices_are_read_as_they_were_meant(export, tmp_path, case):
 
 # How prices are written, what a person is told, and the option that answers.
 ASKED = {
-    "two currencies": (lambda p: f"{p:.2f} {'€' if p < 20 else '$'}", "several units: '$', '€'"),
+    "two currencies": (lambda p: f"{p:.2f} {'€' if p < 20 else '$'}", "several units, such as '$', '€'"),
     "some in thousands": (lambda p: f"{p / 1000:.5f}k" if p > 50 else f"{p:.2f}", "several units"),
     "a tenth with commas": (
         lambda p: f"{p:.2f}".replace(".", "," if p < 8 else "."),
@@ -143,7 +143,7 @@ def test_a_decimal_mark_settles_what_thousands_are(export, tmp_path):
 def test_thousands_with_points_beside_decimal_commas_are_told(export, tmp_path):
     rows = export.with_prices(GERMAN).assign(price_b=[f"{1.001 + i % 60:.3f}" for i in export.item])
     done = imported(tmp_path, rows, sep=";")
-    assert "'price_b' has numbers such as 1.234" in done.stdout
+    assert "'price_b' has numbers with three decimals" in done.stdout
     (tmp_path / "log").rename(tmp_path / "first")
     assert imported(tmp_path, rows, "--decimal", ",", sep=";").exit_code == 0
     table = pq.read_table(tmp_path / "log" / "candidates.parquet")
@@ -192,6 +192,73 @@ def test_local_times_are_read_by_their_format_and_said_to_be_utc(export, tmp_pat
     assert "is not written as --time-format %Y/%m/%d" in wrong.stderr
 
 
+# Whole exports that go wrong elsewhere: what is done with the text of the file, and what is told.
+REFUSED = {
+    "rounded ids": (lambda text: text.replace("i7,", "4.00000E+12,"), "export ids as text"),
+    "a lone header": (lambda text: text.split("\n")[0] + "\n", "has no rows"),
+    "a totals line": (lambda text: text + ",,2026-03-02 00:00:00,0,99999\n", "every row needs a value"),
+    "a header twice": (lambda text: text + text.split("\n")[0] + "\n", "holds string, such as"),
+    "spaces in the header": (lambda text: text.replace("user,", "user ,", 1), "which has 'user ', 'item'"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_an_export_that_cannot_be_right_is_refused_with_its_remedy(export, tmp_path, case):
+    change, told = REFUSED[case]
+    done = imported(tmp_path, None, raw=change(export.rows.to_csv(index=False)).encode())
+    assert done.exit_code == 2
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "log").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: "sep=;\n" + text.replace(",", ";"),
+        lambda text: text.replace("\n", "\r\n"),
+        lambda text: text.replace("\n", "\r"),
+        lambda text: text.replace("\n", "\n\n"),
+        lambda text: "\n".join('"' + line.replace(",", '","') + '"' for line in text.split("\n") if line),
+    ],
+    ids=["a line for the separator", "CRLF", "CR", "empty lines", "quotes"],
+)
+def test_lines_are_read_as_spreadsheets_write_them(export, tmp_path, change):
+    done = imported(tmp_path, None, raw=change(export.rows.to_csv(index=False)).encode())
+    assert done.exit_code == 0, done.stderr
+    true = pd.Series(export.price, [f"i{i}" for i in range(ITEMS)])
+    found = prices(tmp_path)
+    assert np.abs(found.astype(float) - true.loc[found.index]).max() < 0.006
+
+
+def test_a_price_in_both_files_is_a_field_too(export, tmp_path):
+    acts = export.rows[export.bought]
+    acts.to_csv(tmp_path / "acts.csv", index=False)
+    rows = export.rows.drop(columns="bought")
+    done = imported(tmp_path, rows, "--events", tmp_path / "acts.csv", "--value", "bought=price")
+    assert done.exit_code == 0, done.stderr
+    assert prices(tmp_path).notna().all()
+
+
+@pytest.mark.parametrize(
+    "cells", [("01067", "20095"), ("SKU-001", "SKU-002"), ("12 A", "14 B"), ("t0", "t1"), ("1st", "2nd")]
+)
+def test_codes_stay_categories(export, tmp_path, cells):
+    done = imported(
+        tmp_path,
+        export.rows.assign(code=[cells[i % 2] for i in export.item], code_b="n/k"),
+        "--category",
+        "code",
+    )
+    assert done.exit_code == 0, done.stderr
+    (tmp_path / "log").rename(tmp_path / "first")
+    done = imported(
+        tmp_path, export.rows.assign(code=["n/k" if i == 9 else cells[i % 2] for i in export.item])
+    )
+    codes = pq.read_table(tmp_path / "log" / "candidates.parquet")["code"].to_pylist()
+    assert {*codes} - {None, "n/k"} == {*cells}
+
+
 def test_dates_as_spreadsheets_write_them_are_asked_about(export, tmp_path):
     done = imported(tmp_path, export.rows.assign(posted=[f"{1 + i % 28:02}.03.2025" for i in export.item]))
     assert "warning: 'posted': its values look like dates" in done.stdout
@@ -209,7 +276,19 @@ def test_a_few_events_that_join_nothing_are_told_with_examples(export, tmp_path)
     assert "'lost'" in done.stderr
 
 
-@pytest.mark.parametrize("words", [("yes", "no"), ("Y", "N"), ("TRUE", "FALSE"), ("t", "f"), ("x", "")])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("ja", "nein"),
+        ("WAHR", "FALSCH"),
+        ("oui", "non"),
+        ("yes", "no"),
+        ("Y", "N"),
+        ("TRUE", "FALSE"),
+        ("t", "f"),
+        ("x", ""),
+    ],
+)
 def test_yes_and_no_say_whether_an_event_happened(export, tmp_path, words):
     rows = export.rows.assign(bought=np.where(export.bought, *words))
     done = imported(tmp_path, rows)
@@ -236,7 +315,9 @@ def test_what_was_paid_is_asked_about_and_becomes_the_amount(export, tmp_path, i
     (tmp_path / "log").rename(tmp_path / "first")
     done = imported(tmp_path, rows, *more, "--value", "bought=paid")
     assert done.exit_code == 0, done.stderr
-    assert "--value" not in " ".join(json.loads(done.stdout)["warnings"])
+    told = " ".join(json.loads(done.stdout)["warnings"])
+    assert "--value" not in told
+    assert f"in all {np.nansum(export.paid):,.2f}" in told
     values = pq.read_table(tmp_path / "log" / "events.parquet")["value"].to_pylist()
     assert sorted(values) == pytest.approx(np.sort(export.paid[export.bought]).tolist())
 
@@ -248,7 +329,7 @@ def test_what_was_paid_is_asked_about_and_becomes_the_amount(export, tmp_path, i
         (["--value", "bought"], "such as buy=paid"),
         (["--value", "bought=pric"], "'pric' is not a column of the file"),
         (["--encoding", "latin-99"], "'latin-99' is unknown"),
-        (["--delimiter", ";;"], "must be one character"),
+        (["--delimiter", ";;"], "must be one ASCII character"),
         (["--decimal", "x"], "must be . or ,"),
         (["--viewer-field", "pric"], "did you mean 'price'?"),
     ],
