@@ -108,6 +108,7 @@ def test_prices_are_read_as_they_were_meant(export, tmp_path, case):
     assert done.exit_code == 0, done.stderr
     true = pd.Series(export.price, [f"i{i}" for i in range(ITEMS)])
     found = prices(tmp_path)
+    assert found.notna().all()
     assert np.abs(found.astype(float) - true.loc[found.index]).max() < 0.006
     assert warnings(done) == []
 
