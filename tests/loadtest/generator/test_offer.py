@@ -39,9 +39,10 @@ def test_a_step_of_a_search_counts_what_comes_after_its_warm_up(stub):
     lines = []
     bench = Bench(None, 1, load_slo(), [BODY], lines.append, 0.0)
     step = bench.step(stub.url, 100.0, 2.0, 0.5, "search")
-    # The half second counts the answers that arrive in it. A machine that halts for some tenths of
-    # a second moves answers across its ends; with those of the warm-up, it would be 500.
-    assert (step.rate_rps, step.numbers["rps"]) == (100.0, pytest.approx(100.0, abs=60.0))
+    # The half second counts the answers that arrive in it. With those of the warm-up, it would be
+    # 500; a machine that halts for some tenths of a second only moves answers across its ends.
+    assert step.rate_rps == 100.0
+    assert 0.0 < step.numbers["rps"] < 300.0
     assert (step.numbers["errors"], step.numbers["full_share"]) == (0, 1.0)
     assert step.kept_up
     assert len(lines) == 1
