@@ -156,6 +156,11 @@ class Surface:
         return {f"{owner}.{name}": one for owner, of in self.fields.items() for name, one in of.items()}
 
     @cached_property
+    def grouping(self) -> list[str]:
+        """The paths of the fields whose values can group rows."""
+        return [path for path, one in self.paths.items() if one.type in ("category", "number")]
+
+    @cached_property
     def stated(self) -> dict[str, Field]:
         """The candidate's fields that a request may state."""
         return {name: field for name, field in self.candidate.items() if field.request_time}

@@ -58,8 +58,8 @@ class Dialect:
 
 def read_csv(
     source: Path, dialect: Dialect, ids: Collection[str], nullable: Collection[str]
-) -> tuple[pa.Table, list[str]]:
-    """Return the table of a CSV, and notes on how it was read.
+) -> tuple[pa.Table, str, list[str]]:
+    """Return the table of a CSV, its separator, and notes on how it was read.
 
     The columns `ids` are the text that the file holds, so 007 differs from 7, and NA can be an id.
     In the `nullable` ones, the words for a missing value are missing values all the same.
@@ -103,7 +103,7 @@ def read_csv(
         notes.append(
             f"warning: {source} looks like UTF-8; leave --encoding out unless it reads wrongly without"
         )
-    return table, notes
+    return table, dialect.delimiter or found, notes
 
 
 def _is_utf_8(head: bytes) -> bool:

@@ -85,7 +85,7 @@ def flat_tables(
     Raises:
         TabrankError: a file cannot be read, a column is missing, or a column holds wrong values.
     """
-    rows, log, notes = _read(source, replace(columns, events=(), amounts={}) if acts else columns)
+    rows, log, separator, notes = _read(source, replace(columns, events=(), amounts={}) if acts else columns)
     if not columns.slate:
         log["request_id"] = _slates(log, columns.window_ms)
     log["at_ms"] = log.groupby("request_id")["ts_ms"].transform("min").astype("int64")
@@ -99,8 +99,10 @@ def flat_tables(
     # An event in another file that names no slate belongs to its viewer's latest slate.
     act_rows, act_log = rows, log
     if acts:
-        act_rows, act_log, more = _read(acts, replace(columns, position=None, categories=(), owners={}))
-        notes += more
+        act_rows, act_log, of_acts, more = _read(
+            acts, replace(columns, position=None, categories=(), owners={})
+        )
+        notes, separator = notes + more, separator + of_acts
     events, amounts = events_of(acts or source, act_rows, act_log, columns)
     # Of a repeated row, keep the one that has the amount.
     ordered = events.sort_values("value", kind="stable") if columns.amounts else events
@@ -138,9 +140,8 @@ def flat_tables(
     kinds = Counter(events["kind"])
     # Events in another file are matched to candidates only later, by the command `surface`.
     warnings = [*notes, *amounts, *doubts(tables["exposures"], {} if acts else kinds, missing), *asked]
-    is_foreign = any("semicolons" in note for note in notes) or columns.dialect.delimiter == ";"
     paid = {name: act_rows[name] for name in columns.amounts.values()}
-    warnings += _warnings(found, paid, slates["viewer"].first(), columns, is_foreign)
+    warnings += _warnings(found, paid, slates["viewer"].first(), columns, is_foreign=";" in separator)
     warnings += [
         f"warning: most cells of {fate.column!r} look like lists, and are read as single strings; for a set, give "
         "a .parquet file in which this column holds lists of strings"
@@ -208,9 +209,9 @@ def _table(frame: pd.DataFrame, index: str) -> pa.Table:
     return pa.Table.from_pandas(frame, preserve_index=False)
 
 
-def _read(source: Path, columns: FlatColumns) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
-    """Read a file. Return its rows; a frame with ids, time in ms and position; and notes."""
-    notes: list[str] = []
+def _read(source: Path, columns: FlatColumns) -> tuple[pd.DataFrame, pd.DataFrame, str, list[str]]:
+    """Read a file. Return its rows; a frame with ids, time and position; separator; and notes."""
+    separator, notes = "", list[str]()
     try:
         if source.suffix == ".parquet":
             refuse_oversize(source)
@@ -219,7 +220,7 @@ def _read(source: Path, columns: FlatColumns) -> tuple[pd.DataFrame, pd.DataFram
             as_text = {*IDS, "time"} if columns.dialect.time_format else {*IDS}
             codes = [name for option, name in columns.given if option in as_text] + [*columns.categories]
             nullable = [columns.viewer or "", *columns.categories]
-            table, notes = read_csv(source, columns.dialect, codes, nullable)
+            table, separator, notes = read_csv(source, columns.dialect, codes, nullable)
     except FileNotFoundError:
         raise TabrankError(f"{source}: no such file") from None
     except UnicodeDecodeError as error:
@@ -266,7 +267,7 @@ def _read(source: Path, columns: FlatColumns) -> tuple[pd.DataFrame, pd.DataFram
     rows, frame = (part.to_pandas(types_mapper=pd.ArrowDtype) for part in (table, pa.table(log)))
     # Loops over slates read Python's strings faster than Arrow's.
     frame["candidate"] = frame["candidate"].astype(object)
-    return rows, frame, notes
+    return rows, frame, separator, notes
 
 
 def _refuse(where: str, bad: pa.ChunkedArray, why: str) -> None:
@@ -362,6 +363,7 @@ def _warnings(
     paid: dict[str, pd.Series[Any]],
     viewers: pd.Series[str],
     columns: FlatColumns,
+    *,
     is_foreign: bool,
 ) -> Iterator[str]:
     """Yield warnings of how the columns, and amounts that were `paid`, were read.

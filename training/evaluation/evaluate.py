@@ -211,8 +211,7 @@ def evaluate(
     artifact = load_artifact(model)
     surface = read_surface((model / "surface.toml").read_text(), str(model / "surface.toml"))
     if by:
-        known = [path for path, one in surface.paths.items() if one.type in ("category", "number")]
-        one_of(by, known, "--by", "field")
+        one_of(by, surface.grouping, "--by", "field")
     data, about = read_rows(surface, history, log, progress, [by] if by else [])
     examinations = Examination.of(artifact.manifest)
     shares: dict[str, Values] = {"model": score(model, data.matrix)}

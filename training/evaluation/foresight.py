@@ -1,8 +1,9 @@
 """Find columns that may know the future, and that a person must say are known before a ranking.
 
-Two signs tell. A column orders far better than all other features together, as the time that a
+Two signs tell. A column orders far better than the features that do not read it, as the time that a
 viewer stayed does. Or it agrees with what happened to its viewer or candidate by chance, as a mean
-over the whole log does. In shapes, N is the number of rows, and G of viewers or candidates.
+or a sum over the whole log does. In shapes, N is the number of rows, and G of viewers or
+candidates.
 """
 
 from __future__ import annotations

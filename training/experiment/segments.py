@@ -49,8 +49,7 @@ def check(by: str, surface: Surface, metric: Metric) -> None:
         TabrankError: the surface has no such field, or that of a candidate cannot divide the
             metric.
     """
-    known = [path for path, one in surface.paths.items() if one.type in ("category", "number")]
-    one_of(by, known, "--by", "category or number field")
+    one_of(by, surface.grouping, "--by", "category or number field")
     if by.startswith("candidate.") and (metric.below or not metric.events):
         raise TabrankError(
             f"--by {by}: {metric.title} counts exposures, and an exposure shows candidates of several values; name "
