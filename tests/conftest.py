@@ -188,17 +188,20 @@ def s3_server() -> Iterator[S3Server]:
 def session_bucket(s3_server: S3Server) -> Iterator[FaultyBucket]:
     """Yield the way to the bucket: one for all tests, because clients keep their connections."""
     proxy = FaultyBucket(s3_server.port)
-    yield proxy
+    # Set until the end: the mirrors of earlier tests go on asking, and a store that is made without
+    # these variables is kept, and asks the machine for credentials.
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment(proxy.url).items():
+            patch.setenv(name, value)
+        yield proxy
     proxy.close()
 
 
 @pytest.fixture
 def bucket(session_bucket: FaultyBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FaultyBucket:
     """Yield the way to a bucket, which this process and its children find; the cache is empty."""
-    for name, value in environment(session_bucket.url).items():
-        monkeypatch.setenv(name, value)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    # A mirror of an earlier test may have asked for the bucket without this environment.
+    # A store of an earlier test may give up sooner.
     serve.storage.bucket._store.cache_clear()
     session_bucket.seen.clear()
     return session_bucket
