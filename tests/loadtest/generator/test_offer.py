@@ -28,7 +28,7 @@ def test_each_block_gets_its_share_of_the_rate(stub):
 
 def test_first_tries_that_failed_are_reported_beside_the_final_outcomes(stub):
     stub.status, stub.share_bad = 503, 0.1
-    found = offered(OfferedLoad(stub.url, [BODY], 1, 100.0, [Block(1.0)], retry=True, timeout_s=0.25))
+    found = offered(OfferedLoad(stub.url, [BODY], 1, 100.0, [Block(1.0)], retry=True, timeout_s=5.0))
     assert len(found.failed) >= 10
     assert {failure.kind for failure in found.failed} == {"HTTP 503"}
     assert len(found.requests.ok) == 100
