@@ -112,11 +112,12 @@ def test_each_rule_moves_the_five_rooms_as_its_table_shows(title, rules_at, pins
         host=[one["host"] for one in FACTS.values()],
         topic=[one["topic"] for one in FACTS.values()],
     )
-    shown = table(part(title), 6)
+    column = {"Boost": "topic", "Limit": "topic"}.get(title, "host")
+    shown = table(part(title), 4)
     assert [rooms[i] for i in found.order] == [row[1] for row in shown]
     assert found.num_unmet == num_unmet
-    for place, (position, room, host, topic, score, moved) in enumerate(shown):
-        assert FACTS[room] == {"host": host, "topic": topic, "score": float(score)}
+    for place, (position, room, fact, moved) in enumerate(shown):
+        assert FACTS[room][column] == fact
         i = int(found.order[place])
         words = " and ".join(f"the {rules[k].text.split()[0]}" for k in found.why.get(i, ()))
         assert (int(position), moved) == (place + 1, "" if i == place else words or "others moved")
@@ -132,8 +133,9 @@ def test_a_boost_of_002_moves_none_of_the_five_rooms():
 def test_the_answer_of_the_guide_tells_what_the_table_shows():
     (answer,) = (json.loads(block) for block in blocks("json") if '"moved"' in block)
     title = "One rule, before and after"
-    (row,) = (row for row in table(part(title), 6) if row[1] == answer["candidate"])
-    assert (answer["position"], answer["score"]) == (int(row[0]), float(row[4]))
+    (row,) = (row for row in table(part(title), 4) if row[1] == answer["candidate"])
+    assert answer["position"] == int(row[0])
+    assert answer["score"] == FACTS[answer["candidate"]]["score"]
     assert answer["moved"]["position_before"] == 1 + list(FACTS).index(answer["candidate"])
     assert answer["moved"]["rules"] == [section(title)[0].text]
 
@@ -149,26 +151,8 @@ def test_a_page_of_three_tells_what_a_rule_brought_in_and_a_longer_one_what_left
     assert before[0] == 1
     assert long.order[:3].tolist() == short.order[:3].tolist()
     (left,) = {1, 2, 3} - set(before)
-    assert f"position\n{left} is missing" in part("What left the page")
+    assert f"position {left} is missing" in " ".join(part("What left the page").split())
     assert rooms[left - 1] == "r3"
-
-
-def test_several_rules_have_the_order_that_the_guide_shows():
-    rules, shown = section("Several rules together"), table(part("Several rules together"), 7)
-    by_utility = sorted(shown, key=lambda row: int(row[4]))
-    found = arranged(
-        rules,
-        [float(row[3]) for row in by_utility],
-        host=[row[1] for row in by_utility],
-        partner=[row[2] for row in by_utility],
-    )
-    assert [by_utility[i][0] for i in found.order] == [row[0] for row in shown] == list("adfbec")
-    assert [int(row[5]) for row in shown] == list(range(1, 7))
-    assert found.num_unmet == 1
-    for place, row in enumerate(shown):
-        i = int(found.order[place])
-        words = " and ".join(f"the {rules[k].text.split()[0]}" for k in found.why.get(i, ()))
-        assert row[6] == ("" if int(row[4]) == place + 1 else words or "others moved")
 
 
 def test_at_most_three_rooms_of_a_host_are_in_the_first_ten():
