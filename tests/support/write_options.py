@@ -1,4 +1,4 @@
-"""Write the table of every kind's options: `python tests/support/write_options.py`.
+"""Write the table of the options of all kinds: `python tests/support/write_options.py`.
 
 It stands between two markers in the guide on features, and follows from the dataclasses of the
 kinds: their fields with types and defaults, and the words of their docstrings.
@@ -21,39 +21,39 @@ GUIDE = Path(__file__).parents[2] / "docs/features.md"
 BEGIN = "<!-- Written by tests/support/write_options.py -->"
 END = "<!-- End of what write_options.py writes -->"
 TYPES = ("number", "category", "set", "time")
-# Every kind takes these; they have a table of their own.
+# Every kind takes these; their lines are the last.
 COMMON = ("describe", "unit")
 
 
 def table() -> str:
-    """Return the table of all kinds in Markdown, and below it that of the options they share."""
+    """Return the table of all options in Markdown: each stands once, beside the kinds that take it."""
     definitions = surface()["$defs"]
-    lines = ["| kind | option | type | default | meaning |", "|---|---|---|---|---|"]
+    takers: dict[tuple[str, ...], list[str]] = {}
     for name, kind in sorted(KINDS.items()):
         model = definitions[kind.__name__]
-        own = [option for option in model["properties"] if option not in ("kind", *COMMON)]
-        for option in own:
-            first = f"`{name}`" if option == own[0] else ""
-            lines.append(row(first, option, kind, model, definitions))
-    lines += [
-        "| every kind | `describe` | text | from its options |" + meaning(definitions["Number"], "describe")
-    ]
+        for option in model["properties"]:
+            if option not in ("kind", *COMMON):
+                takers.setdefault(cells(option, kind, model, definitions), []).append(f"`{name}`")
+    lines = ["| option | of | type | default | meaning |", "|---|---|---|---|---|"]
+    for (option, *others), kinds in sorted(takers.items()):
+        lines.append(f"| {' | '.join((option, ', '.join(kinds), *others))} |")
+    words = definitions["Number"]["properties"]
+    lines.append(
+        f"| `describe` | every kind | text | from its options | {words['describe']['description']} |"
+    )
     units = {kind: definitions[KINDS[kind].__name__]["properties"]["unit"]["default"] for kind in KINDS}
     given = ", ".join(f'`"{unit}"` of `{kind}`' for kind, unit in sorted(units.items()) if unit)
-    lines += [f"| | `unit` | text | {given} |" + meaning(definitions["Number"], "unit")]
+    lines.append(f"| `unit` | every kind | text | {given} | {words['unit']['description']} |")
     return "\n".join(lines)
 
 
-def row(first: str, option: str, kind: type[Kind], model: dict[str, Any], definitions: dict[str, Any]) -> str:
-    """Return the line of one option; `first` is the kind, in the first line of its options."""
+def cells(
+    option: str, kind: type[Kind], model: dict[str, Any], definitions: dict[str, Any]
+) -> tuple[str, ...]:
+    """Return what the table says of one option of a kind: its name, type, default and meaning."""
     declared = model["properties"][option]
     default = "required" if option in model["required"] else shown(declared.get("default"))
-    cells = (first, f"`{option}`", type_of(option, kind, declared, definitions), default)
-    return f"| {' | '.join(cells)} |{meaning(model, option)}".replace("|  |", "| |")
-
-
-def meaning(model: dict[str, Any], option: str) -> str:
-    return f" {model['properties'][option]['description']} |"
+    return f"`{option}`", type_of(option, kind, declared, definitions), default, declared["description"]
 
 
 def shown(default: object) -> str:
