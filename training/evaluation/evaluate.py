@@ -208,8 +208,7 @@ def evaluate(
     """
     if baselines and history is None:
         raise TabrankError("--baselines: LightGBM trains on the history; give --history LOG")
-    artifact = load_artifact(model)
-    surface = read_surface((model / "surface.toml").read_text(), str(model / "surface.toml"))
+    artifact, surface = opened(model)
     if by:
         one_of(by, surface.grouping, "--by", "field")
     data, about = read_rows(surface, history, log, progress, [by] if by else [])
@@ -225,14 +224,25 @@ def evaluate(
     return measured_by(artifact, data) | about | found
 
 
+def opened(model: Path) -> tuple[Artifact, Surface]:
+    """Return an artifact and its surface."""
+    artifact = load_artifact(model)
+    return artifact, read_surface((model / "surface.toml").read_text(), str(model / "surface.toml"))
+
+
 def read_rows(
-    surface: Surface, history: Path | None, log: Path, progress: Progress, fields: Sequence[str] = ()
+    surface: Surface,
+    history: Path | None,
+    log: Path,
+    progress: Progress,
+    fields: Sequence[str] = (),
+    most: int = MOST_ROWS,
 ) -> tuple[Dataset, dict[str, Any]]:
     """Return the rows of a log, with the draws of their orders. The state starts from `history`.
 
     The rows keep the values of `fields`, and the second value spells categories as `strings`.
 
-    If more than `MOST_ROWS` candidates were shown, the rows are those of evenly spaced exposures,
+    If more than `most` candidates were shown, the rows are those of evenly spaced exposures,
     and the second value holds the number of all as `sampled_from`.
     """
     past, rows = read_log(history, surface) if history else None, read_log(log, surface)
@@ -240,10 +250,10 @@ def read_rows(
     lengths = pc.multiply(pc.list_value_length(rows.exposures["candidates"]), rows.exposures["one_in"])
     num_shown = lengths.to_numpy()
     total = int(num_shown.sum())
-    about: dict[str, Any] = {"sampled_from": total} if total > MOST_ROWS else {}
-    kept = kept_evenly(num_shown, MOST_ROWS) if about else None
+    about: dict[str, Any] = {"sampled_from": total} if total > most else {}
+    kept = kept_evenly(num_shown, most) if about else None
     if about:
-        print_progress(f"{log}: using about {MOST_ROWS:,} of {total:,} shown candidates, evenly over time")
+        print_progress(f"{log}: using about {most:,} of {total:,} shown candidates, evenly over time")
     weights = drawn_weights(log, rows)
     if fields:
         about["strings"] = category_strings(surface, past or rows) | category_strings(surface, rows)
@@ -254,7 +264,7 @@ def read_rows(
 def measured_by(artifact: Artifact, data: Dataset) -> dict[str, Any]:
     """Return `version`, `surface`, `suspects`, and how many rows were `rows_seen_in_training`."""
     about = {"version": artifact.version, "surface": artifact.manifest["surface"]}
-    about["suspects"] = artifact.manifest.get("suspects", [])
+    about["suspects"] = artifact.manifest["suspects"]
     return about | {"rows_seen_in_training": int((data.ts_ms <= artifact.manifest["seen_until_ms"]).sum())}
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from serve.contract.validation import refuse_existing, refuse_file
+from serve.contract.validation import refuse_existing
 from serve.features.matrix import Matrix
 from serve.features.rows import Schema
 from serve.features.surface import Surface
@@ -45,8 +45,6 @@ def fit(
     log: Path,
     out: Path,
     configure: Callable[[int], FitConfig],
-    *,
-    storage: Path | None = None,
     progress: Progress = lambda share: None,
 ) -> dict[str, Any]:
     """Train on a log, calibrate and measure on its last tenth by time, and write an artifact.
@@ -54,8 +52,6 @@ def fit(
     Args:
         configure: returns the settings for a number of training rows, as
             `training.fit.sizing.sized` does.
-        storage: the folder that keeps the state from which a killed fit resumes; None means a
-            temporary folder.
         progress: is called with the share of the features that are computed.
 
     Returns:
@@ -65,11 +61,8 @@ def fit(
         TabrankError: the log is invalid, there is too little data, or `out` exists.
     """
     refuse_existing(out)
-    if storage is not None:
-        refuse_file(storage)
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="tabrank-fit-", dir=folder()) as temporary:
-        storage = storage or Path(temporary)
         PARTS.begin("reading the log and computing features")
         prepared = prepare(surface, log, progress)
         encoder, held, num_rows = prepared.encoder, prepared.valid, len(prepared.train)
@@ -78,7 +71,7 @@ def fit(
         PARTS.begin("training LightGBM, which teaches the network")
         rows = taught(prepared.train, prepared.rows, encoder, examinations)
         PARTS.begin(f"training on {num_rows:,} rows")
-        state = train(rows, valid, encoder, config, storage=storage)
+        state = train(rows, valid, encoder, config, storage=Path(temporary))
     PARTS.begin("measuring it on the validation rows")
     model = with_calibration(Model.of(encoder, config.network, state.kept(config)), held, examinations)
     num_parameters = sum(parameter.numel() for parameter in model.network.parameters())

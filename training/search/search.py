@@ -79,7 +79,7 @@ def search(surface: Surface, log: Path, out: Path, settings: SearchSettings) -> 
     return {
         "headline": headline(evaluation),
         "verdict": verdict(evaluation),
-        **{name: evaluation["search"][name] for name in ("winner", "config", "teachers")},
+        **{name: evaluation["search"][name] for name in ("winner", "config")},
         "us_per_candidate": winner.us_per_candidate,
         "max_us_per_candidate": max_us,
         "artifact": str(out / "artifact"),

@@ -61,8 +61,6 @@ class SearchSettings:
             raise TabrankError(f"--max-us-per-candidate {self.max_us:g}: must be a finite number above 0")
         if self.days is not None and not self.days > 0:
             raise TabrankError(f"--days {self.days:g}: must be above 0")
-        if not 0 <= self.margin < 1:
-            raise TabrankError(f"--margin {self.margin:g}: must be a share from 0 to below 1, such as 0.01")
 
 
 @dataclass(frozen=True)
