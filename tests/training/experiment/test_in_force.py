@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
-from typer.testing import CliRunner
 
 from serve.config.settings import Arm, Experiment, UserConfig
 from serve.contract.errors import TabrankError
@@ -21,7 +20,6 @@ from tests.support.experiment_log import (
     write_rows,
 )
 from tests.support.logging_service import Logging
-from training.__main__ import app
 from training.experiment.declared import Declared
 from training.experiment.page import page, text
 from training.experiment.report import report

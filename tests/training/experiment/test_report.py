@@ -42,7 +42,7 @@ from training.experiment.page import page, text
 from training.experiment.panel import panel
 from training.experiment.served_log import hashed, read_events, read_exposures
 from training.experiment.verdict import by_denominator
-from training.experiment.window import partial_days, utc, window
+from training.experiment.window import utc, window
 
 # The logs here are of few days.
 LAUNCH = Declared("launch", min_days=2)
@@ -424,7 +424,9 @@ def test_a_different_share_of_fallbacks_is_flagged_with_its_interval(tmp_path):
 
 def test_days_begin_at_midnight_utc(tmp_path):
     before = [shown("ann", hours, None, experiment=None, share=None) for hours in (-26.5, -25.5, -1)]
-    log = write_rows(tmp_path / "log", [*before, shown("ann", 22.5), shown("ann", 24), shown("bob", 2, "popular")])
+    log = write_rows(
+        tmp_path / "log", [*before, shown("ann", 22.5), shown("ann", 24), shown("bob", 2, "popular")]
+    )
     people = panel_of(log)
     assert people.totals()["active_days"].tolist() == [1, 2]
     assert people.before["active_days before"].tolist() == [0, 2]
@@ -838,7 +840,9 @@ def test_a_log_may_hold_many_models_and_earlier_experiments(tmp_path):
 
 def test_where_no_arm_is_known_to_be_popular_one_has_to_be_named(tmp_path):
     log = write_rows(tmp_path / "log", [shown(f"v{i}", i, ("old", "new")[i % 2]) for i in range(9)])
-    with pytest.raises(TabrankError, match="--arms: name the control and the treatment to compare; the arms of launch are"):
+    with pytest.raises(
+        TabrankError, match="--arms: name the control and the treatment to compare; the arms of launch are"
+    ):
         report(log, LAUNCH)
     assert report(log, LAUNCH, compare=("old", "new"))["treatment"] == "new"
 
