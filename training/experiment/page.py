@@ -8,7 +8,6 @@ from typing import Any
 from serve.report import page as kit
 from serve.report.charts import Axis, Limit, Series, plot
 from serve.report.rows import columns, number
-from training.experiment.fading import AFTER
 from training.experiment.guardrails import ranker, spread
 from training.experiment.verdict import DECIDES, SRM_P, deciding, sized, span, split, too_few
 
@@ -79,7 +78,6 @@ def page(result: Report) -> str:
         _effects_chart(shown, result),
         first,
         kit.details("Other metrics day by day", *others),
-        _fading_chart(result),
         *map(kit.table, filter(None, [_fading(result)])),
         kit.section(metrics, *map(kit.table, _metrics(result)), how),
         kit.section("Segments", *map(kit.table, filter(None, [_segments(result)]))),
@@ -253,19 +251,6 @@ def _fading(result: Report) -> list[list[str]]:
     return rows if len(rows) > 1 else []
 
 
-def _fading_chart(result: Report) -> str:
-    """Plot the effect on the primary metric by the days since a viewer's first exposure."""
-    every = result["fading"]["periods"] if result["fading"] else []
-    known = [row for row in every if row["effect"] and row["period"] != AFTER]
-    return _effects(
-        "Effect by the days since a viewer's first exposure",
-        {row["period"]: row for row in known},
-        result["window"]["ended"],
-        caption="Viewers who came early enough for these days; who stayed away counts as zero.",
-        height=180,
-    )
-
-
 def _guardrail_tests(result: Report) -> list[list[str]]:
     when = DECIDES[result["window"]["ended"]]
     head = ["guardrail", result["control"], result["treatment"], f"difference, 95 % {when}", "p"]
@@ -280,26 +265,21 @@ def _guardrail_tests(result: Report) -> list[list[str]]:
 
 def _effects_chart(metrics: Sequence[Mapping[str, Any]], result: Report) -> str:
     """Plot the relative effect on each metric with the deciding interval; empty without effects."""
-    return _effects(
+    titles = [metric["title"] for metric in metrics]
+    decide = [deciding(metric, result["window"]["ended"]) for metric in metrics]
+    low, high = ([interval[end] for interval in decide] for end in ("relative_low", "relative_high"))
+    middle = [metric["effect"]["relative"] for metric in metrics]
+    return plot(
         f"Effect of {result['treatment']} against {result['control']}",
-        {metric["title"]: metric for metric in metrics},
-        result["window"]["ended"],
+        Axis("relative effect", format=PERCENT),
+        Axis(""),
+        [Series("effect", middle, titles, "points", low=low, high=high, colour="model")],
+        [Limit("no effect", x=0, colour="muted")],
         caption=f"Primary metric first. Right of the dotted line, {result['treatment']} is above "
         f"{result['control']}. Bars are the intervals that decide. An arm is the viewers who get one way of ranking "
         "(popular: most popular first); an exposure is a ranking shown to a viewer.",
         height=16 + 40 * len(metrics),
     )
-
-
-def _effects(title: str, rows: Mapping[str, Any], ended: bool, *, caption: str, height: int) -> str:
-    """Plot a relative effect for each row, by its name, with the interval that decides."""
-    decide = [deciding(row, ended) for row in rows.values()]
-    low, high = ([interval[end] for interval in decide] for end in ("relative_low", "relative_high"))
-    middle = [row["effect"]["relative"] for row in rows.values()]
-    effects = Series("effect", middle, [*rows], "points", low=low, high=high, colour="model")
-    none = Limit("no effect", x=0, colour="muted")
-    x = Axis("relative effect", format=PERCENT)
-    return plot(title, x, Axis(""), [effects], [none], caption=caption, height=height)
 
 
 def _cumulative_chart(metric: Mapping[str, Any], days: Sequence[str], ended: bool) -> str:

@@ -26,7 +26,6 @@ from training.evaluation.foresight import doubted
 from training.evaluation.importance import importance
 from training.evaluation.metrics import Values, fit_if_better
 from training.evaluation.outcomes import utility
-from training.evaluation.paired import MARGIN
 from training.evaluation.report import model_card, report_page
 from training.evaluation.verdict import verdict
 from training.examination.examination import Examination
@@ -134,8 +133,6 @@ class Fitted:
     # model's examinations; those of `current` are by its own.
     rivals: Mapping[str, Values] = field(default_factory=dict)
     current: Sequence[Examination] | None = None
-    # How much worse than `current` the model may be (see `training.evaluation.paired`).
-    margin: float = MARGIN
     # If `held` is a sample, the number of rows from which it was taken.
     sampled_from: int = 0
     # Further entries of `evaluation.json`.
@@ -154,7 +151,6 @@ def save(fitted: Fitted, out: Path) -> dict[str, Any]:
             examinations=fitted.examinations,
             current=fitted.current,
             encoder=model.encoder,
-            margin=fitted.margin,
         ),
         "importance": importance(lambda matrix: model.shares(matrix)[:, 0], rows, fitted.examinations[0]),
         STATISTICS: statistics(held.columns, fitted.seen, utility(surface, model.shares(fitted.seen))),

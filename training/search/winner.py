@@ -60,7 +60,6 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
         "config": winner.point,
         "asked_teachers": task.settings.num_teachers,
         "follows": last.version if last else None,
-        "margin": task.settings.margin,
         "suspects": task.suspects,
     }
     if (out / "artifact").exists():
@@ -69,12 +68,7 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
         # Further trials that changed nothing do not justify another evaluation on the test rows.
         if all(stored.get(name) == value for name, value in stands_for.items()):
             return made.manifest
-    whole, allowed = run.forecast.whole(winner), run.forecast.within(winner, run.clock.left())
-    key = f"end of {winner.name}, {whole.num_teachers} asked"
-    # A killed training resumes with the same size.
-    size = FinalTraining(**run.clock.setdefault(key, asdict(allowed)))
-    if size != whole:
-        print_progress(size.describe_shortfall(whole))
+    size = _size(run, winner)
     newest = task.before.take(slice(len(task.before) - size.num_rows, None))
     rows, held = held_out(newest)
     encoder, test, incumbent = task.encoder_of(rows), task.parts["test"], None
@@ -117,7 +111,6 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
         examinations=task.examinations,
         rivals=rivals,
         current=current,
-        margin=task.settings.margin,
         sampled_from=num_test,
         about={"history": winner.history, "best_epoch": len(winner.history), "search": search},
         manifest={
@@ -135,6 +128,17 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
     draft.rename(out / "artifact")
     shutil.rmtree(out / "fit", ignore_errors=True)
     return manifest
+
+
+def _size(run: SearchRun, winner: BoardEntry) -> FinalTraining:
+    """Return the size of the final training, and say what the budget does not allow."""
+    whole, allowed = run.forecast.whole(winner), run.forecast.within(winner, run.clock.left())
+    key = f"end of {winner.name}, {whole.num_teachers} asked"
+    # A killed training resumes with the same size.
+    size = FinalTraining(**run.clock.setdefault(key, asdict(allowed)))
+    if size != whole:
+        print_progress(size.describe_shortfall(whole))
+    return size
 
 
 def predicted(last: Artifact, matrix: Matrix, surface: Surface) -> tuple[Values, list[Examination]]:

@@ -94,9 +94,9 @@ def test_a_baseline_has_a_row_and_a_comparison_but_no_probability(data, surface)
 
 def test_the_current_model_is_compared_for_not_being_better(data, surface):
     scores = {"model": truth(data), "current": np.clip(0.9 * truth(data) ** 2, 0, 1)}
-    found = judge(data, scores, surface, margin=0.02)
+    found = judge(data, scores, surface)
     pair = json.loads(json.dumps(found["paired"]["model-current"]))
-    assert (pair["rows"], pair["margin"]) == (len(data), 0.02)
+    assert (pair["rows"], pair["margin"]) == (len(data), 0.01)
     assert [bound["measure"] for bound in pair["bounds"]] == ["logloss", "ece", "ndcg@10"]
     assert all(bound["holds"] for bound in pair["bounds"])
     other = judge(data, {"model": scores["current"], "current": scores["model"]}, surface)

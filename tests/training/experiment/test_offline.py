@@ -423,9 +423,9 @@ def test_a_clipped_weight_does_not_depend_on_examination(world, monkeypatch):
 @pytest.mark.no_ray
 def test_a_worse_artifact_of_a_simulated_world_is_called_worse(tmp_path):
     toml = (Path(serve.__file__).parent / "surfaces" / "spaces.toml").read_text()
-    log = write_world(tmp_path / "log")
+    log = write_world(tmp_path / "log", num=500)
     write_random_model(tmp_path / "model", log, toml)
-    found = offline(tmp_path, log, "--event", "click")
+    found = offline(tmp_path, log)
     assert found["verdict"] == "worse"
     truth, value = true_value(log, tmp_path / "model", toml), found["model"]["dr"]
     assert value["interval"][0] < truth < value["interval"][1]
@@ -434,13 +434,13 @@ def test_a_worse_artifact_of_a_simulated_world_is_called_worse(tmp_path):
 def true_value(log, model, toml):
     """Return the true value of the artifact's ranking, from the data-generating process."""
     surface = read_surface(toml)
-    found = explored(log, load(model), surface, "click")
+    found = explored(log, load(model), surface)
     known = pq.read_table(log / "truth.parquet")
     # The open exposures are the last ones.
     num = len(found.drawn)
     worth, looked = (
         np.array([row + [0.0] * (found.score.shape[1] - len(row)) for row in known[name].to_pylist()[:num]])
-        for name in ("p_click", "examination")
+        for name in ("p_join", "examination")
     )
     place = ranked(found.score, looked > 0)
     return float((np.take_along_axis(looked, place, 1) * worth).sum(axis=1).mean())
