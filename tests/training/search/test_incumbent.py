@@ -135,7 +135,7 @@ NIGHTS = [
 def test_a_refresh_tells_a_normal_night_from_a_failure_and_works_beside_the_models(
     folder, night, code, models, monkeypatch
 ):
-    found = {"headline": "", "verdict": "", "teachers": {}, "leaderboard": [], "reasons": [], "test_looks": 1}
+    found = {"headline": "", "verdict": "", "leaderboard": [], "reasons": [], "test_looks": 1}
     found |= {"published": False, "artifact": "", "passed": False, "suspects": []} | night
     outs = []
     monkeypatch.setattr("training.search.search.search", lambda _, log, out, __: outs.append(out) or found)
