@@ -72,7 +72,7 @@ def slate_text(result: Mapping[str, Any]) -> str:
 
 
 def slate_page(result: Mapping[str, Any]) -> str:
-    """Return report.html: what the rules cost in words, in a picture of each outcome, and in tables."""
+    """Return report.html: what the rules cost in words, in a plot of each outcome, in tables."""
     parts = [kit.banner("neutral", f"The rules of arm {result['arm']}", _sentence(result), OF_RULES)]
     for name in _known(result):
         told = [(_label(cost), *cost["outcomes"][name]["relative"]) for cost in result["costs"]]

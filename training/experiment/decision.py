@@ -1,4 +1,4 @@
-"""Decide an experiment: from what its log shows to a verdict, with its reason and what is missing."""
+"""Decide an experiment: from what its log shows to a verdict, its reason, and what is missing."""
 
 from __future__ import annotations
 

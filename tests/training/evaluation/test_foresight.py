@@ -68,7 +68,7 @@ def rows(tmp_path_factory):
     return of
 
 
-@pytest.mark.parametrize(("column", "log"), zip(LEAKS, cycle(LOGS)), ids=named)
+@pytest.mark.parametrize(("column", "log"), [*zip(LEAKS, cycle(LOGS))], ids=named)
 def test_a_leak_is_asked_about_until_a_person_has_said_that_it_is_known(rows, column, log):
     data = rows(column, log)
     (told,) = doubted(data, surface(column))
@@ -76,7 +76,7 @@ def test_a_leak_is_asked_about_until_a_person_has_said_that_it_is_known(rows, co
     assert doubted(data, surface(column, ", known_before = true")) == []
 
 
-@pytest.mark.parametrize(("column", "log"), zip(HONEST, cycle(LOGS)), ids=named)
+@pytest.mark.parametrize(("column", "log"), [*zip(HONEST, cycle(LOGS))], ids=named)
 def test_a_strong_column_is_asked_about_at_most_once(rows, column, log):
     data = rows(column, log)
     assert {one.column for one in questions(data, surface(column))} <= {f"candidate.{column.__name__}"}

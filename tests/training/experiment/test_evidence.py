@@ -36,7 +36,7 @@ def allowed(share, runs):
 
 
 def rows_by_look(seed, viewers, share, rate, up=1.0, metric=JOINS, looks=range(LOOKS)):
-    """Yield a metric's row at these looks: joined with this rate, which the treatment multiplies."""
+    """Yield a metric's row at looks: joined with this rate, which the treatment multiplies."""
     rng = np.random.default_rng(seed)
     treated, first = rng.random(viewers) < share, np.sort(rng.integers(0, LOOKS, viewers))
     joined = (rng.random(viewers) < rate * np.where(treated, up, 1.0)) * 1.0

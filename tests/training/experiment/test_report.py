@@ -460,7 +460,7 @@ def test_an_earlier_experiment_without_a_named_arm_counts_too(tmp_path):
         before = "a" if arm == "popular" else None
         rows += [shown(f"v{i}", i / 100, before, experiment="rehearsal"), shown(f"v{i}", 24 + i / 100, arm)]
     exposures = read_exposures(write_rows(tmp_path / "log", rows), "launch").rows
-    found = window(exposures, LAUNCH, "UTC")
+    found = window(exposures, LAUNCH)
     assert (found.assigned_alike, found.before_ms) == (("rehearsal",), START_MS)
 
 
