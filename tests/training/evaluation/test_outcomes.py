@@ -37,7 +37,7 @@ def weighed(hide: float = -2.0):
 
 @pytest.fixture(scope="module")
 def world():
-    made, num = trade(3_000, 0), 60_000
+    made, num = trade(2_000, 0), 40_000
     bare = Matrix(np.empty((num, 0), np.float32), np.empty((num, 0), np.uint64))
     return replace(made, rows=replace(made.rows, columns=Columns((), (), ()), matrix=bare))
 
@@ -115,11 +115,11 @@ def test_ndcg_gains_the_worth_of_rows_and_costs_lower_it():
 
 def test_rows_with_an_open_window_count_for_the_other_outcomes_alone(world, found):
     outcomes = world.rows.outcomes.copy()
-    outcomes[45_000:, 1] = np.nan
+    outcomes[30_000:, 1] = np.nan
     rows = replace(world.rows, outcomes=outcomes)
     part = assess(rows, {"model": world.shares}, weighed(), examinations=BOTH)
     assert part["rows"] == found["rows"]
-    assert part["outcomes"]["hide"]["rows"] == 45_000
+    assert part["outcomes"]["hide"]["rows"] == 30_000
     assert part["outcomes"]["join"]["model"]["auc"] == found["outcomes"]["join"]["model"]["auc"]
     # No window of an outcome has closed: it has no figures, and the rows do not support the sum.
     outcomes[:, 1] = np.nan

@@ -98,7 +98,7 @@ def test_a_guardrail_of_a_rare_event_holds_only_where_it_is_true(runs, share):
     assert true / most >= 0.8
 
 
-@runs(20, 200)
+@runs(40, 200)
 @pytest.mark.parametrize("share", [0.05, 0.95])
 def test_a_doubled_rare_event_is_decided(runs, share):
     last = range(LOOKS)[-1:]
@@ -151,7 +151,7 @@ def test_a_limit_on_sums_lets_no_worse_arm_win(runs, ended):
     assert won / runs <= 0.05
 
 
-@runs(20, 300)
+@runs(12, 300)
 def test_what_is_said_without_a_limit_covers_the_truth(runs):
     raws = [row_of(pareto(k), ended=True)["raw"]["effect"] for k in range(runs)]
     assert np.mean([one["relative_low"] <= 0.2 <= one["relative_high"] for one in raws]) >= 0.9

@@ -33,7 +33,7 @@ def configured(num_rows: int) -> FitConfig:
 def fitted(tmp_path_factory):
     """Fit a model of a log in this process; return both."""
     folder = tmp_path_factory.mktemp("fit")
-    write_shop(folder / "log", slates=1_000)
+    write_shop(folder / "log", slates=600)
     surface = read_surface(draft(folder / "log").text)
     fit(surface, folder / "log", folder / "model", configured)
     return folder / "log", folder / "model", surface

@@ -18,7 +18,7 @@ from training.search.task import SearchSettings, Task
 def shop(tmp_path_factory):
     """Return a log of five days and its surface."""
     folder = tmp_path_factory.mktemp("task") / "log"
-    write_shop(folder, slates=1_000)
+    write_shop(folder, slates=600)
     return read_surface(draft(folder).text), folder
 
 
