@@ -73,7 +73,6 @@ def test_an_invalid_experiment_is_invalid_with_or_without_a_declaration(tmp_path
             "primary_metric is join_per_viewer instead of click_per_viewer",
         ),
         ({"guardrails": {"stay_per_viewer": 0.05}}, "guardrails is {stay_per_viewer: 0.05} instead of none"),
-        ({"end_ms": NOON_MS + DAY_MS}, "end is 2024-10-05T12:00:00Z instead of none"),
         ({"min_days": 0, "smallest_effect": 0.5}, "smallest_effect is 0.5 instead of 0.02, min_days is 0"),
     ],
 )
