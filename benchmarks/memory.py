@@ -53,11 +53,11 @@ def memory(
         if not log.exists():
             _run("simulate", "--rows", num, "--out", log)
         for name in commands:
-            target = ("--surface", "spaces", "--log", log, "--out", out / f"{name}-{num}", "--budget", budget)
+            target = ("--surface", "spaces", "--log", log, "--budget", budget)
             given: dict[str, tuple[Any, ...]] = {
                 "fit": ("--surface", "spaces", "--log", log, "--out", model, "--epochs", epochs),
                 "evaluate": ("--model", model, "--log", log),
-                "search": target,
+                "search": (*target, "--out", out / f"search-{num}"),
                 "refresh": (*target, "--models", models),
             }
             if name == "refresh" and not models.exists():

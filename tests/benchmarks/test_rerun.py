@@ -167,9 +167,7 @@ def test_exploration_estimates_the_reward_of_the_served_artifact(home, tmp_path)
         closing(ReplayClient(url)) as client,
     ):
         drive(simulator, simulator.visits(900), client)
-    found = command(
-        "experiment", "offline", "--log", tmp_path / "a", "--model", home / "model", "--event", "click"
-    )
+    found = command("experiment", "offline", "--log", tmp_path / "a", "--model", home / "model")
     assert found["exposures"] > 300
     # The artifact is the served one.
     assert found["verdict"] == "no difference shown"
