@@ -39,7 +39,7 @@ class FreshnessPlan:
 
     profile: Profile
     events_per_s: float
-    probes_per_s: float
+    probes_per_s: float = 5.0
 
     @property
     def batch(self) -> int:
