@@ -52,7 +52,9 @@ def commands() -> None:
 def run(
     profile: Annotated[str, typer.Option(help="shipped profile, or path of a .toml file")] = "headline",
     url: Url = None,
-    slo: Annotated[Path | None, typer.Option(help="TOML file of limits that replace the shipped ones")] = None,
+    slo: Annotated[
+        Path | None, typer.Option(help="TOML file of limits that replace the shipped ones")
+    ] = None,
     log: Log = LOG,
     ids: Ids = None,
     rps: Annotated[float | None, typer.Option(help="requests per second; overrides the profile")] = None,
@@ -97,8 +99,8 @@ def freshness(
     """Measure, under load, the time from an event to the first ranking that shows it.
 
     Five probe events per second are posted, after a warm-up of 10 s. The p99 of this time must be
-    below 1 s. The rates of rankings and of events must reach 95 % of
-    their targets, and no ranking may fail. Rankings follow the headline profile.
+    below 1 s. The rates of rankings and of events must reach 95 % of their targets, and no ranking
+    may fail. Rankings follow the headline profile.
 
     The test posts synthetic viewer events to the service at --url, and the service keeps them. Do
     not run it against a service in production use.
@@ -113,7 +115,9 @@ def freshness(
         profile = load_profile("headline", target_rps=rate, duration_s=duration)
         kinds = None if ids else read_log_kinds(log)
         used, profile = find_ids(ids, log, profile, print_progress)
-        return run_freshness(FreshnessPlan(profile, events), running_url(url), used, kinds, load_slo(), folder)
+        return run_freshness(
+            FreshnessPlan(profile, events), running_url(url), used, kinds, load_slo(), folder
+        )
 
     run_scenario("freshness", out, measured, freshness_findings, as_json)
 
@@ -147,10 +151,10 @@ def compare(
 ) -> None:
     """Compare tabrank and plain FastAPI in turns. About 10 minutes.
 
-    Both services run the whole time, and the load goes to one of them after the other. There are
-    seven loads: a closed loop on 1, 8, 32 and 64 connections, then an open loop at 10, 100 and 900
-    requests/s. A service must answer 90 % of the requests of a rate in full in the first round.
-    Otherwise it is not measured at this rate in the later rounds.
+    Both services run the whole time, and the load goes to one of them after the other, in five
+    rounds at each load. There are seven loads: a closed loop on 1, 8, 32 and 64 connections, then
+    an open loop at 10, 100 and 900 requests/s. A service must answer 90 % of the requests of a rate
+    in full in the first round. Otherwise it is not measured at this rate in the later rounds.
 
     Exit code 0: both services were measured at all loads. 1: a service was not measured at a load.
     2: there is no valid measurement, because the load generator was late or the run failed.

@@ -23,8 +23,8 @@ MIN_ACHIEVED = 0.95
 # to 1, because the speed of a shared machine varies.
 LEAST_KNEE = 0.6
 EXIT_CODES: dict[Verdict, int] = {"held": 0, "not held": 1, "void": 2}
-# Words for the verdicts on a page. A part of a measurement that is impossible was "not run".
-WORDS = {"held": "held", "not held": "not held", "void": "no verdict", "not run": "not run"}
+# Words for the verdicts on a page.
+WORDS = {"held": "held", "not held": "not held", "void": "no verdict"}
 
 
 def judge(measured: Measurement, slo: Slo) -> tuple[Verdict, list[str]]:

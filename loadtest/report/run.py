@@ -41,7 +41,11 @@ def report_run(
     held = f"p99 {milliseconds(report['p99_ms'])} of {slo.p99_ms:g} ms allowed, {report['errors']} errors"
     doubt = doubts(report, f"It took {spelled(report['seconds'])}, so it tells little of drift and leaks.")
     head = verdict(report, claim, held, report["reasons"], doubt)
-    watched = "" if report["watched"] else "Replicas and nodes are shown if var/run is the run folder of the service."
+    watched = (
+        ""
+        if report["watched"]
+        else "Replicas and nodes are shown if var/run is the run folder of the service."
+    )
     plots = {
         "Load and latency over time": load_and_cluster(moments, slo) + paragraph(watched),
         "Latency distribution": latency_distribution(report, slo),

@@ -49,7 +49,7 @@ MOST_SPREAD = 1.5
 MOST_LATE = 0.1
 
 
-def run_compare(work: Workspace, out: Path, emit: Progress, rounds: int, seconds: int) -> Report:
+def run_compare(work: Workspace, out: Path, emit: Progress, seconds: int, rounds: int = 5) -> Report:
     """Start both services, load them in turns, stop them, and write the report to `out`.
 
     At each load there are `rounds` rounds, in each of which every service is loaded for `seconds`
