@@ -67,7 +67,7 @@ def run_compare(work: Workspace, out: Path, emit: Progress, seconds: int, rounds
             start = started(service, work, bench.bodies[0], CANDIDATES)
             footprints[service.name] = asdict(running.enter_context(start))
         for service in services:
-            _offer(bench, service, WARM_UP, WARM_UP_S)
+            offer_window(bench, service, WARM_UP, WARM_UP_S)
         loads = {at: alternate(bench, services, at, rounds, seconds) for at in LOADS}
     verdict, reasons = compare_verdict(loads)
     numbers = {"rounds": rounds, "window_s": seconds, "services": footprints, "loads": loads}
@@ -90,7 +90,7 @@ def alternate(bench: Bench, services: Sequence[TargetService], at: str, rounds: 
         for service in (*services[first:], *services[:first]):
             past = windows[service.name]
             if not past or past[0]["kept_up"]:
-                past.append(_offer(bench, service, LOADS[at], seconds))
+                past.append(offer_window(bench, service, LOADS[at], seconds))
                 bench.emit(f"  {at}, {window_line(service.name, past[-1])}")
                 # Queues of this window must not affect the next one.
                 await_full_answer(service, bench.bodies[0], bench.candidates)
@@ -99,7 +99,8 @@ def alternate(bench: Bench, services: Sequence[TargetService], at: str, rounds: 
     return {**asdict(LOADS[at]), "services": found, "ratios": ratios}
 
 
-def _offer(bench: Bench, service: TargetService, load: Load, seconds: int) -> Report:
+def offer_window(bench: Bench, service: TargetService, load: Load, seconds: int) -> Report:
+    """Offer a load to a service for some seconds, and return the numbers of this window."""
     marker, blocks, used_us = marker_of(bench.work, service), [Block(seconds)], Counter[str]()
     with offering(
         OfferedLoad(service.url, bench.bodies, bench.candidates, blocks=blocks, **asdict(load))

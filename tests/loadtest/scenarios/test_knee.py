@@ -96,8 +96,10 @@ def test_compare_measures_both_services_and_leaves_nothing_running(bench, bench_
 
 
 def test_an_interrupted_knee_ends_its_service(bench_work, tmp_path):
-    knee = ("knee", "--work", bench_work.path, "--json", "--out", tmp_path / "out")
-    code, printed, message = interrupted(ROOT, lambda: left(bench_work), *knee)
+    (tmp_path / "var").mkdir()
+    (tmp_path / "var" / "bench").symlink_to(bench_work.path)
+    knee = ("knee", "--config", ROOT / "cluster.yaml", "--json", "--out", "out")
+    code, printed, message = interrupted(tmp_path, lambda: left(bench_work), *knee)
     assert code == 2
     assert "interrupted" in message
     assert "Traceback" not in message
@@ -112,11 +114,11 @@ def test_an_interrupted_knee_ends_its_service(bench_work, tmp_path):
     [
         (("knee", "--config", "none.yaml"), "none.yaml: cannot be read"),
         (("compare", "--out", "."), "exists already"),
-        (("scale", "--part", "replica"), "--part replica: unknown part; use replicas, step"),
+        (("chaos", "--fault", "scorr"), "--fault scorr: unknown fault; use scorer, "),
     ],
 )
 def test_what_cannot_be_run_is_one_sentence(tmp_path, arguments, message):
-    code, printed, messages = run_loadtest(tmp_path, *arguments, "--work", "work")
+    code, printed, messages = run_loadtest(tmp_path, *arguments)
     assert code == 2
     assert printed["verdict"] == "void"
     assert message in printed["reasons"][0]
