@@ -7,8 +7,10 @@ import subprocess
 import sys
 
 import pytest
+from typer.testing import CliRunner
 
-from tests.support.loadtest_command import ENVIRONMENT, ROOT, interrupted, left, run_loadtest
+from loadtest.__main__ import app
+from tests.support.loadtest_command import ENVIRONMENT, ROOT, interrupted, left
 
 pytestmark = pytest.mark.integration
 
@@ -117,9 +119,11 @@ def test_an_interrupted_knee_ends_its_service(bench_work, tmp_path):
         (("chaos", "--fault", "scorr"), "--fault scorr: unknown fault; use scorer, "),
     ],
 )
-def test_what_cannot_be_run_is_one_sentence(tmp_path, arguments, message):
-    code, printed, messages = run_loadtest(tmp_path, *arguments)
-    assert code == 2
+def test_what_cannot_be_run_is_one_sentence(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, [*arguments, "--json"])
+    assert done.exit_code == 2
+    printed = json.loads(done.stdout)
     assert printed["verdict"] == "void"
     assert message in printed["reasons"][0]
-    assert "Traceback" not in messages
+    assert printed["reasons"] == [done.stderr.strip()]
