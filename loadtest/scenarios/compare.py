@@ -20,12 +20,12 @@ from loadtest.measure.timeline import timeline
 from loadtest.measure.verdict import REMEDY, Verdict
 from loadtest.report.compare import NUMBERS, window_line, write_compare
 from loadtest.report.report import Report
-from loadtest.scenarios.knee import KEPT_UP, Bench
-from loadtest.targets.processes import await_full_answer, marker_of, started
+from loadtest.scenarios.bench import KEPT_UP, Bench
+from loadtest.targets.processes import await_full_answer, marker_of
 from loadtest.targets.running import cpu_by_process
-from loadtest.targets.services import TargetService, fastapi, tabrank
+from loadtest.targets.services import TargetService, fastapi
 from loadtest.targets.workspace import Progress, Workspace
-from loadtest.workload.profiles import CANDIDATES, Block
+from loadtest.workload.profiles import Block
 
 CONFIG = Path("cluster.yaml")
 
@@ -58,14 +58,11 @@ def run_compare(work: Workspace, out: Path, emit: Progress, seconds: int, rounds
     Raises:
         LoadtestError: if a service does not start, or does not recover from a load.
     """
-    with work.locked(), ExitStack() as running:
-        services = (fastapi(work), tabrank(work, CONFIG))
-        bench = Bench.prepared(work, CANDIDATES, emit)
-        footprints = {}
-        for service in services:
-            emit(f"{service.name}: starting")
-            start = started(service, work, bench.bodies[0], CANDIDATES)
-            footprints[service.name] = asdict(running.enter_context(start))
+    with Bench.locked(work, CONFIG, emit) as bench, ExitStack() as running:
+        services = (fastapi(work), bench.service)
+        footprints = {
+            service.name: asdict(running.enter_context(bench.started(service))) for service in services
+        }
         for service in services:
             offer_window(bench, service, WARM_UP, WARM_UP_S)
         loads = {at: alternate(bench, services, at, rounds, seconds) for at in LOADS}

@@ -19,16 +19,15 @@ from loadtest.measure.timeline import Moment, timeline
 from loadtest.measure.verdict import overall, verdict_if_late
 from loadtest.report.chaos import fault_line, write_chaos
 from loadtest.report.report import Report
+from loadtest.scenarios.bench import Bench
 from loadtest.scenarios.chaos.disk import DiskFull, StoreCorrupt
 from loadtest.scenarios.chaos.fault import CLIENT_TIMEOUT_S, WARM_S, Fault, Injected, Times, broken, describe
 from loadtest.scenarios.chaos.kills import KILLS, ONLY_SCORER, SupervisorKilled
 from loadtest.scenarios.chaos.pauses import Pauses
 from loadtest.scenarios.chaos.redeploy import Redeploy
-from loadtest.scenarios.knee import Bench
 from loadtest.scenarios.search import KneePlan
-from loadtest.targets.processes import started
 from loadtest.targets.running import Target, gained
-from loadtest.targets.services import Document, deployments_of, read_document, tabrank, write_document
+from loadtest.targets.services import Document, deployments_of, write_document
 from loadtest.targets.workspace import Progress, Workspace
 from loadtest.workload.profiles import CANDIDATES, Block
 
@@ -59,27 +58,17 @@ class ChaosRun:
     Faults use a copy of the workspace's store. `rate_rps` is None until it is known.
     """
 
-    def __init__(
-        self, work: Workspace, config: Path, emit: Progress, rate_rps: float | None, up: ExitStack
-    ) -> None:
-        """Make the workspace if it is missing. The caller holds the workspace's lock.
-
-        Raises:
-            LoadtestError: if `config` is unusable.
-        """
-        self.work, self.emit, self._up = work, emit, up
-        # Report an invalid file before the preparation, which takes a minute.
-        self._service = tabrank(work, config)
-        self._base = read_document(work.path / "cluster.yaml")
+    def __init__(self, bench: Bench, rate_rps: float | None, up: ExitStack) -> None:
+        self.bench, self._up = bench, up
+        self._base = Target.of(bench.work, bench.service).document()
         self._base["applications"][0]["args"]["store"] = "lmdb:chaos/store"
-        self.bench = Bench.prepared(work, CANDIDATES, emit)
         self.knee_rps: float | None = None
         self._rate_rps = rate_rps
         self._replicas: Mapping[str, int] = {}
         self._target: Target | None = None
-        folder = work.path / "chaos"
+        folder = bench.work.path / "chaos"
         shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(work.data / "store", folder / "store")
+        shutil.copytree(bench.work.data / "store", folder / "store")
 
     def provide_service(self, fault: Fault) -> Target:
         """Return a service for the fault.
@@ -89,13 +78,11 @@ class ChaosRun:
         if self._target and self._replicas == fault.replicas and _is_healthy(self._target, fault):
             return self._target
         self.end_service()
-        counts = ", ".join(f"{number} {name}" for name, number in fault.replicas.items())
-        self.emit(f"starting a service with {counts}")
-        write_document(self.work.path / "cluster.yaml", with_replicas(self._base, fault.replicas))
-        self._up.enter_context(started(self._service, self.work, self.bench.bodies[0], CANDIDATES))
-        self._target = Target.of(self.work, self._service)
-        self._replicas = fault.replicas
-        return self._target
+        target = Target.of(self.bench.work, self.bench.service)
+        write_document(target.file, with_replicas(self._base, fault.replicas))
+        self._up.enter_context(self.bench.started(self.bench.service))
+        self._target, self._replicas = target, fault.replicas
+        return target
 
     def end_service(self) -> None:
         """End the current service, if there is one."""
@@ -108,7 +95,7 @@ class ChaosRun:
         The knee is searched once, unless the user has set a rate.
         """
         if self._rate_rps is None:
-            self.emit("searching for the knee of this service")
+            self.bench.emit("searching for the knee of this service")
             self.knee_rps, _ = self.bench.require_knee(target.url, SEARCH, "set a rate with --rate")
             self._rate_rps = round(KNEE_LOAD * self.knee_rps, 1)
         return self._rate_rps
@@ -140,13 +127,13 @@ def run_chaos(
     """
     faults = select_faults(names)
     lines: dict[str, list[Moment]] = {}
-    with work.locked(), ExitStack() as up:
-        run = ChaosRun(work, config, emit, rate_rps, up)
+    with Bench.locked(work, config, emit) as bench, ExitStack() as up:
+        run = ChaosRun(bench, rate_rps, up)
         found = [run_fault(run, fault, lines) for fault in faults]
     word = overall(one["verdict"] for one in found)
     report = Report(verdict=word, knee_rps=run.knee_rps, rate_rps=rate_rps, faults=found)
-    report |= {"config": str(config), "client_timeout_s": CLIENT_TIMEOUT_S, **run.bench.circumstances()}
-    write_chaos(out, report, lines, run.bench.slo)
+    report |= {"config": str(config), "client_timeout_s": CLIENT_TIMEOUT_S, **bench.circumstances()}
+    write_chaos(out, report, lines, bench.slo)
     return report
 
 
@@ -164,20 +151,20 @@ def run_fault(run: ChaosRun, fault: Fault, lines: dict[str, list[Moment]]) -> Re
     head = {"fault": fault.name, "what": fault.what, "allowed": fault.allowed.describe()}
     target = run.provide_service(fault)
     rate_rps = run.rate_rps(target)
-    run.emit(f"{fault.name}: {fault.what}, at {rate_rps:g} req/s")
+    run.bench.emit(f"{fault.name}: {fault.what}, at {rate_rps:g} req/s")
     try:
         found, more, moments = _under_load(run, fault, target, rate_rps)
     # If one fault cannot be measured, the others are reported all the same.
     except LoadtestError as error:
         run.end_service()
-        run.emit(f"  not held: {error}")
+        run.bench.emit(f"  not held: {error}")
         return {**head, "verdict": "not held", "reasons": [str(error)]}
     reasons = [*broken(found, fault.allowed), *more]
     limit_ms = run.bench.slo.generator_late_ms_p99
     word, reasons = verdict_if_late(reasons, found["generator_late_ms_p99"], limit_ms)
     lines[fault.name] = moments
     report = {**head, "verdict": word, "reasons": reasons, **found}
-    run.emit(fault_line(report))
+    run.bench.emit(fault_line(report))
     return report
 
 

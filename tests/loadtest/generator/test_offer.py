@@ -9,7 +9,7 @@ import pytest
 
 from loadtest.errors import LoadtestError
 from loadtest.generator.offer import OfferedLoad, offered, offering
-from loadtest.scenarios.knee import Bench
+from loadtest.scenarios.bench import Bench
 from loadtest.workload.profiles import Block, load_slo
 
 pytestmark = [pytest.mark.integration, pytest.mark.no_ray]
@@ -36,7 +36,7 @@ def test_first_tries_that_failed_are_reported_beside_the_final_outcomes(stub):
 
 def test_a_step_of_a_search_counts_what_comes_after_its_warm_up(stub):
     lines = []
-    bench = Bench(None, 1, load_slo(), [BODY], lines.append, 0.0)
+    bench = Bench(None, None, 1, load_slo(), [BODY], lines.append, 0.0)
     step = bench.step(stub.url, 100.0, 2.0, 0.5, "search")
     # The half second counts the answers that arrive in it. With those of the warm-up, it would be
     # 500; a machine that halts for some tenths of a second only moves answers across its ends.

@@ -12,7 +12,8 @@ import pytest
 
 from loadtest.measure.measure import RequestLog
 from loadtest.measure.service import Outcome
-from loadtest.scenarios import compare
+from loadtest.scenarios import bench, compare
+from loadtest.scenarios.bench import Bench
 from loadtest.scenarios.compare import (
     LOADS,
     Load,
@@ -22,7 +23,6 @@ from loadtest.scenarios.compare import (
     ratio,
     window,
 )
-from loadtest.scenarios.knee import Bench
 from loadtest.targets import processes
 from loadtest.targets.services import TargetService, free_port
 from loadtest.workload.profiles import load_slo
@@ -75,9 +75,9 @@ def taken_turns(monkeypatch):
 
         monkeypatch.setattr(compare, "offer_window", offer_window)
         monkeypatch.setattr(compare, "await_full_answer", lambda *_: None)
-        bench = Bench(None, 1, load_slo(), [BODY], lambda line: None, 0.0)
+        made = Bench(None, None, 1, load_slo(), [BODY], lambda line: None, 0.0)
         services = [TargetService(name, "", (), {}) for name in ("fastapi", "tabrank")]
-        return order, alternate(bench, services, at, rounds, 6)
+        return order, alternate(made, services, at, rounds, 6)
 
     return take
 
@@ -107,8 +107,8 @@ def test_all_services_run_at_once_and_nothing_is_left(bench_work, tmp_path, monk
             name, f"http://127.0.0.1:{port}", (sys.executable, "-c", SERVER, str(port)), dict(os.environ)
         )
 
-    for name in ("fastapi", "tabrank"):
-        monkeypatch.setattr(compare, name, lambda *_, name=name: small(name))
+    monkeypatch.setattr(compare, "fastapi", lambda *_: small("fastapi"))
+    monkeypatch.setattr(bench, "tabrank", lambda *_: small("tabrank"))
     monkeypatch.setattr(compare, "LOADS", {"closed loop × 2": Load(connections=2)})
     monkeypatch.setattr(compare, "WARM_UP_S", 1)
     monkeypatch.setattr(processes, "SETTLE_S", 0.0)

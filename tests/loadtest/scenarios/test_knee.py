@@ -19,7 +19,7 @@ NUMBERS = {"knee_rps", "candidates_per_s", "full_share", "p50_ms", "p90_ms", "p9
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from loadtest.scenarios import compare, knee
+from loadtest.scenarios import bench, compare
 from loadtest.scenarios.compare import run_compare
 from loadtest.scenarios.knee import run_knee
 from loadtest.workload.profiles import Slo
@@ -28,7 +28,7 @@ from loadtest.targets import processes
 from loadtest.targets.workspace import Workspace
 
 processes.SETTLE_S = 0.5
-knee.load_slo = lambda: Slo(8000, 9000, 1.0, 0.0, 9000)
+bench.load_slo = lambda: Slo(8000, 9000, 1.0, 0.0, 9000)
 steps = {"warm_up_s": 1, "step_warmup_s": 0.5, "step_s": 1, "confirm_s": 2}
 plan = KneePlan(start_rps=20, highest_rps=20, warm_up_rps=10, **steps)
 emit = lambda line: print(line, file=sys.stderr)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from loadtest.scenarios.bench import Bench
 from loadtest.scenarios.chaos import run as chaos
 from loadtest.scenarios.chaos.fault import ONE
 from loadtest.scenarios.chaos.kills import NOTHING, Kill
@@ -32,8 +33,8 @@ def run(bench_work):
     with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as up:
         patch.setattr(processes, "SETTLE_S", 0.0)
         patch.setattr(chaos, "BEFORE_S", 4.0)
-        with bench_work.locked():
-            yield chaos.ChaosRun(bench_work, ROOT / "cluster.yaml", print, RATE_RPS, up)
+        with Bench.locked(bench_work, ROOT / "cluster.yaml", print) as bench:
+            yield chaos.ChaosRun(bench, RATE_RPS, up)
 
 
 def test_a_killed_controller_is_replaced_and_no_request_fails(run):

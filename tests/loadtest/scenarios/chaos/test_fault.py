@@ -122,7 +122,7 @@ def test_a_fault_without_a_measurement_does_not_stop_the_report(monkeypatch, tmp
     run = SimpleNamespace(
         provide_service=lambda fault: None,
         rate_rps=lambda *_: 10.0,
-        emit=lines.append,
+        bench=SimpleNamespace(emit=lines.append),
         end_service=lambda: left.append(True),
     )
 
@@ -150,8 +150,7 @@ def chaos_page(folder, monkeypatch, offering, rate_rps=None):
     run = SimpleNamespace(
         provide_service=lambda fault: None,
         rate_rps=lambda *_: 10.0,
-        emit=lambda _: None,
-        bench=SimpleNamespace(slo=SLO),
+        bench=SimpleNamespace(slo=SLO, emit=lambda _: None),
     )
     monkeypatch.setattr(chaos, "_under_load", lambda *_: (found(offering), [], []))
     result = run_fault(run, select_faults(["scorer"])[0], {})

@@ -193,9 +193,8 @@ def test_a_run_reports_each_length_on_its_page(stub, process, tmp_path, monkeypa
     run = SimpleNamespace(
         provide_service=lambda fault: Stubbed(stub.url, tmp_path, "none"),
         rate_rps=lambda *_: 100.0,
-        emit=lambda line: None,
         end_service=lambda: None,
-        bench=SimpleNamespace(slo=slo, bodies=bodies),
+        bench=SimpleNamespace(slo=slo, bodies=bodies, emit=lambda line: None),
     )
     found = run_fault(run, fault, lines)
     report = {"verdict": found["verdict"], "faults": [found], "rate_rps": 100.0, "knee_rps": None}
