@@ -1,4 +1,4 @@
-"""Faults of files: a damaged store, and a full disk. They affect a copy of the workspace's store."""
+"""Faults of files: a damaged store, and a full disk. They hit a copy of the workspace's store."""
 
 from __future__ import annotations
 

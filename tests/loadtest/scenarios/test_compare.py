@@ -65,7 +65,7 @@ def turn(rps, kept_up=True, late_s=0):
 
 @pytest.fixture
 def taken_turns(monkeypatch):
-    """Return a function that lets services take turns: the order of the windows, and the numbers."""
+    """Return a function that lets services take turns: the order of windows, and the numbers."""
     order = []
 
     def take(at, rounds, kept_up=True):
