@@ -216,7 +216,7 @@ def chaos(
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """Start the service and inject faults under load. Under 25 minutes.
+    """Start the service and inject faults under load. Under 20 minutes.
 
     Faults are kills, hangs, pauses, a damaged store, a full disk and redeploys. The report lists
     the allowed and the measured effect of each fault; docs/chaos.md has the table.
