@@ -201,10 +201,10 @@ class Arm:
     @field_validator("slate")
     @classmethod
     def _is_sound(cls, slate: tuple[Rule, ...], info: ValidationInfo) -> tuple[Rule, ...]:
-        boosts = [k for k, rule in enumerate(slate) if rule.boost]
-        if boosts and (scorer := info.data.get("scorer")) in HEURISTICS:
-            why = f"a boost adds to a model's utility, and {scorer} has none; leave it out"
-            raise refusal(*(((k, "boost"), why) for k in boosts))
+        scored = [(k, rule) for k, rule in enumerate(slate) if rule.one.needs_scores]
+        if scored and (scorer := info.data.get("scorer")) in HEURISTICS:
+            why = f"and {scorer} has none; leave it out"
+            raise refusal(*(((k, rule.name), f"{rule.one.needs_scores}, {why}") for k, rule in scored))
         if (num := sum(len(rule.text) for rule in slate)) > MAX_TEXT:
             raise ValueError(
                 f"the rules have {num:,} characters in words, and may have {MAX_TEXT:,}; shorten them"

@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from serve.contract.errors import TabrankError, WriterFenced
+from serve.features.field_types import TypeName
 from serve.features.slots import OWNERS
-from serve.features.surface import FieldType
 from serve.storage.atomic_files import compare_and_set, content_of, file_lock
 from serve.storage.bucket import BucketError, BucketPath, is_bucket
 from serve.stores.protocol import shown
@@ -28,9 +28,9 @@ from serve.stores.protocol import shown
 FILE = "LEASE"
 FORMAT = 1
 # Types of the fields of viewers, candidates and contexts.
-Types = Mapping[str, Mapping[str, FieldType]]
+Types = Mapping[str, Mapping[str, TypeName]]
 # The types that each field of a log has had, such as that of `context.hour`; the newest is last.
-Ledger = dict[str, list[FieldType]]
+Ledger = dict[str, list[TypeName]]
 
 
 @dataclass(frozen=True)

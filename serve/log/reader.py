@@ -12,13 +12,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from serve.contract.errors import TabrankError
+from serve.features.field_types import TYPES
 from serve.features.slots import ENTITIES, I64, IMPRESSION
 from serve.features.surface import Surface
 from serve.log.events import MAX_ONE_IN
-from serve.log.field_types import ARROW, Unmixed
 from serve.log.join_coverage import check_joins
 from serve.log.snapshots import Snapshot, replay_snapshots
 from serve.log.table_reader import MAX_OLD_SHARE, TableReader
+from serve.log.type_ledger import Unmixed
 from serve.storage.conversion import IDS, converted
 from serve.storage.parquet import data_files, open_parquet, readable, sized_batches, unmerged
 
@@ -104,7 +105,7 @@ def canonical(name: str, reader: TableReader, surface: Surface, *, is_served: bo
     """
     own_columns(name, reader)
     if name == "exposures":
-        fields = [(name, ARROW[declared.type]) for name, declared in surface.fields["context"].items()]
+        fields = [(name, TYPES[declared.type].arrow) for name, declared in surface.fields["context"].items()]
         reader.optional("context", pa.struct(fields)).optional("traffic", pa.string())
         reader.optional("stated", pa.string()).optional("seq", pa.int64()).optional("seen_seq", pa.int64())
         reader.optional("pinned", pa.list_(pa.int64())).flag("erased")
@@ -116,7 +117,7 @@ def canonical(name: str, reader: TableReader, surface: Surface, *, is_served: bo
         for field, declared in surface.fields[ENTITIES[TABLES.index(name)]].items():
             may_lack = declared.request_time or is_served or judged
             read = reader.optional if may_lack else partial(reader.required, nullable=True)
-            read(field, ARROW[declared.type])
+            read(field, TYPES[declared.type].arrow)
             if declared.type == "time":
                 reader.refuse_units(field, reader.columns[field], tolerated=1.0 if judged else MAX_OLD_SHARE)
         reader.optional("seq", pa.int64()).optional("stated", pa.list_(pa.string()))

@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 from serve.contract.errors import WriterFenced
 from serve.contract.records import Candidate, Event, Forget, Viewer
 from serve.contract.validation import refuse_file
+from serve.features.field_types import TYPES
 from serve.log.events import CANDIDATES, EVENT_IDS, EXPOSURE_IDS, VIEWERS, Ended, Exposure, JournalEntry, key
-from serve.log.field_types import ARROW
 from serve.log.lease import Types, under_lease
 from serve.log.reader import TABLES
 from serve.log.snapshots import numbers
@@ -203,7 +203,7 @@ class Segments:
         fields = [getattr(record, "fields", {}) for record in records]
         ids = [record.viewer if isinstance(record, Forget) else record.id for record in records]
         columns = {"id": pa.array(ids, pa.string())} | {
-            name: pa.array([values.get(name) for values in fields], ARROW[type_])
+            name: pa.array([values.get(name) for values in fields], TYPES[type_].arrow)
             for name, type_ in self.types[owner].items()
         }
         removed = [isinstance(record, Forget | Ended) for record in records]
@@ -216,7 +216,7 @@ class Segments:
 
     def _exposures(self, rows: list[Numbered]) -> Columns:
         records: list[Exposure] = [record for _, _, record in rows]
-        context = [(name, ARROW[type_]) for name, type_ in self.types["context"].items()]
+        context = [(name, TYPES[type_].arrow) for name, type_ in self.types["context"].items()]
         kinds = EXPOSURE | ({"context": pa.struct(context)} if context else {})
         return _columns(records, kinds) | {
             # A candidate without a score has null.

@@ -20,7 +20,6 @@ from serve.contract.errors import TabrankError
 from serve.features.rows import EVER_MS
 from serve.features.slots import I64
 from serve.features.surface import Surface
-from serve.log.field_types import Unmixed
 from serve.log.reader import (
     ONLY_TESTS,
     TABLES,
@@ -35,6 +34,7 @@ from serve.log.reader import (
 from serve.log.segments import MAX_SEQ, Segment, numbers_of, segments
 from serve.log.snapshots import truncation_point
 from serve.log.table_reader import TableReader
+from serve.log.type_ledger import Unmixed
 from serve.storage.conversion import IDS, converted
 from serve.storage.memory import available_bytes
 from serve.storage.parquet import (

@@ -80,6 +80,7 @@ def cost_of_arm(
     features, categories = Features(Schema(surface)), surface.fields["candidate"].items()
     shared = (f"candidate.{name}" for name, field in categories if field.type == "category")
     by = next((rule.spread.field for rule in arm.slate if rule.spread), next(shared, None))
+    named = (name for rule in arm.slate for name in rule.one.names)
     artifact = _artifact(arm, models, features)
     past, rows = read_log(history, surface) if history else None, read_log(log, surface)
     # How many slates each exposure represents, and the number of their candidates.
@@ -92,7 +93,7 @@ def cost_of_arm(
         history=past,
         weights=drawn_weights(log, rows),
         kept=kept_evenly(num_shown, most_rows, asked),
-        fields=["candidate.ends_ms", *_named(arm.slate), *([by] if by else [])],
+        fields=["candidate.ends_ms", *(name for name in named if "." in name), *([by] if by else [])],
     )
     data = plan.whole(ProgressLines("features"))
     scales = {name: one.scale for name, one in surface.predicted.items()}
@@ -223,13 +224,6 @@ def _concentration(values: NDArray[Any], is_first: Bools) -> dict[str, float] | 
     rank = np.arange(1, len(counts) + 1)
     gini = 2 * (rank @ counts) / (len(counts) * counts.sum()) - (len(counts) + 1) / len(counts)
     return {"largest": float(counts[-1] / counts.sum()), "gini": float(gini)}
-
-
-def _named(rules: Sequence[Rule]) -> list[str]:
-    """Return the fields that the rules name."""
-    wheres = [one.where for rule in rules if (one := rule.boost or rule.limit)]
-    fields = [rule.spread.field for rule in rules if rule.spread]
-    return fields + [name for where in wheres for name in where if "." in name]
 
 
 def _check(arm: Arm, surface: Surface) -> None:

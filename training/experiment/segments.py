@@ -19,10 +19,11 @@ import pyarrow.compute as pc
 from serve.contract.errors import TabrankError
 from serve.contract.validation import one_of
 from serve.features.experiment_metrics import Metric
+from serve.features.field_types import TYPES
 from serve.features.surface import Surface
-from serve.log.field_types import ARROW, Unmixed
 from serve.log.reader import read_table
 from serve.log.table_reader import TableReader
+from serve.log.type_ledger import Unmixed
 from serve.storage.conversion import IDS
 from training.experiment.comparison import Arms, best_after, capped
 from training.experiment.contrast import both_intervals, contrast
@@ -135,7 +136,7 @@ def _values(by: str, log: Path, surface: Surface) -> pd.DataFrame:
     a candidate or, for the context, of a request.
     """
     owner, field = by.split(".", 1)
-    kind = ARROW[surface.fields[owner][field].type]
+    kind = TYPES[surface.fields[owner][field].type].arrow
     name, key, column, more = f"{owner}s", "id", field, ["stated"]
     if owner == "context":
         # The column `stated` of exposures tells the fields of candidates.

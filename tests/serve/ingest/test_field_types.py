@@ -25,20 +25,21 @@ from serve.config.settings import AppArgs
 from serve.config.yaml_positions import ConfigRefused
 from serve.contract.errors import StoreUnavailable
 from serve.contract.records import Candidate, Viewer
+from serve.features.field_types import TYPES
 from serve.features.surface import read_surface
 from serve.ingest.backfill import load
 from serve.ingest.writer import Ingester
 from serve.log import field_types
 from serve.log.events import Exposure, JournalEntry, pack
-from serve.log.field_types import ARROW, checked_types, fields_of
 from serve.log.lease import read_lease, swap_lease, types_of
 from serve.log.reader import TABLES, read_columns, read_log
 from serve.log.segments import Segments, log_end
 from serve.log.stream import LogStream
+from serve.log.type_ledger import checked_types, fields_of
 from serve.log.writer import write_log
 from tests.support.small_surface import TOML, tables
 
-CHANGES = {f"{old}_to_{new}": (old, new) for old, new in permutations(ARROW, 2)}
+CHANGES = {f"{old}_to_{new}": (old, new) for old, new in permutations(TYPES, 2)}
 VALUES = {"number": 2.0, "category": "x", "set": ["x", "y"], "time": 1_700_000_000_000}
 SHIPPED = yaml.safe_load((Path(__file__).parents[3] / "cluster.yaml").read_text())
 
@@ -264,7 +265,7 @@ def test_a_mixed_log_is_served_on_by_either_surface(mixed):
         mixed.load(text, f"lmdb:{i}")
         asyncio.run(serve(text, f"lmdb:{i}", i))
         types = read_lease(mixed.log).types
-        assert {tuple(types[name]) for name in FIELDS} == set(permutations(ARROW, 2))
+        assert {tuple(types[name]) for name in FIELDS} == set(permutations(TYPES, 2))
         assert len(read_log(mixed.log, read_surface(text)).exposures) == 3 + i
 
 

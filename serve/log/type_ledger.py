@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,19 +17,14 @@ import msgspec
 import pyarrow as pa
 
 from serve.contract.errors import StoreUnavailable
-from serve.features.surface import RESERVED, FieldType
+from serve.features.field_types import TYPES, TypeName
+from serve.features.surface import RESERVED
 from serve.log.lease import Ledger, read_lease, types_of
 from serve.log.table_reader import fits
 from serve.storage.conversion import IDS, converted
 from serve.storage.parquet import Damaged, data_files, footer, unmerged
 
 logger = logging.getLogger("tabrank")
-ARROW: Mapping[FieldType, pa.DataType] = {
-    "number": pa.float64(),
-    "category": pa.string(),
-    "set": pa.list_(pa.string()),
-    "time": pa.int64(),
-}
 # The ledger names a column by its owner, such as `viewer.country`. The parts of the column
 # `context` of exposures have such names already.
 PREFIXES = {"viewers": "viewer.", "candidates": "candidate.", "exposures": ""}
@@ -90,7 +85,7 @@ def checked_types(folder: Path, surface: str) -> Ledger:
     return ledger
 
 
-def _columns(folder: Path) -> Iterator[tuple[str, list[FieldType]]]:
+def _columns(folder: Path) -> Iterator[tuple[str, list[TypeName]]]:
     """Yield the fields in each file of a log, oldest first, and the types that fit each."""
     for table, prefix in PREFIXES.items():
         for path in (*data_files(folder / f"{table}.parquet"), *data_files(folder / table)):
@@ -99,16 +94,18 @@ def _columns(folder: Path) -> Iterator[tuple[str, list[FieldType]]]:
                 rows = converted(footer(path).schema.to_arrow_schema().empty_table(), IDS[table])
                 is_served = "seq" in rows.column_names
                 for column in rows.flatten().schema:
-                    types = [one for one in ARROW if _is_of(column.type, one, is_served)]
+                    types = [one for one in TYPES if _is_of(column.type, one, is_served)]
                     is_field = prefix or column.name.startswith("context.")
                     # A column of nulls fits every type, and says nothing.
-                    if is_field and 0 < len(types) < len(ARROW) and not RESERVED.fullmatch(column.name):
+                    if is_field and 0 < len(types) < len(TYPES) and not RESERVED.fullmatch(column.name):
                         yield prefix + column.name, types
 
 
-def _is_of(given: pa.DataType, type_: FieldType, is_served: bool) -> bool:
+def _is_of(given: pa.DataType, type_: TypeName, is_served: bool) -> bool:
     """Return True if a column is read as a type. A service writes whole numbers for times alone."""
-    return fits(given, ARROW[type_]) and not (is_served and type_ == "number" and pa.types.is_integer(given))
+    return fits(given, TYPES[type_].arrow) and not (
+        is_served and type_ == "number" and pa.types.is_integer(given)
+    )
 
 
 class Unmixed:
@@ -149,7 +146,7 @@ class Unmixed:
         if name not in self._mixed or _is_of(values.type, self._mixed[name], is_served):
             return values
         self._missing[name] += len(values) - values.null_count
-        return pa.nulls(len(values), ARROW[self._mixed[name]])
+        return pa.nulls(len(values), TYPES[self._mixed[name]].arrow)
 
     def _stated(self, text: str | None, is_served: bool) -> str | None:
         """Return the fields that a request stated, as JSON, null where they have another type."""
