@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, ConfigDict, WithJsonSchema, model_validato
 from serve.contract.errors import unknown
 from serve.contract.rankings import MAX_CANDIDATES
 from serve.contract.typed_reader import STRICT, Between, refusal
-from serve.features.field_types import TYPES
+from serve.features.field_types import TYPES, TypeName
 from serve.features.outcomes import Weight
 from serve.features.surface import Surface
 
@@ -130,7 +130,7 @@ class Conditional(RuleKind):
     def misfits(self, surface: Surface) -> Misfits:
         """Yield the path of each condition that a surface does not support, and why."""
         kinds = surface.features.items()
-        types: dict[str, str] = {path: one.type for path, one in surface.paths.items()}
+        types: dict[str, TypeName] = {path: one.type for path, one in surface.paths.items()}
         types |= {name: "category" if kind.categorical else "number" for name, kind in kinds}
         known = [name for name in types if self.needs_scores or name.startswith(("candidate.", "context."))]
         if all(name in known and name.startswith(("viewer.", "context.")) for name in self.where):

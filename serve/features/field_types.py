@@ -88,7 +88,7 @@ def _set(value: object) -> list[str] | None:
 
 
 _WORD = {"maxLength": MAX_FIELD_CHARACTERS}
-TYPES: Mapping[str, FieldType] = {
+TYPES: Mapping[TypeName, FieldType] = {
     "number": FieldType(
         plain=_number_up_to(MAX_NUMBER, float),
         wanted=f"a number up to {MAX_NUMBER:g}",

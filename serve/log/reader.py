@@ -19,7 +19,6 @@ from serve.log.events import MAX_ONE_IN
 from serve.log.join_coverage import check_joins
 from serve.log.snapshots import Snapshot, replay_snapshots
 from serve.log.table_reader import MAX_OLD_SHARE, TableReader
-from serve.log.type_ledger import Unmixed
 from serve.storage.conversion import IDS, converted
 from serve.storage.parquet import data_files, open_parquet, readable, sized_batches, unmerged
 
@@ -87,9 +86,7 @@ def read_joined(folder: Path, surface: Surface, report: Callable[[str], None]) -
 
 
 def _read_log(folder: Path, surface: Surface) -> Log:
-    tables = {
-        name: canonical(name, reader, surface) for name, reader in _readers(folder, surface.text).items()
-    }
+    tables = {name: canonical(name, reader, surface) for name, reader in _readers(folder).items()}
     # Read the snapshots after the tables: they cover records deleted while the tables were read.
     return Log(**tables, snapshots=replay_snapshots(folder))
 
@@ -126,21 +123,15 @@ def canonical(name: str, reader: TableReader, surface: Surface, *, is_served: bo
 
 
 def read_columns(folder: Path) -> dict[str, pa.Table]:
-    """Return the four tables with all their columns; validate those that every log has.
-
-    Of a field that has had several types, the values of the newest one are read.
-    """
-    readers = _readers(folder, "")
+    """Return the four tables with all their columns; validate those that every log has."""
+    readers = _readers(folder)
     for name, reader in readers.items():
         own_columns(name, reader)
     return {name: reader.raw if reader.raw.num_columns else reader.table for name, reader in readers.items()}
 
 
-def _readers(folder: Path, surface: str) -> dict[str, TableReader]:
-    unmixed = Unmixed(folder, surface)
-    readers = {name: TableReader(*read_table(folder, name, None, unmixed), IDS[name]) for name in TABLES}
-    unmixed.report()
-    return readers
+def _readers(folder: Path) -> dict[str, TableReader]:
+    return {name: TableReader(*read_table(folder, name), IDS[name]) for name in TABLES}
 
 
 def own_columns(name: str, reader: TableReader) -> TableReader:
@@ -213,15 +204,12 @@ def concat_logs(logs: Sequence[Log]) -> Log:
     return Log(**merged, snapshots=next((log.snapshots for log in logs if log.snapshots), ()))
 
 
-def read_table(
-    folder: Path, name: str, columns: Sequence[str] | None = None, unmixed: Unmixed | None = None
-) -> tuple[Path, pa.Table]:
+def read_table(folder: Path, name: str, columns: Sequence[str] | None = None) -> tuple[Path, pa.Table]:
     """Return the path of a table and its rows: a file, a folder of segments, or both concatenated.
 
     `columns` selects columns; those that do not exist are left out. Ids that are whole numbers,
     datetimes and booleans are converted, and the column's metadata says so
-    (`serve.storage.conversion`). `unmixed` decides which type a field has. The table of viewers may
-    be missing if no exposure names a viewer.
+    (`serve.storage.conversion`). The table of viewers may be missing if no exposure names a viewer.
 
     Raises:
         TabrankError: the table is missing, not readable, or has no rows.
@@ -229,7 +217,7 @@ def read_table(
     paths = table_paths(folder, name)
     if not paths:
         return folder / name, pa.table({})
-    parts = [_read(path, name, columns, unmixed) for path in paths]
+    parts = [_read(path, name, columns) for path in paths]
     try:
         table = pa.concat_tables(parts, promote_options="permissive")
     except pa.ArrowException as error:
@@ -265,7 +253,7 @@ def no_rows(path: Path) -> TabrankError:
 
 
 @unmerged
-def _read(path: Path, table: str, columns: Sequence[str] | None, unmixed: Unmixed | None) -> pa.Table:
+def _read(path: Path, table: str, columns: Sequence[str] | None) -> pa.Table:
     tables = []
     for name in data_files(path):
         # Read the segments one by one. A dataset would use the columns of the first segment for
@@ -278,7 +266,6 @@ def _read(path: Path, table: str, columns: Sequence[str] | None, unmixed: Unmixe
             # The strings of a damaged file may not be UTF-8.
             tables[-1].validate(full=True)
             tables[-1] = converted(tables[-1], IDS[table])
-            tables[-1] = unmixed(table, tables[-1]) if unmixed else tables[-1]
     return pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
 
 

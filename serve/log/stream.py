@@ -34,7 +34,6 @@ from serve.log.reader import (
 from serve.log.segments import MAX_SEQ, Segment, numbers_of, segments
 from serve.log.snapshots import truncation_point
 from serve.log.table_reader import TableReader
-from serve.log.type_ledger import Unmixed
 from serve.storage.conversion import IDS, converted
 from serve.storage.memory import available_bytes
 from serve.storage.parquet import (
@@ -81,8 +80,7 @@ class LogStream:
         self, folder: Path, surface: Surface, after: int | None = None, through: int = MAX_SEQ
     ) -> None:
         self.after, self._through = after, through
-        self._typed = typed = Unmixed(folder, surface.text)
-        self._tables = {name: _Table(typed, name, surface, after, through) for name in TABLES}
+        self._tables = {name: _Table(folder, name, surface, after, through) for name in TABLES}
         self._tables["events"].exposures = self._tables["exposures"].shown
         self.num_flat = sum(len(table.dropped) for table in self._tables.values())
 
@@ -96,7 +94,6 @@ class LogStream:
             num_exposures += len(part.exposures)
             if any(len(getattr(part, name)) for name in TABLES):
                 yield part
-        self._typed.report()
         if not num_exposures and self.after is None and self._through == MAX_SEQ:
             raise TabrankError(ONLY_TESTS)
 
@@ -104,12 +101,12 @@ class LogStream:
 class _Table:
     """One table: the rows that were read but not taken yet, and the least key of the other rows."""
 
-    def __init__(self, typed: Unmixed, name: str, surface: Surface, after: int | None, through: int) -> None:
-        self._folder, self._name, self._surface, self._typed = typed.log, name, surface, typed
+    def __init__(self, folder: Path, name: str, surface: Surface, after: int | None, through: int) -> None:
+        self._folder, self._name, self._surface = folder, name, surface
         self._after, self._through = after or 0, through
         self._is_rest = after is not None
-        paths, self._flat, self._segments = _files(typed.log, name, may_lack=self._is_rest)
-        empty = canonical(name, TableReader(typed.log, pa.table({}), IDS[name]), surface)
+        paths, self._flat, self._segments = _files(folder, name, may_lack=self._is_rest)
+        empty = canonical(name, TableReader(folder, pa.table({}), IDS[name]), surface)
         self._columns = empty.column_names
         self._held, self._keys = empty, np.zeros(0, np.int64)
         # For a moment, eight times as much memory is needed: four tables, and a copy of each.
@@ -230,7 +227,7 @@ class _Table:
                 yield path, first_row, raw
 
     def _canonical(self, path: Path, raw: pa.Table, first_row: int) -> pa.Table:
-        reader = TableReader(path, self._typed(self._name, raw), IDS[self._name], first_row)
+        reader = TableReader(path, raw, IDS[self._name], first_row)
         rows = canonical(self._name, reader, self._surface, is_served=bool(self._segments))
         return rows.select(self._columns)
 
