@@ -27,15 +27,15 @@ from serve.log.snapshots import numbers
 from serve.log.throttle import OnStep
 from serve.storage.atomic_files import draft_path, put_once, sync
 from serve.storage.bucket import BucketPath
-from serve.storage.parquet import Damaged, footer, open_parquet, readable, unmerged
+from serve.storage.parquet import Damaged, footer, open_parquet, readable
 
 log = logging.getLogger("tabrank")
 # Number of a record, time of its arrival in ms, and the record.
 Numbered = tuple[int, int, Any]
 Columns = dict[str, pa.Array]
 # The name of a segment has the numbers of its first and last record, and the epoch of the lease
-# under which it was written. Earlier releases wrote only the first number.
-NAME = re.compile(r"([0-9]{20})(?:-([0-9]{20})-([0-9]{10}))?")
+# under which it was written.
+NAME = re.compile(r"([0-9]{20})-([0-9]{20})-([0-9]{10})\.parquet")
 # A row group is written once memory holds this many records plus their candidates, or this many
 # bytes of the journal. Unpacked and as Arrow columns, they take six times as much.
 AT_ONCE = 1 << 18
@@ -61,10 +61,7 @@ MAX_SEQ = 1 << 62
 
 
 class Segment(NamedTuple):
-    """Segment of one table: the numbers of its first and last record, its epoch, and its file.
-
-    `last` is `MAX_SEQ` if neither the name nor the footer states it.
-    """
+    """Segment of one table: the numbers of its first and last record, its epoch, and its file."""
 
     first: int
     last: int
@@ -166,11 +163,9 @@ class Segments:
         A damaged segment is skipped and added to `damaged`.
         """
         for segment in reversed(segments(self.folder, name)):
-            with self.unless_damaged(segment.path), readable(segment.path):
-                if segment.last == MAX_SEQ:
-                    last_record(segment.path)
-                with open_parquet(segment.path) as file:
-                    yield segment.first, file.read(columns)
+            path = segment.path
+            with self.unless_damaged(path), readable(path), open_parquet(path) as file:
+                yield segment.first, file.read(columns)
 
     @contextmanager
     def unless_damaged(self, path: Path) -> Iterator[None]:
@@ -277,66 +272,38 @@ def _repeating(schema: pa.Schema) -> list[str]:
     return [field.name + ends[str(field.type)] for field in schema if str(field.type) in ends]
 
 
-# Segments may be merged while they are listed.
-@unmerged
 def segments(log: Path, table: str) -> list[Segment]:
-    """Return a table's segments in order; files with other names are ignored.
-
-    Raises:
-        Unreadable, FileNotFoundError: a file whose name has one number cannot be read now.
-    """
-    found = []
-    for path in (log / table).glob("*.parquet"):
-        if match := numbers_of(path):
-            try:
-                last = int(match[2] or last_record(path)[0])
-            except Damaged:
-                last = MAX_SEQ
-            found.append(Segment(int(match[1]), last, int(match[3] or 0), path))
+    """Return a table's segments in order; files with other names are ignored."""
+    named = ((NAME.fullmatch(path.name), path) for path in (log / table).glob("*.parquet"))
+    found = [Segment(*map(int, match.groups()), path) for match, path in named if match]
     # If two begin with the same record, the one that holds more comes first.
     return sorted(found, key=lambda segment: (segment.first, -segment.last, -segment.epoch))
 
 
-def numbers_of(path: Path) -> re.Match[str] | None:
-    """Return the numbers in the name of a segment; None for another file."""
-    match = NAME.fullmatch(path.name.removesuffix(".parquet"))
-    # A file named by a time of 20 digits is foreign.
-    return match if match and int(match[1]) < MAX_SEQ else None
-
-
-def last_record(path: Path) -> tuple[int, int]:
-    """Return the number of a segment's last record, and its arrival in ms, from the footer.
-
-    Raises:
-        Damaged: the file is damaged, or was not written by a service.
-    """
-    metadata = footer(path)
-    num_groups = metadata.num_row_groups
-    columns = metadata.row_group(num_groups - 1).to_dict()["columns"] if num_groups else []
-    last = {each["path_in_schema"]: each["statistics"] or {} for each in columns}
-    for name in ("seq", "received_ms"):
-        if not isinstance(last.get(name, {}).get("max"), int):
-            raise Damaged(
-                f"{path}: not written by a service: its footer has no largest {name!r}; rename the file, because a "
-                "name of 20 digits means a segment of a service"
-            )
-    return last["seq"]["max"], last["received_ms"]["max"]
-
-
 def log_end(log: Path) -> int:
-    """Return the number of a log's last record or snapshot; 0 without any.
-
-    A segment whose last number is not known counts by its first. Raises what `segments` raises.
-    """
-    found = (segment for table in TABLES for segment in segments(log, table))
-    ends = (segment.first if segment.last == MAX_SEQ else segment.last for segment in found)
+    """Return the number of a log's last record or snapshot; 0 without any."""
+    ends = (segment.last for table in TABLES for segment in segments(log, table))
     return max([0, *ends, *numbers(log)])
 
 
 def last_arrival_ms(log: Path) -> int:
-    """Return the arrival of a log's last record, or 0. Raises what `last_record` raises."""
+    """Return the arrival of a log's last record, or 0.
+
+    Raises:
+        Damaged: one of the newest segments is damaged.
+    """
     newest = (segment.path for table in TABLES for segment in segments(log, table)[-1:])
-    return max((last_record(path)[1] for path in newest), default=0)
+    return max(map(_last_arrival_ms, newest), default=0)
+
+
+def _last_arrival_ms(path: Path) -> int:
+    metadata = footer(path)
+    # `training forget` may have left a segment without rows.
+    if not metadata.num_row_groups:
+        return 0
+    columns = metadata.row_group(metadata.num_row_groups - 1).to_dict()["columns"]
+    statistics = {each["path_in_schema"]: each["statistics"] for each in columns}
+    return int(statistics["received_ms"]["max"])
 
 
 def _columns(records: list[Any], kinds: Mapping[str, pa.DataType]) -> Columns:

@@ -31,7 +31,7 @@ from serve.log.reader import (
     own_columns,
     table_paths,
 )
-from serve.log.segments import MAX_SEQ, Segment, numbers_of, segments
+from serve.log.segments import MAX_SEQ, NAME, Segment, segments
 from serve.log.snapshots import truncation_point
 from serve.log.table_reader import TableReader
 from serve.storage.conversion import IDS, converted
@@ -292,7 +292,11 @@ def _files(
     paths, served = table_paths(folder, name) if is_there else [], segments(folder, name)
     files = (file for path in paths for file in data_files(path))
     # Segments may have been merged meanwhile. Their names tell them from flat files.
-    return paths, [file for file in files if not (file.parent == folder / name and numbers_of(file))], served
+    return (
+        paths,
+        [file for file in files if not (file.parent == folder / name and NAME.fullmatch(file.name))],
+        served,
+    )
 
 
 def _key(rows: pa.Table, first_row: int) -> I64:
