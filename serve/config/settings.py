@@ -44,8 +44,6 @@ OF_MODELS = {
     "explore": "orders are drawn from a model's scores",
     "weights": "weights are of a model's predictions",
 }
-# Settings of an experiment that the log keeps as they are.
-LOGGED = ("guardrails", "start_ms", "end_ms", "smallest_effect", "min_days", "min_exposures")
 NO_KEY = hashlib.sha256(b"").hexdigest()
 
 
@@ -265,10 +263,10 @@ class Experiment:
 
     def declaration(self, surface: Surface) -> Declaration:
         """Return what the log keeps of it, with the primary metric by name."""
+        metric = self.primary_metric or metrics_of(surface)[0].name
+        logged = {name: getattr(self, name) for name in Declaration.__struct_fields__}
         return Declaration(
-            primary_metric=self.primary_metric or metrics_of(surface)[0].name,
-            arms={arm.name: arm.share for arm in self.arms},
-            **{name: getattr(self, name) for name in LOGGED},
+            **logged | {"primary_metric": metric, "arms": {arm.name: arm.share for arm in self.arms}}
         )
 
     def misfits(self, surface: Surface) -> Misfits:

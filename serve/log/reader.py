@@ -103,11 +103,10 @@ def canonical(name: str, reader: TableReader, surface: Surface, *, is_served: bo
     own_columns(name, reader)
     if name == "exposures":
         fields = [(name, TYPES[declared.type].arrow) for name, declared in surface.fields["context"].items()]
-        reader.optional("context", pa.struct(fields)).optional("traffic", pa.string())
-        reader.optional("stated", pa.string()).optional("seq", pa.int64()).optional("seen_seq", pa.int64())
-        reader.optional("pinned", pa.list_(pa.int64())).flag("erased")
+        reader.optional("context", pa.struct(fields)).optional("traffic").optional("stated")
+        reader.optional("seq").optional("seen_seq").optional("pinned").flag("erased")
     elif name == "events":
-        reader.optional("seq", pa.int64()).flag("erased").one_of("kind", (*surface.events, IMPRESSION))
+        reader.optional("seq").flag("erased").one_of("kind", (*surface.events, IMPRESSION))
     else:
         # A service that accepted the rows has already judged the unit of each time.
         judged = "received_ms" in reader.raw.column_names
@@ -117,8 +116,7 @@ def canonical(name: str, reader: TableReader, surface: Surface, *, is_served: bo
             read(field, TYPES[declared.type].arrow)
             if declared.type == "time":
                 reader.refuse_units(field, reader.columns[field], tolerated=1.0 if judged else MAX_OLD_SHARE)
-        reader.optional("seq", pa.int64()).optional("stated", pa.list_(pa.string()))
-        reader.optional("removed", pa.bool_()).optional("received_ms", pa.int64())
+        reader.optional("seq").optional("stated").optional("removed").optional("received_ms")
     return reader.table
 
 
@@ -131,21 +129,20 @@ def read_columns(folder: Path) -> dict[str, pa.Table]:
 
 
 def _readers(folder: Path) -> dict[str, TableReader]:
-    return {name: TableReader(*read_table(folder, name), IDS[name]) for name in TABLES}
+    return {name: TableReader(*read_table(folder, name), name) for name in TABLES}
 
 
 def own_columns(name: str, reader: TableReader) -> TableReader:
     """Read the columns that a table has whatever the surface of its log is."""
     if name in ("viewers", "candidates"):
-        reader.required("id", pa.string()).optional("ts_ms", pa.int64())
-        return reader.optional("ends_ms", pa.int64()) if name == "candidates" else reader
-    reader.required("request_id" if name == "exposures" else "id", pa.string())
-    reader.required("ts_ms", pa.int64()).required("viewer", pa.string(), nullable=True)
+        reader.required("id").optional("ts_ms")
+        return reader.optional("ends_ms") if name == "candidates" else reader
+    reader.required("request_id" if name == "exposures" else "id")
+    reader.required("ts_ms").required("viewer", nullable=True)
     if name == "exposures":
-        reader.required("candidates", pa.list_(pa.string())).no_repeats("candidates")
+        reader.required("candidates").no_repeats("candidates")
         return reader.number_of("one_in", MAX_ONE_IN)
-    reader.required("candidate", pa.string()).required("kind", pa.string())
-    return reader.optional("request_id", pa.string()).optional("value", pa.float64())
+    return reader.required("candidate").required("kind").optional("request_id").optional("value")
 
 
 def unerased(table: pa.Table) -> pa.Table:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import chain
@@ -20,6 +20,7 @@ from serve.contract.errors import WriterFenced
 from serve.contract.records import Candidate, Event, Forget, Viewer
 from serve.contract.validation import refuse_file
 from serve.features.field_types import TYPES
+from serve.log.columns import ENTITY, EVENT, EXPOSURE, NUMBERS, STRINGS, UNSCORED
 from serve.log.events import CANDIDATES, EVENT_IDS, EXPOSURE_IDS, VIEWERS, Ended, Exposure, JournalEntry, key
 from serve.log.lease import Types, under_lease
 from serve.log.reader import TABLES
@@ -40,23 +41,6 @@ NAME = re.compile(r"([0-9]{20})-([0-9]{20})-([0-9]{10})\.parquet")
 # bytes of the journal. Unpacked and as Arrow columns, they take six times as much.
 AT_ONCE = 1 << 18
 AT_ONCE_BYTES = 16 << 20
-STRINGS = pa.list_(pa.string())
-# Columns that hold an attribute of an event, or of an exposure, without conversion.
-EVENT = {
-    **dict.fromkeys(("id", "viewer", "candidate", "kind", "request_id"), pa.string()),
-    "ts_ms": pa.int64(),
-    "value": pa.float64(),
-}
-EXPOSURE = {
-    **dict.fromkeys(("request_id", "viewer", "experiment", "arm", "model"), pa.string()),
-    **dict.fromkeys(("rung", "traffic", "surface", "declaration"), pa.string()),
-    **dict.fromkeys(("ts_ms", "seen_seq", "one_in"), pa.int64()),
-    **dict.fromkeys(("candidates", "degraded", "rules"), STRINGS),
-    "pinned": pa.list_(pa.int64()),
-    "share": pa.float64(),
-    "latency_ms": pa.float32(),
-    "propensity": pa.list_(pa.float64()),
-}
 MAX_SEQ = 1 << 62
 
 
@@ -182,7 +166,7 @@ class Segments:
             ("viewers", (Viewer, Forget), partial(self._upserts, "viewer")),
             ("candidates", (Candidate, Ended), self._candidates),
             ("exposures", (Exposure,), self._exposures),
-            ("events", (Event,), _events),
+            ("events", (Event,), partial(_columns, columns=EVENT)),
         )
 
     def _candidates(self, rows: list[Numbered]) -> Columns:
@@ -190,41 +174,31 @@ class Segments:
         return self._upserts("candidate", rows) | {"ends_ms": pa.array(ends, pa.int64())}
 
     def _upserts(self, owner: str, rows: list[Numbered]) -> Columns:
-        """Return the columns of attribute changes.
-
-        `stated` names the fields that a row sets; `removed` marks the removal of an id.
-        """
+        """Return the columns of attribute changes."""
         records = [record for _, _, record in rows]
         fields = [getattr(record, "fields", {}) for record in records]
         ids = [record.viewer if isinstance(record, Forget) else record.id for record in records]
-        columns = {"id": pa.array(ids, pa.string())} | {
-            name: pa.array([values.get(name) for values in fields], TYPES[type_].arrow)
-            for name, type_ in self.types[owner].items()
+        own: dict[str, list[Any]] = {
+            "ts_ms": [record.ts_ms for record in records],
+            "stated": [list(values) for values in fields],
+            "removed": [isinstance(record, Forget | Ended) for record in records],
         }
-        removed = [isinstance(record, Forget | Ended) for record in records]
-        return columns | {
-            "ts_ms": pa.array([record.ts_ms for record in records], pa.int64()),
-            "stated": pa.array([list(values) for values in fields], STRINGS),
-            "removed": pa.array(removed, pa.bool_()),
+        return {
+            "id": pa.array(ids, ENTITY["id"]),
+            **{
+                name: pa.array([values.get(name) for values in fields], TYPES[type_].arrow)
+                for name, type_ in self.types[owner].items()
+            },
+            **{name: pa.array(values, ENTITY[name]) for name, values in own.items()},
             **_numbers(rows),
         }
 
     def _exposures(self, rows: list[Numbered]) -> Columns:
-        records: list[Exposure] = [record for _, _, record in rows]
         context = [(name, TYPES[type_].arrow) for name, type_ in self.types["context"].items()]
-        kinds = EXPOSURE | ({"context": pa.struct(context)} if context else {})
-        return _columns(records, kinds) | {
-            # A candidate without a score has null.
-            "scores": _arrays([record.scores for record in records], np.float32, from_pandas=True),
-            "predictions": _arrays([record.predictions for record in records], np.float32, from_pandas=True),
-            "draw": _arrays([record.draw for record in records], np.float32),
-            "place_before": _arrays([record.place_before for record in records], np.uint16),
-            "stated": _objects([record.stated for record in records]),
-            "weights": _objects([record.weights for record in records]),
-            "numeric": _arrays([record.numeric for record in records], np.float32),
-            "category": _arrays([record.category for record in records], np.uint64),
-            **_numbers(rows),
-        }
+        columns = EXPOSURE | {"context": pa.struct(context)}
+        if not context:
+            del columns["context"]
+        return _columns(rows, columns)
 
 
 @contextmanager
@@ -306,15 +280,23 @@ def _last_arrival_ms(path: Path) -> int:
     return int(statistics["received_ms"]["max"])
 
 
-def _columns(records: list[Any], kinds: Mapping[str, pa.DataType]) -> Columns:
-    """Return a column of each of these attributes of the records."""
+def _columns(rows: list[Numbered], columns: Mapping[str, pa.DataType]) -> Columns:
+    """Return columns of attributes of the records, and of their numbers."""
     return {
-        name: pa.array([getattr(record, name) for record in records], kind) for name, kind in kinds.items()
-    }
+        name: pa.array(
+            [_value(getattr(record, name), kind) for _, _, record in rows], kind, from_pandas=name in UNSCORED
+        )
+        for name, kind in columns.items()
+    } | _numbers(rows)
 
 
-def _events(rows: list[Numbered]) -> Columns:
-    return _columns([record for _, _, record in rows], EVENT) | _numbers(rows)
+def _value(value: Any, kind: pa.DataType) -> Any:
+    """Return an attribute as its column has it: bytes as numbers, and an object as JSON."""
+    if isinstance(value, bytes):
+        return np.frombuffer(value, kind.value_type.to_pandas_dtype())
+    if isinstance(value, dict) and pa.types.is_string(kind):
+        return json.dumps(value) if value else None
+    return value
 
 
 def _parts(entries: Iterable[tuple[int, JournalEntry]], step: OnStep) -> Iterator[tuple[list[Numbered], int]]:
@@ -335,17 +317,5 @@ def _parts(entries: Iterable[tuple[int, JournalEntry]], step: OnStep) -> Iterato
 
 
 def _numbers(rows: list[Numbered]) -> Columns:
-    return {
-        "seq": pa.array([seq for seq, _, _ in rows], pa.int64()),
-        "received_ms": pa.array([received_ms for _, received_ms, _ in rows], pa.int64()),
-    }
-
-
-def _objects(parts: Sequence[Mapping[str, Any]]) -> pa.Array:
-    """Return objects as JSON, and an empty object as null."""
-    return pa.array([json.dumps(part) if part else None for part in parts], pa.string())
-
-
-def _arrays(parts: Sequence[bytes | None], dtype: Any, *, from_pandas: bool = False) -> pa.Array:
-    arrays = [None if part is None else np.frombuffer(part, dtype) for part in parts]
-    return pa.array(arrays, pa.list_(pa.from_numpy_dtype(dtype)), from_pandas=from_pandas)
+    numbers = zip(*((seq, received_ms) for seq, received_ms, _ in rows), strict=True)
+    return {name: pa.array(each, NUMBERS[name]) for name, each in zip(NUMBERS, numbers, strict=True)}

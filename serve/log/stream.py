@@ -106,7 +106,7 @@ class _Table:
         self._after, self._through = after or 0, through
         self._is_rest = after is not None
         paths, self._flat, self._segments = _files(folder, name, may_lack=self._is_rest)
-        empty = canonical(name, TableReader(folder, pa.table({}), IDS[name]), surface)
+        empty = canonical(name, TableReader(folder, pa.table({}), name), surface)
         self._columns = empty.column_names
         self._held, self._keys = empty, np.zeros(0, np.int64)
         # For a moment, eight times as much memory is needed: four tables, and a copy of each.
@@ -149,14 +149,14 @@ class _Table:
         id_ = {"exposures": "request_id", "events": "id"}.get(self._name, "seq")
         parts, lives, times, least, num = [], [], [], [], 0
         for path, first_row, raw in self._raw({"ts_ms", "seq", "traffic", id_}):
-            reader = TableReader(path, raw, IDS[self._name], first_row)
-            reader.optional("ts_ms", pa.int64()).optional("seq", pa.int64())
+            reader = TableReader(path, raw, self._name, first_row)
+            reader.optional("ts_ms").optional("seq")
             if id_ != "seq":
-                reader.required(id_, pa.string())
+                reader.required(id_)
             rows = reader.table
             parts.append(filled(rows, "seq") if id_ == "seq" else _hashes(rows[id_]))
             if self._name == "exposures":
-                lives.append(is_live(reader.optional("traffic", pa.string()).table).to_numpy())
+                lives.append(is_live(reader.optional("traffic").table).to_numpy())
                 times.append(filled(rows, "ts_ms"))
             least.append(_key(rows, num).min())
             num += len(rows)
@@ -202,7 +202,7 @@ class _Table:
             try:
                 if segment.last > last:
                     for first_row, raw in _batches(segment.path, self._name, self._columns):
-                        TableReader(segment.path, raw, (), first_row).required("seq", pa.int64())
+                        TableReader(segment.path, raw, self._name, first_row).required("seq")
                         rows = self._canonical(segment.path, raw, first_row)
                         rows = rows.filter(pc.greater(rows["seq"], last))
                         keys = rows["seq"].to_numpy()
@@ -227,7 +227,7 @@ class _Table:
                 yield path, first_row, raw
 
     def _canonical(self, path: Path, raw: pa.Table, first_row: int) -> pa.Table:
-        reader = TableReader(path, raw, IDS[self._name], first_row)
+        reader = TableReader(path, raw, self._name, first_row)
         rows = canonical(self._name, reader, self._surface, is_served=bool(self._segments))
         return rows.select(self._columns)
 
@@ -262,10 +262,10 @@ def join_sample(folder: Path) -> tuple[dict[str, pa.Table], float]:
     one_of = 1 + sum(column.num_values for *_, columns in groups for column in columns) // SAMPLE_VALUES
     sample = {}
     for name in TABLES:
-        parts = [_joining(TableReader(folder, pa.table({}), IDS[name]), name)]
+        parts = [_joining(TableReader(folder, pa.table({}), name), name)]
         for path in _paths(folder, name):
             for first_row, raw in _batches(path, name, parts[0].column_names):
-                rows = _joining(TableReader(path, raw, IDS[name], first_row), name)
+                rows = _joining(TableReader(path, raw, name, first_row), name)
                 owners = [rows[column] for column in ("request_id", "viewer") if column in rows.column_names]
                 if owners and one_of > 1:
                     hits = [(_hashes(ids) % one_of == 0) & ids.is_valid().to_numpy() for ids in owners]
@@ -276,7 +276,7 @@ def join_sample(folder: Path) -> tuple[dict[str, pa.Table], float]:
 
 
 def _joining(reader: TableReader, name: str) -> pa.Table:
-    return own_columns(name, reader).optional("seq", pa.int64()).table
+    return own_columns(name, reader).optional("seq").table
 
 
 def _paths(folder: Path, name: str) -> list[Path]:

@@ -23,7 +23,6 @@ from serve.features.field_types import TYPES
 from serve.features.surface import Surface
 from serve.log.reader import read_table
 from serve.log.table_reader import TableReader
-from serve.storage.conversion import IDS
 from training.experiment.comparison import Arms, best_after, capped
 from training.experiment.contrast import both_intervals, contrast
 from training.experiment.few_events import ENOUGH
@@ -141,8 +140,8 @@ def _values(by: str, log: Path, surface: Surface) -> pd.DataFrame:
         # The column `stated` of exposures tells the fields of candidates.
         name, key, column, more, kind = "exposures", "request_id", "context", [], pa.struct([(field, kind)])
     columns = key, "ts_ms", "received_ms", column, *more
-    reader = TableReader(*read_table(log, name, columns), IDS[name])
-    reader.required(key, pa.string()).optional("stated", pa.list_(pa.string()))
+    reader = TableReader(*read_table(log, name, columns), name)
+    reader.required(key).optional("stated", pa.list_(pa.string()))
     table = (
         reader.optional("ts_ms", pa.int64()).optional("received_ms", pa.int64()).optional(column, kind).table
     )
