@@ -20,7 +20,7 @@ from serve.log.join_coverage import check_joins
 from serve.log.snapshots import Snapshot, replay_snapshots
 from serve.log.table_reader import MAX_OLD_SHARE, TableReader
 from serve.storage.conversion import IDS, converted
-from serve.storage.parquet import data_files, open_parquet, readable, sized_batches, unmerged
+from serve.storage.parquet import data_files, read_rows, readable, unmerged
 
 # Tables that may be missing in a log written by a service.
 MAY_BE_EMPTY = ("viewers", "events")
@@ -255,12 +255,8 @@ def _read(path: Path, table: str, columns: Sequence[str] | None) -> pa.Table:
     for name in data_files(path):
         # Read the segments one by one. A dataset would use the columns of the first segment for
         # all, but the surface may have gained a field since.
-        with readable(name), open_parquet(name) as file:
-            schema = file.schema_arrow
-            if columns is not None:
-                schema = pa.schema([schema.field(column) for column in columns if column in schema.names])
-            tables.append(pa.Table.from_batches(sized_batches(file, name, schema.names), schema))
-            # The strings of a damaged file may not be UTF-8.
+        with readable(name):
+            tables.append(read_rows(name, columns))
             tables[-1].validate(full=True)
             tables[-1] = converted(tables[-1], IDS[table])
     return pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})

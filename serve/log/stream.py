@@ -37,12 +37,11 @@ from serve.log.table_reader import TableReader
 from serve.storage.conversion import IDS, converted
 from serve.storage.memory import available_bytes
 from serve.storage.parquet import (
-    FEW_AT_ONCE,
-    chunks,
     data_files,
     footer,
     open_parquet,
     readable,
+    row_groups,
     rows_at_once,
     unmerged,
 )
@@ -258,8 +257,10 @@ def join_sample(folder: Path) -> tuple[dict[str, pa.Table], float]:
     If a log has many rankings, the tables have only a share of the viewers and requests, chosen by
     hash, and their events. They have all ids of viewers and candidates.
     """
-    groups = (group for path in _paths(folder, "exposures") for group in chunks(footer(path), ["candidates"]))
-    one_of = 1 + sum(column.num_values for *_, columns in groups for column in columns) // SAMPLE_VALUES
+    groups = (
+        group for path in _paths(folder, "exposures") for group in row_groups(footer(path), ["candidates"])
+    )
+    one_of = 1 + sum(column.num_values for _, columns in groups for column in columns) // SAMPLE_VALUES
     sample = {}
     for name in TABLES:
         parts = [_joining(TableReader(folder, pa.table({}), name), name)]
@@ -319,12 +320,11 @@ def _batches(
     `sized_by` names the columns that decide the size of a batch. By default these are the columns
     that are read.
     """
-    # Strings are not read as dictionaries, which would take a sixth more memory here.
-    with readable(path), open_parquet(path, read_dictionary=None, **FEW_AT_ONCE) as file:
+    with readable(path), open_parquet(path) as file:
         names = file.schema_arrow.names
         names = [column for column in names if column in columns] or names
         first_row = 0
-        rows = rows_at_once(path, file.metadata, sized_by or names, VALUES_AT_ONCE, BYTES_AT_ONCE)
+        rows = rows_at_once(file.metadata, sized_by or names, VALUES_AT_ONCE, BYTES_AT_ONCE)
         for batch in file.iter_batches(rows, columns=names):
             # The strings of a damaged file may not be UTF-8.
             batch.validate(full=True)

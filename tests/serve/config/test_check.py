@@ -185,12 +185,6 @@ def test_the_shipped_file_becomes_a_cluster_as_its_last_comment_says(tmp_path):
     arguments["log"] = log
     path.write_text(yaml.safe_dump(document))
     assert sum(pool.max_nodes for pool in read(path).nodes.values()) == 5
-    assert any("no replica ever needs a node of this pool" in one.detail for one in read(path).warnings)
-    for deployment in document["applications"][0]["deployments"][:2]:
-        deployment["autoscaling_config"]["max_replicas"] = 2
-        deployment["ray_actor_options"]["num_cpus"] = 1
-    path.write_text(yaml.safe_dump(document))
-    assert not any("ever needs" in one.detail for one in read(path).warnings)
 
 
 def test_without_json_each_problem_is_a_line_with_its_place(tmp_path):
