@@ -271,13 +271,6 @@ def replaced(value, key, new):
     return {name: new if name == key else replaced(child, key, new) for name, child in value.items()}
 
 
-def test_a_file_that_ray_could_not_open_is_refused(tmp_path):
-    path = tmp_path / "cluster.yaml"
-    path.write_bytes(TEXT.encode("utf-16"))
-    with pytest.raises(ConfigRefused, match="it is UTF-16; save it as UTF-8 text"):
-        read(path)
-
-
 def test_code_of_others_whose_name_is_like_ours_is_theirs(tmp_path):
     path = tmp_path / "cluster.yaml"
     path.write_text(TEXT.replace("serve.config.scaling:Steady", "shop.scaling:Steady"))

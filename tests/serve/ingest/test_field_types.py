@@ -160,22 +160,6 @@ def test_a_field_that_was_removed_comes_back_with_its_type_alone(home):
             checked_types(home.log, surface({name}))
 
 
-def test_a_column_of_an_import_keeps_its_type_before_anybody_serves_it(tmp_path):
-    imported = tables()
-    at = imported["exposures"].column_names.index("context")
-    hours = pa.StructArray.from_arrays([pa.array([1, 2, 3])], ["hour"])
-    imported["exposures"] = imported["exposures"].set_column(at, "context", hours)
-    imported["viewers"] = imported["viewers"].append_column("nothing", pa.nulls(2))
-    write_log(tmp_path / "log", imported)
-    assert "viewer.nothing" not in checked_types(tmp_path / "log", TOML)
-    for type_ in ("number", "time"):
-        ledger = checked_types(tmp_path / "log", TOML.replace('hour = "number"', f'hour = "{type_}"'))
-        assert ledger["context.hour"] == [type_]
-    for type_ in ("category", "set"):
-        with pytest.raises(StoreUnavailable, match="hour is number and time"):
-            checked_types(tmp_path / "log", TOML.replace('hour = "number"', f'hour = "{type_}"'))
-
-
 def test_a_ledger_without_end_is_refused(home, monkeypatch):
     monkeypatch.setattr(type_ledger, "MAX_BYTES", 100)
     with pytest.raises(StoreUnavailable, match="exceed 100 bytes; begin a new log"):
