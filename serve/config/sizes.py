@@ -26,16 +26,12 @@ class Size:
     max_replicas: int
     # None without autoscaling.
     target_ongoing_requests: float | None
-    metrics_interval_s: float | None
-    look_back_period_s: float | None
     max_ongoing_requests: int
     # CPUs of one replica. GPUs and bundles are those of one replica too.
     num_cpus: float
     num_gpus: float
     num_bundles: int
     graceful_shutdown_timeout_s: float
-    graceful_shutdown_wait_loop_s: float
-    health_check_timeout_s: float
 
 
 def check_size(size: Size) -> None:
@@ -50,23 +46,6 @@ def check_size(size: Size) -> None:
     if size.num_gpus > 1 and size.num_bundles == 1 and not size.num_gpus.is_integer():
         at["ray_actor_options"]["num_gpus"].refuse(
             f"Ray assigns a share of one GPU, or whole GPUs (got {size.num_gpus:g}); round it"
-        )
-    interval_s, look_back_s = size.metrics_interval_s, size.look_back_period_s
-    if interval_s is not None and look_back_s is not None and look_back_s <= interval_s:
-        scaling["look_back_period_s"].refuse(
-            f"look_back_period_s ({look_back_s:g}) must be above metrics_interval_s ({interval_s:g}), "
-            "or the period holds no report to average over; raise it"
-        )
-    wait_s, stop_s = size.graceful_shutdown_wait_loop_s, size.graceful_shutdown_timeout_s
-    if wait_s > stop_s:
-        at["graceful_shutdown_wait_loop_s"].refuse(
-            f"graceful_shutdown_wait_loop_s ({wait_s:g}) is above graceful_shutdown_timeout_s ({stop_s:g}): "
-            "a replica would be killed before its first check; lower it"
-        )
-    if size.health_check_timeout_s < 1:
-        at["health_check_timeout_s"].warn(
-            f"a healthy replica on a busy machine may take seconds to answer (got {size.health_check_timeout_s:g}); "
-            "give it 5"
         )
 
 

@@ -16,12 +16,9 @@ from typer.core import TyperCommand
 from typer.testing import CliRunner
 
 from serve.__main__ import app
-from serve.config.application import DRAIN_ENV, DRAIN_S
 from serve.config.reader import read
 from serve.config.yaml_positions import ConfigRefused
 from serve.contract.errors import TabrankError
-from serve.operate.host.environment import environment
-from serve.operate.host.run_folder import RunFolder
 from tests.support.write_schemas import FOLDER, schemas
 from training.__main__ import app as training
 
@@ -48,7 +45,6 @@ CHOSEN = ("arms", "nodes", "api_keys", "guardrails")
 @pytest.fixture(autouse=True)
 def usual(monkeypatch):
     """Remove the shell's settings, and restore the signal handlers."""
-    monkeypatch.delenv(DRAIN_ENV, raising=False)
     kept = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, kept)
@@ -151,13 +147,6 @@ def test_the_shipped_file_is_accepted_with_warnings_only_for_store_and_models():
     assert all(warning["detail"].startswith(INTENDED[:2]) for warning in result["warnings"])
 
 
-def test_the_members_of_an_enumeration_are_shown_by_their_values(tmp_path):
-    path = tmp_path / "cluster.yaml"
-    path.write_text(TEXT.replace("logging_config:\n", "logging_config:\n  encoding: XML\n"))
-    with pytest.raises(ConfigRefused, match=r"Encoding must be one of TEXT or JSON\."):
-        read(path)
-
-
 def test_the_file_of_the_rerun_experiment_is_accepted():
     assert checked(ROOT / "benchmarks/rerun/cluster.yaml")[0] == 0
 
@@ -209,12 +198,6 @@ def test_every_command_that_is_advised_in_an_empty_folder_can_be_run_as_it_is(tm
     for module, arguments in advised:
         done = CliRunner().invoke({"serve": app, "training": training}[module], shlex.split(arguments))
         assert done.exit_code == 0, (arguments, done.output)
-
-
-def test_the_drain_that_is_checked_is_the_one_that_up_sets(tmp_path):
-    assert (
-        float(environment(read(SHIPPED), RunFolder(tmp_path), tmp_path, haproxy=True)[DRAIN_ENV]) == DRAIN_S
-    )
 
 
 def test_the_code_that_a_file_names_is_not_run(tmp_path):
