@@ -1,6 +1,7 @@
 """Rules of a slate, as an arm declares them; `serve.ranking.slate` applies them.
 
-A new rule is a subclass of `RuleKind` and an option of `Rule`, and a module of `serve.ranking.slate`.
+A new rule is a subclass of `RuleKind` and an option of `Rule` here, and a module of
+`serve.ranking.slate`.
 """
 
 from __future__ import annotations
