@@ -72,8 +72,9 @@ class FieldType:
 
 def _number_up_to(most: float, kind: type[int] | type[float]) -> Callable[[object], Any]:
     def plain(value: object) -> Any:
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        return kind(value) if is_number and abs(value) <= most else None  # type: ignore[arg-type,operator]
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= most:
+            return kind(value)
+        return None
 
     return plain
 
@@ -83,8 +84,7 @@ def _category(value: object) -> str | None:
 
 
 def _set(value: object) -> list[str] | None:
-    is_set = isinstance(value, list) and all(isinstance(member, str) for member in value)
-    return value if is_set else None  # type: ignore[return-value]
+    return value if isinstance(value, list) and all(isinstance(member, str) for member in value) else None
 
 
 _WORD = {"maxLength": MAX_FIELD_CHARACTERS}

@@ -249,7 +249,7 @@ def _repeating(schema: pa.Schema) -> list[str]:
 def segments(log: Path, table: str) -> list[Segment]:
     """Return a table's segments in order; files with other names are ignored."""
     named = ((NAME.fullmatch(path.name), path) for path in (log / table).glob("*.parquet"))
-    found = [Segment(*map(int, match.groups()), path) for match, path in named if match]
+    found = [Segment(int(match[1]), int(match[2]), int(match[3]), path) for match, path in named if match]
     # If two begin with the same record, the one that holds more comes first.
     return sorted(found, key=lambda segment: (segment.first, -segment.last, -segment.epoch))
 
