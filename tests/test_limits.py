@@ -26,7 +26,6 @@ from serve.log import events as records
 from serve.log import segments as log_segments
 from serve.operate.host import environment
 from serve.ranking import exposure_buffer, reasons, record_intake
-from serve.storage import parquet
 from serve.stores.lmdb_environment import MAP_SIZE
 
 ROOT = Path(__file__).parents[1]
@@ -254,7 +253,7 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
         "serve/log/test_compaction.py::test_few_that_fill_a_segment_are_merged",
     ),
     "rows read at once to merge segments": (
-        (compaction.AT_ONCE_ROWS["events"], compaction.AT_ONCE_LONG_ROWS, mib(parquet.FREE_BYTES)),
+        (compaction.AT_ONCE_ROWS["events"], compaction.AT_ONCE_LONG_ROWS, 64),
         "serve/log/test_compaction.py::test_many_segments_become_one_with_the_same_records",
     ),
     "a row group of a snapshot": (
@@ -264,10 +263,6 @@ ROWS: dict[str, tuple[tuple[object, ...], str]] = {
     "records after the newest snapshot": (
         (retention.EVERY_RECORDS,),
         "serve/log/test_retention.py::test_a_snapshot_is_due_after_an_hour_or_many_records",
-    ),
-    "a column of a row group of a log": (
-        (mib(parquet.FREE_BYTES), parquet.MAX_GROWTH, api.MAX_CANDIDATES),
-        "serve/storage/test_parquet.py::test_few_bytes_that_stand_for_many_are_refused_by_every_reader",
     ),
     "values of a column that `load` reads at once": (
         (stream.VALUES_AT_ONCE, mib(stream.BYTES_AT_ONCE)),

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.contract.hashing import hash64
+from serve.features.field_types import TYPES
 from serve.features.kinds.affinity import Maps
 from serve.features.kinds.gauge import Presences
 from serve.features.rows import CandidateRows, Schema
@@ -87,9 +88,9 @@ class RowMaker:
 
     def _fill(self, rows: PackedRows, entity: str) -> None:
         for name, declared in self._schema.surface.fields[entity].items():
-            if declared.type == "set":
+            if TYPES[declared.type].is_list:
                 rows[name] = self._distinct(name, len(rows), declared.max)
-            elif declared.type == "category":
+            elif TYPES[declared.type].is_hashed:
                 rows[name] = self._distinct(name, len(rows), 1)[:, 0]
             elif declared.type == "number":
                 rows[name] = self._rng.integers(1, 12, len(rows))

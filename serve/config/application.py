@@ -26,9 +26,6 @@ OUR_APPLICATION = "serve.app:build"
 OUR_INGRESS = "FeatureFetch"
 SCORER, WRITER = "Scorer", "Ingest"
 DEPLOYMENTS = (OUR_INGRESS, SCORER, WRITER)
-# `up` makes a replica behind HAProxy wait 2 s before it stops; Ray's own default is 30 s.
-DRAIN_S = 2.0
-DRAIN_ENV = "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"
 
 
 @dataclass(frozen=True)
@@ -174,15 +171,13 @@ def _check_batches(front: Size, scorer: Size, knobs: UserConfig) -> None:
     in_flight = knobs.max_batches_in_flight
     at = scorer.at["max_ongoing_requests"]
     batches = in_flight * front.max_replicas
-    most, fewest = (scorer.max_ongoing_requests * n for n in (scorer.max_replicas, scorer.min_replicas))
-    load = (
-        f"{front.max_replicas} replicas of {OUR_INGRESS} send {in_flight} batches each at once "
-        f"(max_batches_in_flight), {batches} in all, and {SCORER} takes"
-    )
+    most = scorer.max_ongoing_requests * scorer.max_replicas
     if batches > most:
-        at.refuse(f"{load} {most}: they wait on each other; raise max_ongoing_requests to {batches}")
-    elif batches > fewest:
-        at.warn(f"{load} {fewest} at its fewest replicas: they wait on each other until it scales up")
+        at.refuse(
+            f"{front.max_replicas} replicas of {OUR_INGRESS} send {in_flight} batches each at once "
+            f"(max_batches_in_flight), {batches} in all, and {SCORER} takes {most}: they wait on each other; "
+            f"raise max_ongoing_requests to {batches}"
+        )
     if front.max_ongoing_requests < in_flight:
         front.at["max_ongoing_requests"].refuse(
             f"{front.max_ongoing_requests} requests cannot fill {in_flight} batches; raise it, "
@@ -198,14 +193,8 @@ def _check_deadline(front: Size, deadline_s: float, timeout_s: float | None) -> 
             f"a deadline of {deadline_s * 1_000:g} ms is not below http_options.request_timeout_s ({timeout_s:g}), "
             "so that the request times out first; raise that, or lower this"
         )
-    drain_s = float(os.environ.get(DRAIN_ENV, DRAIN_S))
     at, stop_s = front.at["graceful_shutdown_timeout_s"], front.graceful_shutdown_timeout_s
     if stop_s < deadline_s:
         at.refuse(
             f"a rollout ends requests after {stop_s:g} s, but they may take {deadline_s:g} s (deadline_ms); raise it"
-        )
-    elif stop_s < drain_s + deadline_s:
-        at.warn(
-            f"behind HAProxy a replica waits {drain_s:g} s, and then up to {deadline_s:g} s for its requests: "
-            f"{stop_s:g} s are not enough for both; raise it"
         )

@@ -122,7 +122,7 @@ class DeclaredService:
     def file_faults(self) -> Iterator[Diagnosis]:
         """Diagnose what names, models, an embedded store and the log show without a service."""
         # This imports pyarrow, which most commands do without.
-        from serve.log.field_types import checked_types
+        from serve.log.type_ledger import checked_types
 
         try:
             models, pointers = place(self.args.models, self.base), {}

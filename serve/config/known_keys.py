@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 
 from serve.config.node import Node
@@ -19,20 +18,10 @@ DEPLOYMENT: Level = ("applications", "deployments")
 LIVE: Level = (*DEPLOYMENT, "user_config")
 OURS: Levels = {**levels(AppArgs, (*APPLICATION, "args")), **levels(UserConfig, LIVE)}
 POOLS: Levels = levels(NodePool, ("nodes", "*"))
-PLACES = {
-    (): "at the top of the file",
-    APPLICATION: "in the application",
-    DEPLOYMENT: "in the deployment",
-    ("nodes", "*"): "in a pool of nodes",
-    (*LIVE, "experiment", "arms", "*"): "in an arm of the experiment",
-    (*LIVE, "api_keys", "*"): "in a caller's key",
-}
 # After this many errors, the nearest key is no longer looked up: each look-up takes a millisecond.
 MAX_HINTS = 100
-# Thresholds of difflib's ratio. From CLOSE on, a key counts as a typo of a key of its own level. It
-# counts as a typo of a key of another level from VERY_CLOSE on, if that key is nearer by MARGIN
-# than any of its own level.
-CLOSE, VERY_CLOSE, MARGIN = 0.4, 0.8, 0.1
+# A key counts as a typo of the nearest one from this ratio of difflib on.
+CLOSE = 0.4
 
 
 def check_keys(at: Node, levels: Levels, everywhere: Levels, level: Level = ()) -> None:
@@ -51,24 +40,9 @@ def check_keys(at: Node, levels: Levels, everywhere: Levels, level: Level = ()) 
 
 
 def hint(levels: Levels, level: Level, key: str) -> str:
-    """Return a hint: the place where a key belongs, or the nearest known key."""
-
-    def distance(other: Level) -> int:
-        shared = sum(ours == theirs for ours, theirs in zip(level, other, strict=False))
-        return len(level) + len(other) - 2 * shared
-
-    others = sorted((other for other in levels if other != level), key=distance)
-    for other in others:
-        if key in levels[other]:
-            return f"it belongs {_place(other)}"
-    here = sorted(levels[level])
-    ours = nearest(key, here, CLOSE)
-    likeness = difflib.SequenceMatcher(None, ours or "", key).ratio()
-    for other in others:
-        if theirs := nearest(key, levels[other], min(max(VERY_CLOSE, likeness + MARGIN), 1.0)):
-            return f"did you mean {theirs!r}, which belongs {_place(other)}?"
-    return f"did you mean {ours!r}?" if ours else f"valid keys are {', '.join(here)}"
-
-
-def _place(level: Level) -> str:
-    return PLACES.get(level, f"under {level[-1] if level else ''}")
+    """Return a hint: the place where a key belongs, or the nearest key of its level."""
+    places = [".".join(other) or "the top of the file" for other in levels if key in levels[other]]
+    if places:
+        return f"it belongs to {places[0]}"
+    near = nearest(key, levels[level], CLOSE)
+    return f"did you mean {near!r}?" if near else f"valid keys are {', '.join(sorted(levels[level]))}"

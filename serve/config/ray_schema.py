@@ -93,7 +93,7 @@ def with_defaults(deployment: Mapping[str, Any]) -> dict[str, Any]:
     defaults = _defaults(DeploymentConfig)
     fixed = deployment.get("num_replicas") or defaults["num_replicas"]
     alike = {"min_replicas": fixed, "max_replicas": fixed}
-    unscaled = dict.fromkeys(("target_ongoing_requests", "metrics_interval_s", "look_back_period_s"))
+    unscaled = {"target_ongoing_requests": None}
     scaling = _scaling(deployment)
     return {
         **defaults,
@@ -243,7 +243,7 @@ def _note(at: Node, value: Any, problem: Any) -> None:
         at.miss(str(problem["loc"][-1]), "Ray requires it")
         return
     given = problem["input"]
-    message = re.sub(r"\{(<\w+\.\w+: '\w+'>(, )?)+\}", _members, problem["msg"].removeprefix("Value error, "))
+    message = problem["msg"].removeprefix("Value error, ")
     if isinstance(given, dict | list):
         _blame(at, message, inner)
         return
@@ -251,11 +251,6 @@ def _note(at: Node, value: Any, problem: Any) -> None:
     known = re.findall(r"'([^']+)'", str(problem.get("ctx", {}).get("expected", "")))
     remedy = "; put it in quotes" if quotes else did_you_mean(str(given), known)
     at.refuse(f"{message} (got {given!r}){remedy}")
-
-
-def _members(shown: re.Match[str]) -> str:
-    """Format the values of an enumeration that Ray shows in Python's notation."""
-    return " or ".join(sorted(re.findall(r"'(\w+)'", shown[0]), reverse=True))
 
 
 def _blame(at: Node, message: str, given: Any) -> None:

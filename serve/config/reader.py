@@ -6,8 +6,6 @@ import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.machinery import PathFinder
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +131,7 @@ def _check_application(application: Node, file: ours.FileContext) -> list[Size]:
 
     deployments = application["deployments"]
     _check_unique(deployments, "name")
-    _check_import(application)
+    _refuse_typo(application["import_path"], [OUR_APPLICATION], SIMILAR)
     sizes = [size(one, one.value) for one in deployments.items() if one.is_sound]
     for one in sizes:
         check_size(one)
@@ -205,28 +203,6 @@ def _refuse_typo(at: Node, ours: Sequence[str], similar: float) -> None:
     given = at.value
     if isinstance(given, str) and given not in ours and (near := nearest(given, ours, similar)):
         at.refuse(f"there is no {given!r}; did you mean {near!r}?")
-
-
-def _check_import(application: Node) -> None:
-    """Refuse an import path that is almost ours; warn if its module is not installed here."""
-    at = application["import_path"]
-    _refuse_typo(at, [OUR_APPLICATION], SIMILAR)
-    given = at.value
-    if not isinstance(given, str) or given == OUR_APPLICATION or not at.is_sound:
-        return
-    module = given.partition(":")[0] if ":" in given else given.rpartition(".")[0]
-    brought = {"working_dir", "py_modules"} & set(application.value.get("runtime_env", {}))
-    if not brought and not _is_found(module, at.document.path.resolve().parent):
-        at.warn(f"there is no module {module!r} here; is it on every node (got {given!r})?")
-
-
-def _is_found(module: str, folder: Path) -> bool:
-    """Return True if a replica could import the module; nothing is imported to find out."""
-    top, *parts = module.split(".")
-    spec = PathFinder.find_spec(top, [str(folder)]) or find_spec(top)
-    for part in parts:
-        spec = spec and PathFinder.find_spec(part, spec.submodule_search_locations or [])
-    return spec is not None
 
 
 def _check_unique(nodes: Node, key: str, default: str | None = None) -> None:

@@ -44,8 +44,6 @@ OF_MODELS = {
     "explore": "orders are drawn from a model's scores",
     "weights": "weights are of a model's predictions",
 }
-# Settings of an experiment that the log keeps as they are.
-LOGGED = ("guardrails", "start_ms", "end_ms", "smallest_effect", "min_days", "min_exposures")
 NO_KEY = hashlib.sha256(b"").hexdigest()
 
 
@@ -201,10 +199,10 @@ class Arm:
     @field_validator("slate")
     @classmethod
     def _is_sound(cls, slate: tuple[Rule, ...], info: ValidationInfo) -> tuple[Rule, ...]:
-        boosts = [k for k, rule in enumerate(slate) if rule.boost]
-        if boosts and (scorer := info.data.get("scorer")) in HEURISTICS:
-            why = f"a boost adds to a model's utility, and {scorer} has none; leave it out"
-            raise refusal(*(((k, "boost"), why) for k in boosts))
+        scored = [(k, rule) for k, rule in enumerate(slate) if rule.one.needs_scores]
+        if scored and (scorer := info.data.get("scorer")) in HEURISTICS:
+            why = f"and {scorer} has none; leave it out"
+            raise refusal(*(((k, rule.name), f"{rule.one.needs_scores}, {why}") for k, rule in scored))
         if (num := sum(len(rule.text) for rule in slate)) > MAX_TEXT:
             raise ValueError(
                 f"the rules have {num:,} characters in words, and may have {MAX_TEXT:,}; shorten them"
@@ -265,10 +263,10 @@ class Experiment:
 
     def declaration(self, surface: Surface) -> Declaration:
         """Return what the log keeps of it, with the primary metric by name."""
+        metric = self.primary_metric or metrics_of(surface)[0].name
+        logged = {name: getattr(self, name) for name in Declaration.__struct_fields__}
         return Declaration(
-            primary_metric=self.primary_metric or metrics_of(surface)[0].name,
-            arms={arm.name: arm.share for arm in self.arms},
-            **{name: getattr(self, name) for name in LOGGED},
+            **logged | {"primary_metric": metric, "arms": {arm.name: arm.share for arm in self.arms}}
         )
 
     def misfits(self, surface: Surface) -> Misfits:

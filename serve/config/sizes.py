@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pydantic import InstanceOf
 
 from serve.config.node import Node
-from serve.config.pools import HEAD, NodePool
+from serve.config.pools import NodePool
 
 UNITS = {"num_cpus": "CPUs", "num_gpus": "GPUs"}
 # Rounding tolerance: three times 0.1 CPU is not more than 0.3 CPU.
@@ -26,16 +26,12 @@ class Size:
     max_replicas: int
     # None without autoscaling.
     target_ongoing_requests: float | None
-    metrics_interval_s: float | None
-    look_back_period_s: float | None
     max_ongoing_requests: int
     # CPUs of one replica. GPUs and bundles are those of one replica too.
     num_cpus: float
     num_gpus: float
     num_bundles: int
     graceful_shutdown_timeout_s: float
-    graceful_shutdown_wait_loop_s: float
-    health_check_timeout_s: float
 
 
 def check_size(size: Size) -> None:
@@ -50,23 +46,6 @@ def check_size(size: Size) -> None:
     if size.num_gpus > 1 and size.num_bundles == 1 and not size.num_gpus.is_integer():
         at["ray_actor_options"]["num_gpus"].refuse(
             f"Ray assigns a share of one GPU, or whole GPUs (got {size.num_gpus:g}); round it"
-        )
-    interval_s, look_back_s = size.metrics_interval_s, size.look_back_period_s
-    if interval_s is not None and look_back_s is not None and look_back_s <= interval_s:
-        scaling["look_back_period_s"].refuse(
-            f"look_back_period_s ({look_back_s:g}) must be above metrics_interval_s ({interval_s:g}), "
-            "or the period holds no report to average over; raise it"
-        )
-    wait_s, stop_s = size.graceful_shutdown_wait_loop_s, size.graceful_shutdown_timeout_s
-    if wait_s > stop_s:
-        at["graceful_shutdown_wait_loop_s"].refuse(
-            f"graceful_shutdown_wait_loop_s ({wait_s:g}) is above graceful_shutdown_timeout_s ({stop_s:g}): "
-            "a replica would be killed before its first check; lower it"
-        )
-    if size.health_check_timeout_s < 1:
-        at["health_check_timeout_s"].warn(
-            f"a healthy replica on a busy machine may take seconds to answer (got {size.health_check_timeout_s:g}); "
-            "give it 5"
         )
 
 
@@ -87,37 +66,9 @@ def check_room(nodes: Node, sizes: Sequence[Size], pools: Mapping[str, NodePool]
                 f"{total:g}; raise max_nodes, or lower min_replicas or {unit}"
             )
         elif most > total + EPSILON:
-            nodes.warn(_reach(sizes, unit, total, least, most))
-    _check_idle(nodes, sizes, pools)
-    _check_head(sizes, pools)
-
-
-def _check_idle(nodes: Node, sizes: Sequence[Size], pools: Mapping[str, NodePool]) -> None:
-    """Warn about a pool that starts empty if all replicas fit on the other pools' minimum."""
-    most = {unit: sum(getattr(size, unit) * size.max_replicas for size in sizes) for unit in UNITS}
-    for name, pool in pools.items():
-        if pool.min_nodes or not pool.max_nodes:
-            continue
-        others = [other for key, other in pools.items() if key != name and other.min_nodes]
-        room = {unit: sum(getattr(one, unit) * one.min_nodes for one in others) for unit in UNITS}
-        fit = all(_fits(size, others) for size in sizes)
-        if fit and all(most[unit] <= room[unit] + EPSILON for unit in UNITS):
-            nodes[name].warn(
-                f"no replica ever needs a node of this pool: the maximum of all needs {most['num_cpus']:g} CPUs, and "
-                f"the nodes that always run offer {room['num_cpus']:g} (except on Kubernetes, where the head has "
-                "none); raise max_replicas"
-            )
-
-
-def _check_head(sizes: Sequence[Size], pools: Mapping[str, NodePool]) -> None:
-    """Warn about replicas without CPUs and GPUs, which a head without CPUs would attract."""
-    if HEAD not in pools or pools[HEAD].num_cpus or len(pools) == 1:
-        return
-    for size in sizes:
-        if not (size.num_cpus or size.num_gpus):
-            size.at["ray_actor_options"]["num_cpus"].warn(
-                f"a replica of {size.name} requests no CPU, so that it fits on the head, which offers none, and would "
-                "be lost with the head; request 0.1 CPU"
+            nodes.warn(
+                f"the maximum replicas of all deployments together need {most:g} {UNITS[unit]}, and all nodes offer "
+                f"{total:g}: not all can be at their maximum at once"
             )
 
 
@@ -141,20 +92,4 @@ def _check_one(size: Size, pools: Sequence[NodePool]) -> None:
     options["num_cpus" if cpus > largest else "num_gpus"].refuse(
         f"a replica of {size.name} ({cpus:g} CPU, {gpus:g} GPU) fits on no node of `nodes`; "
         "request less, or give a pool larger nodes"
-    )
-
-
-def _reach(sizes: Sequence[Size], unit: str, total: float, least: float, most: float) -> str:
-    """Describe how far each deployment can grow in the pools."""
-    reached = []
-    for size in sizes:
-        need = getattr(size, unit)
-        if need and size.max_replicas > size.min_replicas:
-            room = size.min_replicas + int((total - least + EPSILON) / need)
-            if room < size.max_replicas:
-                reached.append(f"{size.name} reaches {room} of {size.max_replicas}")
-    part = "; while the others stay at their minimum " + ", ".join(reached) if reached else ""
-    return (
-        f"the maximum replicas of all deployments together need {most:g} {UNITS[unit]}, and all "
-        f"nodes offer {total:g}: not all can be at their maximum at once{part}"
     )

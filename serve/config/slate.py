@@ -1,18 +1,24 @@
-"""Rules of a slate, as an arm declares them; `serve.ranking.slate` applies them."""
+"""Rules of a slate, as an arm declares them; `serve.ranking.slate` applies them.
+
+A new rule is a subclass of `RuleKind` and an option of `Rule` here, and a module of
+`serve.ranking.slate`.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from math import inf
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, ConfigDict, WithJsonSchema, model_validator
 
 from serve.contract.errors import unknown
 from serve.contract.rankings import MAX_CANDIDATES
 from serve.contract.typed_reader import STRICT, Between, refusal
+from serve.features.field_types import TYPES, TypeName
 from serve.features.outcomes import Weight
 from serve.features.surface import Surface
 
@@ -87,8 +93,66 @@ Where = Annotated[
 ]
 
 
+# Pairs of the path of a part of a rule and why a surface does not support it.
+Misfits = Iterator[tuple[tuple[str, ...], str]]
+
+
+class RuleKind(ABC):
+    """One kind of rule; its fields are the options that an arm states."""
+
+    # Why it needs a model's scores. Without a reason it holds in the popular order too.
+    needs_scores: ClassVar[str] = ""
+
+    @property
+    @abstractmethod
+    def names(self) -> tuple[str, ...]:
+        """The fields, such as candidate.host, and the features that it reads."""
+
+    @property
+    @abstractmethod
+    def vain(self) -> str:
+        """Why it changes nothing, whatever the surface; empty if it may change something."""
+
+    @abstractmethod
+    def misfits(self, surface: Surface) -> Misfits:
+        """Yield the path of each option that a surface does not support, and why."""
+
+
+class Conditional(RuleKind):
+    """Rule about the candidates that meet conditions."""
+
+    where: Where
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the conditions name."""
+        return tuple(self.where)
+
+    def misfits(self, surface: Surface) -> Misfits:
+        """Yield the path of each condition that a surface does not support, and why."""
+        kinds = surface.features.items()
+        types: dict[str, TypeName] = {path: one.type for path, one in surface.paths.items()}
+        types |= {name: "category" if kind.categorical else "number" for name, kind in kinds}
+        known = [name for name in types if self.needs_scores or name.startswith(("candidate.", "context."))]
+        if all(name in known and name.startswith(("viewer.", "context.")) for name in self.where):
+            why = "the candidates of a request share these fields, so the rule cannot tell them apart"
+            remedy = f"add a field of candidates{' or a feature of them' * bool(self.needs_scores)}"
+            yield ("where",), f"{why}; {remedy}"
+        for name, wanted in self.where.items():
+            at, given = ("where", name), str(wanted).removeprefix("= ")
+            if name not in types:
+                yield at, unknown("field or feature", name, known)
+            elif name not in known:
+                why = "the rule holds in the popular order too, which has neither viewers nor features"
+                yield at, f"{why}; use one of {', '.join(known)}"
+            elif wanted.words and not TYPES[types[name]].is_hashed:
+                yield at, f"{name} is a number; give a number or a range such as {{min: 3}}, not {given}"
+            elif not wanted.words and TYPES[types[name]].is_hashed:
+                yield at, f"{name} is a {types[name]}; give a string in quotes or a list of them, not {given}"
+
+
 @dataclass(frozen=True)
-class Boost:
+class Boost(Conditional):
     """Raise or lower the candidates that meet all conditions; it needs scores.
 
     Attributes:
@@ -98,15 +162,21 @@ class Boost:
     """
 
     __pydantic_config__ = STRICT
+    needs_scores = "a boost adds to a model's utility"
     where: Where
     by: Weight
 
     def __str__(self) -> str:
         return f"boost by {self.by:+{EXACT}} where {spelled(self.where)}"
 
+    @property
+    def vain(self) -> str:
+        """Why it changes nothing."""
+        return "" if self.by else "by is 0"
+
 
 @dataclass(frozen=True)
-class Spread:
+class Spread(RuleKind):
     """Keep candidates that share a value apart: at most `most` in any `within` places in a row.
 
     Attributes:
@@ -123,9 +193,28 @@ class Spread:
     def __str__(self) -> str:
         return f"spread {self.field}: at most {self.most} in any {self.within} places in a row"
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The field."""
+        return (self.field,)
+
+    def misfits(self, surface: Surface) -> Misfits:
+        """Yield why the field is not a category of candidates."""
+        shared = [f"candidate.{name}" for name, one in surface.candidate.items() if one.type == "category"]
+        if self.field in surface.paths.keys() - shared:
+            yield ("field",), f"a spread needs a category of candidates: {', '.join(shared)}"
+        elif self.field not in shared:
+            yield ("field",), unknown("category field", self.field, shared)
+
+    @property
+    def vain(self) -> str:
+        """Why it changes nothing."""
+        is_vain = self.most >= self.within
+        return f"most is {self.most} and within is {self.within}" if is_vain else ""
+
 
 @dataclass(frozen=True)
-class Limit:
+class Limit(Conditional):
     """Show at most `most` candidates that meet all conditions in the first places.
 
     Attributes:
@@ -143,6 +232,12 @@ class Limit:
     def __str__(self) -> str:
         places = f"{self.first} place{'s' * (self.first > 1)}"
         return f"limit {spelled(self.where)}: at most {self.most} in the first {places}"
+
+    @property
+    def vain(self) -> str:
+        """Why it changes nothing."""
+        is_vain = self.most >= self.first
+        return f"most is {self.most} and first is {self.first}" if is_vain else ""
 
 
 @dataclass(frozen=True)
@@ -162,63 +257,31 @@ class Rule:
 
     @model_validator(mode="after")
     def _is_one(self) -> Rule:
-        if len([one for one in (self.boost, self.spread, self.limit) if one]) != 1:
+        if [getattr(self, option.name) for option in fields(self)].count(None) != len(fields(self)) - 1:
             raise ValueError("a rule is one of boost, spread and limit; begin each rule with a dash")
-        if self.boost and not self.boost.by:
-            raise ValueError("by is 0, so the rule changes nothing; give another number, or leave it out")
-        for one, span in ((self.spread, "within"), (self.limit, "first")):
-            if one and one.most >= getattr(one, span):
-                raise ValueError(
-                    f"most is {one.most} and {span} is {getattr(one, span)}, so the rule changes nothing; "
-                    f"make {span} larger"
-                )
+        if self.one.vain:
+            raise ValueError(f"{self.one.vain}, so the rule changes nothing; change it, or leave it out")
         return self
+
+    @cached_property
+    def name(self) -> str:
+        """The name of its kind, such as `boost`."""
+        return next(option.name for option in fields(self) if getattr(self, option.name))
+
+    @cached_property
+    def one(self) -> RuleKind:
+        """The boost, spread or limit."""
+        kind: RuleKind = getattr(self, self.name)
+        return kind
 
     @cached_property
     def text(self) -> str:
         """The rule in words, as answers, the log and reports have it."""
-        return str(self.boost or self.spread or self.limit)
+        return str(self.one)
 
-    def misfits(self, surface: Surface) -> Iterator[tuple[tuple[str, ...], str]]:
+    def misfits(self, surface: Surface) -> Misfits:
         """Yield the path of each part of the rule that a surface does not support, and why."""
-        fields = {
-            f"{owner}.{name}": field.type
-            for owner, of in surface.fields.items()
-            for name, field in of.items()
-        }
-        features = {
-            name: "category" if kind.categorical else "number" for name, kind in surface.features.items()
-        }
-        where: Mapping[str, Wanted] = {}
-        known, name = fields | features, "boost"
-        if self.spread:
-            shared = [
-                key for key, kind in fields.items() if key.startswith("candidate.") and kind == "category"
-            ]
-            if self.spread.field in fields.keys() - shared:
-                yield ("spread", "field"), f"a spread needs a category of candidates: {', '.join(shared)}"
-            elif self.spread.field not in shared:
-                yield ("spread", "field"), unknown("category field", self.spread.field, shared)
-        elif self.boost:
-            where = self.boost.where
-        elif self.limit:
-            where, name = self.limit.where, "limit"
-            known = {key: kind for key, kind in fields.items() if not key.startswith("viewer.")}
-        if where and all(key in known and key.startswith(("viewer.", "context.")) for key in where):
-            why = "the candidates of a request share these fields, so the rule cannot tell them apart"
-            remedy = f"add a field of candidates{' or a feature of them' * (name == 'boost')}"
-            yield (name, "where"), f"{why}; {remedy}"
-        for key, wanted in where.items():
-            at, given = (name, "where", key), str(wanted).removeprefix("= ")
-            if key not in known and key in fields | features:
-                why = "a limit holds in the popular order too, which has neither viewers nor features"
-                yield at, f"{why}; use one of {', '.join(known)}"
-            elif key not in known:
-                yield at, unknown("field or feature", key, known)
-            elif wanted.words and known[key] not in ("category", "set"):
-                yield at, f"{key} is a number; give a number or a range such as {{min: 3}}, not {given}"
-            elif not wanted.words and known[key] in ("category", "set"):
-                yield at, f"{key} is a {known[key]}; give a string in quotes or a list of them, not {given}"
+        yield from (((self.name, *path), why) for path, why in self.one.misfits(surface))
 
 
 def spelled(where: Mapping[str, Wanted]) -> str:

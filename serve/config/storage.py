@@ -56,8 +56,7 @@ def _wrong_redis(address: str) -> str:
             "Ray would write this password to its logs; leave it out, as in redis://USER@HOST:PORT/DB, and set "
             "TABRANK_REDIS_PASSWORD in its environment"
         )
-    number = parts.path.strip("/")
-    return "" if number.isdigit() or not number else f"the database must be a number (got {number!r})"
+    return ""
 
 
 def _check_folder(at: Node, folder: str, num_nodes: int) -> None:
@@ -66,8 +65,6 @@ def _check_folder(at: Node, folder: str, num_nodes: int) -> None:
     elif is_bucket(folder):
         if len(place(folder).parts) <= ROOTS[place(folder).parts[0]]:
             at.refuse(f"{folder!r} names a whole bucket; add a key of its own, such as s3://BUCKET/log")
-        elif not folder.startswith("s3:"):
-            at.warn(f"nobody has tried {folder.partition(':')[0]}:// yet; s3:// is tested")
     elif "://" in folder:
         scheme = folder.partition("://")[0]
         hint = suggest(scheme, [root.removesuffix(":") for root in ROOTS])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -19,11 +18,6 @@ PLACE = attrgetter("line", "column")
 # Keys and indices from the root to a value.
 Steps = tuple[Any, ...]
 STRING, MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
-MAX_BYTES = 256 << 10
-# Limit the values, counting each alias as its content. Our own file has about 150.
-MAX_VALUES = 5_000
-# Limit the characters of a number: YAML reads 1:59:59 to base 60, and a long one takes minutes.
-MAX_NUMBER = 40
 # Exceptions of PyYAML for invalid values.
 UNFIT = (ValueError, OverflowError, LookupError, AttributeError)
 # Types that YAML has and JSON lacks, in words.
@@ -64,18 +58,10 @@ class Document:
         self.path = path
         self.refused: list[tuple[Steps, Finding]] = []
         self.warnings: list[Finding] = []
-        self._num_values = 0
-        # YAML allows UTF-16, but Ray opens files as UTF-8.
-        if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            raise self._refused_whole("not valid YAML: it is UTF-16; save it as UTF-8 text")
-        if len(raw) > MAX_BYTES:
-            raise self._refused_whole(
-                f"it has {len(raw):,} bytes, more than {MAX_BYTES:,}; is this a Ray Serve config file?"
-            )
         try:
             root = yaml.compose(raw, LOADER)
             if root:
-                self._check(root, (), ())
+                self._check(root, ())
             # To construct a value, PyYAML changes its nodes, so that this composes them anew.
             self.value: dict[str, Any] = yaml.load(raw, LOADER)
         except yaml.MarkedYAMLError as error:
@@ -119,30 +105,23 @@ class Document:
     def _finding(self, steps: Steps, detail: str, mark: yaml.Mark) -> Finding:
         return Finding(str(self.path), mark.line + 1, mark.column + 1, show(steps), detail)
 
-    def _check(self, node: yaml.Node, steps: Steps, above: tuple[yaml.Node, ...]) -> None:
-        """Refuse what YAML allows but a configuration must not, and what takes too long to read."""
-        self._num_values += 1
-        if self._num_values > MAX_VALUES:
-            raise _invalid(node, f"more than {MAX_VALUES:,} values, with each alias counted as its content")
-        if node in above:
-            raise _invalid(node, "an alias that contains itself")
-        kind = node.tag.rpartition(":")[2]
-        if kind in ("int", "float") and len(node.value) > MAX_NUMBER:
-            raise _invalid(node, f"a number of {len(node.value):,} characters; put text in quotes")
-        if kind in NOT_JSON:
+    def _check(self, node: yaml.Node, steps: Steps) -> None:
+        """Refuse what YAML allows but a configuration must not."""
+        if (kind := node.tag.rpartition(":")[2]) in NOT_JSON:
             detail = f"YAML reads this as {NOT_JSON[kind]}, which Ray cannot pass on; put it in quotes"
             self._refuse(node, steps, detail)
         if isinstance(node, yaml.SequenceNode):
             for i, child in enumerate(node.value):
-                self._check(child, (*steps, i), (*above, node))
+                self._check(child, (*steps, i))
         if isinstance(node, yaml.MappingNode):
-            self._check_mapping(node, steps, (*above, node))
+            self._check_mapping(node, steps)
 
-    def _check_mapping(self, node: yaml.MappingNode, steps: Steps, above: tuple[yaml.Node, ...]) -> None:
+    def _check_mapping(self, node: yaml.MappingNode, steps: Steps) -> None:
         names = set()
         for key, child in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise _invalid(key, "a mapping or list as a key; is this a template that was not rendered?")
+                problem = "a mapping or list as a key; is this a template that was not rendered?"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
             here = steps if key.tag == MERGE else (*steps, _key(key))
             if (key.tag, key.value) in names:
                 self._refuse(key, here, f"the key {key.value!r} comes twice; leave one of them out")
@@ -151,7 +130,7 @@ class Document:
                 self._refuse(key, here, detail)
             names.add((key.tag, key.value))
             for value in _merged(child) if key.tag == MERGE else [child]:
-                self._check(value, here, above)
+                self._check(value, here)
 
     def _refuse(self, node: yaml.Node, steps: Steps, detail: str) -> None:
         self.refused.append((steps, self._finding(steps, detail, node.start_mark)))
@@ -182,7 +161,3 @@ def _merged(node: yaml.Node) -> list[yaml.Node]:
 def _key(node: yaml.Node) -> Any:
     # Most keys are strings; a constructor for each would be slow.
     return node.value if node.tag == STRING else yaml.constructor.SafeConstructor().construct_document(node)
-
-
-def _invalid(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
-    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)

@@ -60,17 +60,8 @@ def metrics_of(surface: Surface) -> tuple[Metric, ...]:
 
 
 def no_metric(name: str, surface: Surface) -> str:
-    """Return the message that a surface has no metric of this name; it names the one that is meant.
-
-    In earlier versions, `NAME_rate`, `NAMEs` and `minutes` were names of metrics.
-    """
+    """Return the message that a surface has no metric of this name; it names the nearest one."""
     known = [metric.name for metric in metrics_of(surface)]
-    stays = [outcome for outcome, declared in surface.outcomes.items() if declared.until]
-    counted = stays[0] if name == "minutes" and stays else name.removesuffix("s")
-    rate = name.removesuffix("_rate")
-    meant = f"{counted}_per_viewer" if rate == name else f"{rate}_per_exposure"
-    if meant in known:
-        return f"there is no metric {name!r}; it is called {meant!r}"
     return f"{unknown('metric', name, known)} (an outcome of the surface gives NAME_per_viewer and NAME_per_exposure)"
 
 

@@ -6,19 +6,14 @@ from collections.abc import Mapping
 
 from serve.contract.errors import RequestError, did_you_mean
 from serve.contract.messages import quoted
-from serve.contract.rankings import MAX_FIELD_CHARACTERS, MAX_MS, MAX_NUMBER, MAX_SET_MEMBERS
-from serve.contract.validation import MILLISECONDS, PLAIN_MS, other_unit
+from serve.contract.rankings import MAX_FIELD_CHARACTERS, MAX_SET_MEMBERS
+from serve.contract.validation import PLAIN_MS, other_unit
+from serve.features.field_types import TYPES
 from serve.features.surface import Field
 
 # The times from 2020 to 2034 in seconds. Read as milliseconds they are from 19 to 24 January 1970.
 # Other times of 1970 are accepted, because a birth date may be one.
 RECENT_SECONDS = range(1_577_836_800, 2_051_222_400)
-_WANTED = {
-    "number": f"a number up to {MAX_NUMBER:g}",
-    "time": f"a number of {MILLISECONDS}",
-    "category": "a string",
-    "set": "strings",
-}
 
 
 def plain(known: Mapping[str, Field], name: str, value: object, pointer: str) -> object:
@@ -34,15 +29,10 @@ def plain(known: Mapping[str, Field], name: str, value: object, pointer: str) ->
         raise RequestError(422, "invalid request", detail, pointer)
     if value is None:
         return None
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        if field.type == "number" and abs(value) <= MAX_NUMBER:
-            return float(value)
-        if field.type == "time" and abs(value) <= MAX_MS:
-            return int(value)
-    is_set = field.type == "set" and isinstance(value, list) and all(isinstance(v, str) for v in value)
-    if is_set or (field.type == "category" and isinstance(value, str)):
-        return value
-    raise RequestError(422, "invalid request", f"{name!r} must be {_WANTED[field.type]} or null", pointer)
+    type_ = TYPES[field.type]
+    if (found := type_.plain(value)) is None:
+        raise RequestError(422, "invalid request", f"{name!r} must be {type_.wanted} or null", pointer)
+    return found
 
 
 def bounded(known: Mapping[str, Field], name: str, value: object, pointer: str) -> object:

@@ -15,6 +15,7 @@ import numpy as np
 
 from serve.contract.hashing import hash64
 from serve.contract.rankings import VALUE
+from serve.features.field_types import TYPES
 from serve.features.id_index import Buckets
 from serve.features.interactions import Interactions
 from serve.features.slots import (
@@ -82,11 +83,8 @@ class Schema:
         return found
 
     def _attributes(self, owner: str) -> list[Any]:
-        code: dict[str, Any] = {"number": "<f8", "time": "<f8", "category": "<u8"}
-        return [
-            (name, "<u8", (f.max,)) if f.type == "set" else (name, code[f.type])
-            for name, f in self.surface.fields[owner].items()
-        ]
+        fields = self.surface.fields[owner]
+        return [TYPES[declared.type].column(name, declared.max) for name, declared in fields.items()]
 
     def _state(self, entity: Entity) -> list[Any]:
         columns = [column for kind in self.state.values() for column in kind.columns(entity)]
@@ -107,8 +105,7 @@ class Schema:
         if entity not in ENTITIES:
             return rows
         for name, declared in self.surface.fields[entity].items():
-            if declared.type in ("number", "time"):
-                rows[name] = np.nan
+            rows[name] = TYPES[declared.type].blank
         rows["stated_ms"] = EVER_MS
         if entity == "candidate":
             rows["ends_ms"] = NEVER_MS
@@ -123,13 +120,8 @@ class Schema:
 
 
 def encode(declared: Field, value: Any) -> Any:
-    """Encode a field's value for its row: a float, a hash, or the first `max` hashes, padded."""
-    if declared.type in ("number", "time"):
-        return np.nan if value is None else float(value)
-    if declared.type == "category":
-        return 0 if value is None else hash64(value)
-    hashes = [hash64(v) for v in dict.fromkeys(value or ())][: declared.max]
-    return hashes + [0] * (declared.max - len(hashes))
+    """Encode a field's plain value for its row."""
+    return TYPES[declared.type].encode(value, declared.max)
 
 
 class RowTable:

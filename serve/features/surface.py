@@ -18,6 +18,7 @@ from pydantic.json_schema import SkipJsonSchema
 from serve.contract.errors import TabrankError, suggest, unknown
 from serve.contract.typed_reader import STRICT, Between, Invalid, checked_by, read, refusal
 from serve.features.baseline import Baseline
+from serve.features.field_types import TypeName
 from serve.features.kind import Kind
 from serve.features.outcomes import Outcome, Outcomes, Weight, check_outcomes, misfits
 from serve.features.registry import KINDS
@@ -25,7 +26,6 @@ from serve.features.slots import IMPRESSION, OWNERS
 from serve.features.state_kind import STATE
 
 SHIPPED = Path(__file__).parents[1] / "surfaces"
-FieldType = Literal["number", "category", "set", "time"]
 PositionBias = Literal["ignored", "examined"]
 UnknownCandidates = Literal["last", "scored"]
 # Limits the length of a surface. There is room for some thousand features: the shipped surfaces
@@ -52,7 +52,7 @@ class Field:
     """
 
     __pydantic_config__ = STRICT
-    type: FieldType
+    type: TypeName
     max: Annotated[int, Between(1, 256)] = 16
     request_time: StrictBool = False
     # No state depends on it, so it is no part of a fingerprint.
@@ -94,7 +94,7 @@ def _misnamed(feature: str, features: Mapping[str, Kind]) -> str:
 
 Fields = Mapping[
     Annotated[str, checked_by(_check_field_name)],
-    Annotated[Field, BeforeValidator(_spelled_out, json_schema_input_type=FieldType | Field)],
+    Annotated[Field, BeforeValidator(_spelled_out, json_schema_input_type=TypeName | Field)],
 ]
 
 

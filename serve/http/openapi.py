@@ -11,16 +11,9 @@ from typing import Any
 
 import msgspec
 
-from serve.contract.rankings import (
-    MAX_FIELD_CHARACTERS,
-    MAX_MS,
-    MAX_NUMBER,
-    MAX_SET_MEMBERS,
-    Problem,
-    RankAnswer,
-    RankRequest,
-)
+from serve.contract.rankings import Problem, RankAnswer, RankRequest
 from serve.contract.records import EventsAnswer, EventsRequest
+from serve.features.field_types import TYPES
 from serve.features.surface import Field, Surface
 from serve.http.introspection import Description, Liveness, Readiness
 from serve.ranking.admission import SCORES_DUE
@@ -29,25 +22,14 @@ ABOUT = Path(__file__).with_name("api.md").read_text()
 # The document without its schemas. A value "$name" stands for a value from the surface or the code.
 # A status that states no answer is one of the `problems`. Each operation gets what is `everywhere`.
 TEMPLATE = Path(__file__).with_suffix(".json").read_text()
-TYPES = (RankRequest, RankAnswer, EventsRequest, EventsAnswer, Problem, Description, Readiness, Liveness)
-VALUES: dict[str, dict[str, Any]] = {
-    "number": {"type": ["number", "null"], "minimum": -MAX_NUMBER, "maximum": MAX_NUMBER},
-    "time": {"type": ["number", "null"], "minimum": -MAX_MS, "maximum": MAX_MS},
-    "category": {"type": ["string", "null"], "maxLength": MAX_FIELD_CHARACTERS},
-    "set": {
-        "type": ["array", "null"],
-        "maxItems": MAX_SET_MEMBERS,
-        "items": {"type": "string", "maxLength": MAX_FIELD_CHARACTERS},
-    },
-}
-NOW_MS = 1_767_225_600_000
-EXAMPLES = {"number": 3, "time": NOW_MS, "category": "example", "set": ["example"]}
+WIRE = (RankRequest, RankAnswer, EventsRequest, EventsAnswer, Problem, Description, Readiness, Liveness)
+NOW_MS = TYPES["time"].example
 
 
 def openapi(surface: Surface, *, event_clock: bool) -> dict[str, Any]:
     """Return the OpenAPI 3.1 document of one surface."""
     template = "#/components/schemas/{name}"
-    _, components = _for_generators(msgspec.json.schema_components(TYPES, ref_template=template))
+    _, components = _for_generators(msgspec.json.schema_components(WIRE, ref_template=template))
     _sharpen(components, surface, event_clock)
     document = _filled(surface)
     document["components"]["schemas"] = components
@@ -72,8 +54,8 @@ def _filled(surface: Surface) -> dict[str, Any]:
         "surface": surface.name,
         "event": surface.primary.event,
         "feature": next(iter(surface.features)),
-        "stated": _of_fields(surface.stated, EXAMPLES),
-        **{owner: _of_fields(fields, EXAMPLES) for owner, fields in surface.fields.items()},
+        "stated": _examples(surface.stated),
+        **{owner: _examples(fields) for owner, fields in surface.fields.items()},
     }
     text = TEMPLATE
     for name, value in values.items():
@@ -101,8 +83,8 @@ def _problem(status: str, description: str, headers: dict[str, Any] | None = Non
     return answer | {"content": {"application/problem+json": content}}
 
 
-def _of_fields(fields: Mapping[str, Field], by_type: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: by_type[field.type] for name, field in fields.items()}
+def _examples(fields: Mapping[str, Field]) -> dict[str, Any]:
+    return {name: TYPES[field.type].example for name, field in fields.items()}
 
 
 def _for_generators(schema: Any) -> Any:
@@ -134,7 +116,7 @@ def _sharpen(components: dict[str, Any], surface: Surface, event_clock: bool) ->
         ("Viewer", "fields", surface.fields["viewer"]),
         ("Candidate", "fields", surface.fields["candidate"]),
     ):
-        known = _of_fields(fields, VALUES)
+        known = {name: TYPES[field.type].schema for name, field in fields.items()}
         components[schema]["properties"][key] |= {"properties": known, "additionalProperties": False}
     request = components["RankRequest"]
     request["properties"]["candidates"]["uniqueItems"] = True

@@ -16,12 +16,12 @@ from serve.features.rows import RowTable, Schema, State
 from serve.ingest.apply import packed_changes, read_rows
 from serve.log.erased_ids import ErasedIds
 from serve.log.events import entries
-from serve.log.field_types import checked_types
 from serve.log.lease import Lease, read_lease, swap_lease, types_of
 from serve.log.replay import apply
 from serve.log.retention import flush_journal
 from serve.log.segments import MAX_SEQ, Segments, log_end
 from serve.log.stream import LogStream
+from serve.log.type_ledger import checked_types
 from serve.storage.bucket import BucketPath
 from serve.stores.factory import open_named
 from serve.stores.protocol import LOAD, Store

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from serve.contract.errors import TabrankError
 from serve.log.reader import TABLES
-from serve.log.segments import MAX_SEQ, Segment, Segments, draft_segment, segments
+from serve.log.segments import Segment, Segments, draft_segment, segments
 from serve.log.throttle import OnStep
 from serve.storage.parquet import bounded_batches, readable
 
@@ -70,7 +70,7 @@ def _without_repeats(found: Iterable[Segment]) -> Iterator[Segment]:
     """
     before: Segment | None = None
     for segment in found:
-        if before and segment.last <= before.last < MAX_SEQ:
+        if before and segment.last <= before.last:
             segment.path.unlink(missing_ok=True)
         else:
             yield segment

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from serve.contract.errors import TabrankError, nearest
+from serve.contract.errors import TabrankError
 from serve.contract.messages import quoted
 from serve.features.rows import NEVER_MS
 from serve.features.slots import I64
@@ -33,13 +33,8 @@ SAME_EXPOSURE = (
 # An import stops if a smaller share of the references names a row. Most often, ids are then written
 # in two ways. A warning with examples follows from the second share on.
 MIN_JOIN, TOLD_JOIN = 0.95, 0.99
-# How many examples are shown, and with how many ids each is compared for a common mistake, and for
-# likeness.
-EXAMPLES, MOST_COMPARED, MOST_SIMILAR = 3, 1_000_000, 5_000
-# What common mistakes add to an id. They are tried one after the other, and case is ignored:
-# spaces, zeros in front, or ".0" behind; a prefix that ends in a mark, as in "user-7"; letters
-# around a number.
-SAME_BUT_FOR = (r"^\s*0*|(\.0)?\s*$", r"^.*[-_:/#\s]0*|(\.0)?\s*$", r"^\D*0*|(\.0)?\D*$")
+# How many rows of each side are shown.
+EXAMPLES = 3
 # A join that was counted: which references name a row, the references, and the rows.
 Counted = tuple[NDArray[np.bool_], pa.Table, pa.Table]
 
@@ -84,30 +79,10 @@ def _first(table: pa.Table) -> str:
 
 
 def _doubt(is_found: NDArray[np.bool_], given: pa.Table, known: pa.Table) -> str:
-    """Return examples of both sides of a join, and the known ids nearest to unknown ones."""
+    """Return examples of both sides of a join."""
     lone = given.filter(pa.array(~is_found))
-    lone = lone.group_by(lone.column_names, use_threads=False).aggregate([]).slice(0, EXAMPLES)
-    said = [f"{_first(lone)} on one side, {_first(known)} on the other"]
-    for name, column in zip(lone.column_names, known, strict=True):
-        values = pc.list_flatten(column) if pa.types.is_list(column.type) else column
-        names = pc.unique(values.cast("string").drop_null())
-        for one in pc.unique(lone[name].drop_null()).to_pylist():
-            if not pc.is_in(pa.scalar(one), names).as_py() and (near := _nearest(one, names)):
-                said.append(f"{name} {quoted(one)} is perhaps {quoted(near)}")
-    return "; ".join(said)
-
-
-def _nearest(name: str, known: pa.Array) -> str | None:
-    """Return the known id that differs only by a common mistake, or else the most similar one."""
-    known = known.slice(0, MOST_COMPARED)
-    for cause in SAME_BUT_FOR:
-        plain, wanted = (
-            pc.replace_substring_regex(pc.utf8_lower(ids), cause, "") for ids in (known, pa.scalar(name))
-        )
-        at = pc.index(plain, wanted).as_py()
-        if wanted.as_py() and at >= 0:
-            return str(known[at])
-    return nearest(name, known.slice(0, MOST_SIMILAR).to_pylist())
+    lone = lone.group_by(lone.column_names, use_threads=False).aggregate([])
+    return f"{_first(lone)} on one side, {_first(known)} on the other"
 
 
 def _joined(exposures: pa.Table, events: pa.Table, owner: str) -> Any:

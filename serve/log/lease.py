@@ -15,12 +15,12 @@ import platform
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from serve.contract.errors import TabrankError, WriterFenced
+from serve.features.field_types import TypeName
 from serve.features.slots import OWNERS
-from serve.features.surface import FieldType
 from serve.storage.atomic_files import compare_and_set, content_of, file_lock
 from serve.storage.bucket import BucketError, BucketPath, is_bucket
 from serve.stores.protocol import shown
@@ -28,9 +28,10 @@ from serve.stores.protocol import shown
 FILE = "LEASE"
 FORMAT = 1
 # Types of the fields of viewers, candidates and contexts.
-Types = Mapping[str, Mapping[str, FieldType]]
-# The types that each field of a log has had, such as that of `context.hour`; the newest is last.
-Ledger = dict[str, list[FieldType]]
+Types = Mapping[str, Mapping[str, TypeName]]
+# The type of each field of a log, such as `context.hour`. A column of an import that no surface has
+# declared may fit several.
+Ledger = dict[str, list[TypeName]]
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Lease:
         erasures: How many times viewers were erased from the log. A store that was filled before
             the last time still knows them.
         service: Identifies the service that took the lease; empty if no service did.
-        types: Types of every field that the log ever held; None in a lease of an earlier release.
+        types: Types of every field that the log ever held.
         erased: What the store missed of them. None: nothing. "": its rows still know viewers. Else
             its journal does too, and this is the text of `ErasedIds` by which to find its records.
         machine: Name of the machine on which the lease was taken; an embedded store is there.
@@ -69,7 +70,7 @@ class Lease:
     released: bool = False
     erasures: int = 0
     service: str = ""
-    types: Ledger | None = None
+    types: Ledger = field(default_factory=dict)
     erased: str | None = None
     machine: str = ""
     models: str = "var/models"

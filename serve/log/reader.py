@@ -12,15 +12,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from serve.contract.errors import TabrankError
+from serve.features.field_types import TYPES
 from serve.features.slots import ENTITIES, I64, IMPRESSION
 from serve.features.surface import Surface
 from serve.log.events import MAX_ONE_IN
-from serve.log.field_types import ARROW, Unmixed
 from serve.log.join_coverage import check_joins
 from serve.log.snapshots import Snapshot, replay_snapshots
 from serve.log.table_reader import MAX_OLD_SHARE, TableReader
 from serve.storage.conversion import IDS, converted
-from serve.storage.parquet import data_files, open_parquet, readable, sized_batches, unmerged
+from serve.storage.parquet import data_files, read_rows, readable, unmerged
 
 # Tables that may be missing in a log written by a service.
 MAY_BE_EMPTY = ("viewers", "events")
@@ -86,9 +86,7 @@ def read_joined(folder: Path, surface: Surface, report: Callable[[str], None]) -
 
 
 def _read_log(folder: Path, surface: Surface) -> Log:
-    tables = {
-        name: canonical(name, reader, surface) for name, reader in _readers(folder, surface.text).items()
-    }
+    tables = {name: canonical(name, reader, surface) for name, reader in _readers(folder).items()}
     # Read the snapshots after the tables: they cover records deleted while the tables were read.
     return Log(**tables, snapshots=replay_snapshots(folder))
 
@@ -104,56 +102,47 @@ def canonical(name: str, reader: TableReader, surface: Surface, *, is_served: bo
     """
     own_columns(name, reader)
     if name == "exposures":
-        fields = [(name, ARROW[declared.type]) for name, declared in surface.fields["context"].items()]
-        reader.optional("context", pa.struct(fields)).optional("traffic", pa.string())
-        reader.optional("stated", pa.string()).optional("seq", pa.int64()).optional("seen_seq", pa.int64())
-        reader.optional("pinned", pa.list_(pa.int64())).flag("erased")
+        fields = [(name, TYPES[declared.type].arrow) for name, declared in surface.fields["context"].items()]
+        reader.optional("context", pa.struct(fields)).optional("traffic").optional("stated")
+        reader.optional("seq").optional("seen_seq").optional("pinned").flag("erased")
     elif name == "events":
-        reader.optional("seq", pa.int64()).flag("erased").one_of("kind", (*surface.events, IMPRESSION))
+        reader.optional("seq").flag("erased").one_of("kind", (*surface.events, IMPRESSION))
     else:
         # A service that accepted the rows has already judged the unit of each time.
         judged = "received_ms" in reader.raw.column_names
         for field, declared in surface.fields[ENTITIES[TABLES.index(name)]].items():
             may_lack = declared.request_time or is_served or judged
             read = reader.optional if may_lack else partial(reader.required, nullable=True)
-            read(field, ARROW[declared.type])
+            read(field, TYPES[declared.type].arrow)
             if declared.type == "time":
                 reader.refuse_units(field, reader.columns[field], tolerated=1.0 if judged else MAX_OLD_SHARE)
-        reader.optional("seq", pa.int64()).optional("stated", pa.list_(pa.string()))
-        reader.optional("removed", pa.bool_()).optional("received_ms", pa.int64())
+        reader.optional("seq").optional("stated").optional("removed").optional("received_ms")
     return reader.table
 
 
 def read_columns(folder: Path) -> dict[str, pa.Table]:
-    """Return the four tables with all their columns; validate those that every log has.
-
-    Of a field that has had several types, the values of the newest one are read.
-    """
-    readers = _readers(folder, "")
+    """Return the four tables with all their columns; validate those that every log has."""
+    readers = _readers(folder)
     for name, reader in readers.items():
         own_columns(name, reader)
     return {name: reader.raw if reader.raw.num_columns else reader.table for name, reader in readers.items()}
 
 
-def _readers(folder: Path, surface: str) -> dict[str, TableReader]:
-    unmixed = Unmixed(folder, surface)
-    readers = {name: TableReader(*read_table(folder, name, None, unmixed), IDS[name]) for name in TABLES}
-    unmixed.report()
-    return readers
+def _readers(folder: Path) -> dict[str, TableReader]:
+    return {name: TableReader(*read_table(folder, name), name) for name in TABLES}
 
 
 def own_columns(name: str, reader: TableReader) -> TableReader:
     """Read the columns that a table has whatever the surface of its log is."""
     if name in ("viewers", "candidates"):
-        reader.required("id", pa.string()).optional("ts_ms", pa.int64())
-        return reader.optional("ends_ms", pa.int64()) if name == "candidates" else reader
-    reader.required("request_id" if name == "exposures" else "id", pa.string())
-    reader.required("ts_ms", pa.int64()).required("viewer", pa.string(), nullable=True)
+        reader.required("id").optional("ts_ms")
+        return reader.optional("ends_ms") if name == "candidates" else reader
+    reader.required("request_id" if name == "exposures" else "id")
+    reader.required("ts_ms").required("viewer", nullable=True)
     if name == "exposures":
-        reader.required("candidates", pa.list_(pa.string())).no_repeats("candidates")
+        reader.required("candidates").no_repeats("candidates")
         return reader.number_of("one_in", MAX_ONE_IN)
-    reader.required("candidate", pa.string()).required("kind", pa.string())
-    return reader.optional("request_id", pa.string()).optional("value", pa.float64())
+    return reader.required("candidate").required("kind").optional("request_id").optional("value")
 
 
 def unerased(table: pa.Table) -> pa.Table:
@@ -212,15 +201,12 @@ def concat_logs(logs: Sequence[Log]) -> Log:
     return Log(**merged, snapshots=next((log.snapshots for log in logs if log.snapshots), ()))
 
 
-def read_table(
-    folder: Path, name: str, columns: Sequence[str] | None = None, unmixed: Unmixed | None = None
-) -> tuple[Path, pa.Table]:
+def read_table(folder: Path, name: str, columns: Sequence[str] | None = None) -> tuple[Path, pa.Table]:
     """Return the path of a table and its rows: a file, a folder of segments, or both concatenated.
 
     `columns` selects columns; those that do not exist are left out. Ids that are whole numbers,
     datetimes and booleans are converted, and the column's metadata says so
-    (`serve.storage.conversion`). `unmixed` decides which type a field has. The table of viewers may
-    be missing if no exposure names a viewer.
+    (`serve.storage.conversion`). The table of viewers may be missing if no exposure names a viewer.
 
     Raises:
         TabrankError: the table is missing, not readable, or has no rows.
@@ -228,7 +214,7 @@ def read_table(
     paths = table_paths(folder, name)
     if not paths:
         return folder / name, pa.table({})
-    parts = [_read(path, name, columns, unmixed) for path in paths]
+    parts = [_read(path, name, columns) for path in paths]
     try:
         table = pa.concat_tables(parts, promote_options="permissive")
     except pa.ArrowException as error:
@@ -264,20 +250,15 @@ def no_rows(path: Path) -> TabrankError:
 
 
 @unmerged
-def _read(path: Path, table: str, columns: Sequence[str] | None, unmixed: Unmixed | None) -> pa.Table:
+def _read(path: Path, table: str, columns: Sequence[str] | None) -> pa.Table:
     tables = []
     for name in data_files(path):
         # Read the segments one by one. A dataset would use the columns of the first segment for
         # all, but the surface may have gained a field since.
-        with readable(name), open_parquet(name) as file:
-            schema = file.schema_arrow
-            if columns is not None:
-                schema = pa.schema([schema.field(column) for column in columns if column in schema.names])
-            tables.append(pa.Table.from_batches(sized_batches(file, name, schema.names), schema))
-            # The strings of a damaged file may not be UTF-8.
+        with readable(name):
+            tables.append(read_rows(name, columns))
             tables[-1].validate(full=True)
             tables[-1] = converted(tables[-1], IDS[table])
-            tables[-1] = unmixed(table, tables[-1]) if unmixed else tables[-1]
     return pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import chain
@@ -19,52 +19,33 @@ import pyarrow.parquet as pq
 from serve.contract.errors import WriterFenced
 from serve.contract.records import Candidate, Event, Forget, Viewer
 from serve.contract.validation import refuse_file
+from serve.features.field_types import TYPES
+from serve.log.columns import ENTITY, EVENT, EXPOSURE, NUMBERS, STRINGS, UNSCORED
 from serve.log.events import CANDIDATES, EVENT_IDS, EXPOSURE_IDS, VIEWERS, Ended, Exposure, JournalEntry, key
-from serve.log.field_types import ARROW
 from serve.log.lease import Types, under_lease
 from serve.log.reader import TABLES
 from serve.log.snapshots import numbers
 from serve.log.throttle import OnStep
 from serve.storage.atomic_files import draft_path, put_once, sync
 from serve.storage.bucket import BucketPath
-from serve.storage.parquet import Damaged, footer, open_parquet, readable, unmerged
+from serve.storage.parquet import Damaged, footer, open_parquet, readable
 
 log = logging.getLogger("tabrank")
 # Number of a record, time of its arrival in ms, and the record.
 Numbered = tuple[int, int, Any]
 Columns = dict[str, pa.Array]
 # The name of a segment has the numbers of its first and last record, and the epoch of the lease
-# under which it was written. Earlier releases wrote only the first number.
-NAME = re.compile(r"([0-9]{20})(?:-([0-9]{20})-([0-9]{10}))?")
+# under which it was written.
+NAME = re.compile(r"([0-9]{20})-([0-9]{20})-([0-9]{10})\.parquet")
 # A row group is written once memory holds this many records plus their candidates, or this many
 # bytes of the journal. Unpacked and as Arrow columns, they take six times as much.
 AT_ONCE = 1 << 18
 AT_ONCE_BYTES = 16 << 20
-STRINGS = pa.list_(pa.string())
-# Columns that hold an attribute of an event, or of an exposure, without conversion.
-EVENT = {
-    **dict.fromkeys(("id", "viewer", "candidate", "kind", "request_id"), pa.string()),
-    "ts_ms": pa.int64(),
-    "value": pa.float64(),
-}
-EXPOSURE = {
-    **dict.fromkeys(("request_id", "viewer", "experiment", "arm", "model"), pa.string()),
-    **dict.fromkeys(("rung", "traffic", "surface", "declaration"), pa.string()),
-    **dict.fromkeys(("ts_ms", "seen_seq", "one_in"), pa.int64()),
-    **dict.fromkeys(("candidates", "degraded", "rules"), STRINGS),
-    "pinned": pa.list_(pa.int64()),
-    "share": pa.float64(),
-    "latency_ms": pa.float32(),
-    "propensity": pa.list_(pa.float64()),
-}
 MAX_SEQ = 1 << 62
 
 
 class Segment(NamedTuple):
-    """Segment of one table: the numbers of its first and last record, its epoch, and its file.
-
-    `last` is `MAX_SEQ` if neither the name nor the footer states it.
-    """
+    """Segment of one table: the numbers of its first and last record, its epoch, and its file."""
 
     first: int
     last: int
@@ -166,11 +147,9 @@ class Segments:
         A damaged segment is skipped and added to `damaged`.
         """
         for segment in reversed(segments(self.folder, name)):
-            with self.unless_damaged(segment.path), readable(segment.path):
-                if segment.last == MAX_SEQ:
-                    last_record(segment.path)
-                with open_parquet(segment.path) as file:
-                    yield segment.first, file.read(columns)
+            path = segment.path
+            with self.unless_damaged(path), readable(path), open_parquet(path) as file:
+                yield segment.first, file.read(columns)
 
     @contextmanager
     def unless_damaged(self, path: Path) -> Iterator[None]:
@@ -187,7 +166,7 @@ class Segments:
             ("viewers", (Viewer, Forget), partial(self._upserts, "viewer")),
             ("candidates", (Candidate, Ended), self._candidates),
             ("exposures", (Exposure,), self._exposures),
-            ("events", (Event,), _events),
+            ("events", (Event,), partial(_columns, columns=EVENT)),
         )
 
     def _candidates(self, rows: list[Numbered]) -> Columns:
@@ -195,41 +174,31 @@ class Segments:
         return self._upserts("candidate", rows) | {"ends_ms": pa.array(ends, pa.int64())}
 
     def _upserts(self, owner: str, rows: list[Numbered]) -> Columns:
-        """Return the columns of attribute changes.
-
-        `stated` names the fields that a row sets; `removed` marks the removal of an id.
-        """
+        """Return the columns of attribute changes."""
         records = [record for _, _, record in rows]
         fields = [getattr(record, "fields", {}) for record in records]
         ids = [record.viewer if isinstance(record, Forget) else record.id for record in records]
-        columns = {"id": pa.array(ids, pa.string())} | {
-            name: pa.array([values.get(name) for values in fields], ARROW[type_])
-            for name, type_ in self.types[owner].items()
+        own: dict[str, list[Any]] = {
+            "ts_ms": [record.ts_ms for record in records],
+            "stated": [list(values) for values in fields],
+            "removed": [isinstance(record, Forget | Ended) for record in records],
         }
-        removed = [isinstance(record, Forget | Ended) for record in records]
-        return columns | {
-            "ts_ms": pa.array([record.ts_ms for record in records], pa.int64()),
-            "stated": pa.array([list(values) for values in fields], STRINGS),
-            "removed": pa.array(removed, pa.bool_()),
+        return {
+            "id": pa.array(ids, ENTITY["id"]),
+            **{
+                name: pa.array([values.get(name) for values in fields], TYPES[type_].arrow)
+                for name, type_ in self.types[owner].items()
+            },
+            **{name: pa.array(values, ENTITY[name]) for name, values in own.items()},
             **_numbers(rows),
         }
 
     def _exposures(self, rows: list[Numbered]) -> Columns:
-        records: list[Exposure] = [record for _, _, record in rows]
-        context = [(name, ARROW[type_]) for name, type_ in self.types["context"].items()]
-        kinds = EXPOSURE | ({"context": pa.struct(context)} if context else {})
-        return _columns(records, kinds) | {
-            # A candidate without a score has null.
-            "scores": _arrays([record.scores for record in records], np.float32, from_pandas=True),
-            "predictions": _arrays([record.predictions for record in records], np.float32, from_pandas=True),
-            "draw": _arrays([record.draw for record in records], np.float32),
-            "place_before": _arrays([record.place_before for record in records], np.uint16),
-            "stated": _objects([record.stated for record in records]),
-            "weights": _objects([record.weights for record in records]),
-            "numeric": _arrays([record.numeric for record in records], np.float32),
-            "category": _arrays([record.category for record in records], np.uint64),
-            **_numbers(rows),
-        }
+        context = [(name, TYPES[type_].arrow) for name, type_ in self.types["context"].items()]
+        columns = EXPOSURE | {"context": pa.struct(context)}
+        if not context:
+            del columns["context"]
+        return _columns(rows, columns)
 
 
 @contextmanager
@@ -277,77 +246,57 @@ def _repeating(schema: pa.Schema) -> list[str]:
     return [field.name + ends[str(field.type)] for field in schema if str(field.type) in ends]
 
 
-# Segments may be merged while they are listed.
-@unmerged
 def segments(log: Path, table: str) -> list[Segment]:
-    """Return a table's segments in order; files with other names are ignored.
-
-    Raises:
-        Unreadable, FileNotFoundError: a file whose name has one number cannot be read now.
-    """
-    found = []
-    for path in (log / table).glob("*.parquet"):
-        if match := numbers_of(path):
-            try:
-                last = int(match[2] or last_record(path)[0])
-            except Damaged:
-                last = MAX_SEQ
-            found.append(Segment(int(match[1]), last, int(match[3] or 0), path))
+    """Return a table's segments in order; files with other names are ignored."""
+    named = ((NAME.fullmatch(path.name), path) for path in (log / table).glob("*.parquet"))
+    found = [Segment(int(match[1]), int(match[2]), int(match[3]), path) for match, path in named if match]
     # If two begin with the same record, the one that holds more comes first.
     return sorted(found, key=lambda segment: (segment.first, -segment.last, -segment.epoch))
 
 
-def numbers_of(path: Path) -> re.Match[str] | None:
-    """Return the numbers in the name of a segment; None for another file."""
-    match = NAME.fullmatch(path.name.removesuffix(".parquet"))
-    # A file named by a time of 20 digits is foreign.
-    return match if match and int(match[1]) < MAX_SEQ else None
-
-
-def last_record(path: Path) -> tuple[int, int]:
-    """Return the number of a segment's last record, and its arrival in ms, from the footer.
-
-    Raises:
-        Damaged: the file is damaged, or was not written by a service.
-    """
-    metadata = footer(path)
-    num_groups = metadata.num_row_groups
-    columns = metadata.row_group(num_groups - 1).to_dict()["columns"] if num_groups else []
-    last = {each["path_in_schema"]: each["statistics"] or {} for each in columns}
-    for name in ("seq", "received_ms"):
-        if not isinstance(last.get(name, {}).get("max"), int):
-            raise Damaged(
-                f"{path}: not written by a service: its footer has no largest {name!r}; rename the file, because a "
-                "name of 20 digits means a segment of a service"
-            )
-    return last["seq"]["max"], last["received_ms"]["max"]
-
-
 def log_end(log: Path) -> int:
-    """Return the number of a log's last record or snapshot; 0 without any.
-
-    A segment whose last number is not known counts by its first. Raises what `segments` raises.
-    """
-    found = (segment for table in TABLES for segment in segments(log, table))
-    ends = (segment.first if segment.last == MAX_SEQ else segment.last for segment in found)
+    """Return the number of a log's last record or snapshot; 0 without any."""
+    ends = (segment.last for table in TABLES for segment in segments(log, table))
     return max([0, *ends, *numbers(log)])
 
 
 def last_arrival_ms(log: Path) -> int:
-    """Return the arrival of a log's last record, or 0. Raises what `last_record` raises."""
+    """Return the arrival of a log's last record, or 0.
+
+    Raises:
+        Damaged: one of the newest segments is damaged.
+    """
     newest = (segment.path for table in TABLES for segment in segments(log, table)[-1:])
-    return max((last_record(path)[1] for path in newest), default=0)
+    return max(map(_last_arrival_ms, newest), default=0)
 
 
-def _columns(records: list[Any], kinds: Mapping[str, pa.DataType]) -> Columns:
-    """Return a column of each of these attributes of the records."""
+def _last_arrival_ms(path: Path) -> int:
+    metadata = footer(path)
+    # `training forget` may have left a segment without rows.
+    if not metadata.num_row_groups:
+        return 0
+    columns = metadata.row_group(metadata.num_row_groups - 1).to_dict()["columns"]
+    statistics = {each["path_in_schema"]: each["statistics"] for each in columns}
+    return int(statistics["received_ms"]["max"])
+
+
+def _columns(rows: list[Numbered], columns: Mapping[str, pa.DataType]) -> Columns:
+    """Return columns of attributes of the records, and of their numbers."""
     return {
-        name: pa.array([getattr(record, name) for record in records], kind) for name, kind in kinds.items()
-    }
+        name: pa.array(
+            [_value(getattr(record, name), kind) for _, _, record in rows], kind, from_pandas=name in UNSCORED
+        )
+        for name, kind in columns.items()
+    } | _numbers(rows)
 
 
-def _events(rows: list[Numbered]) -> Columns:
-    return _columns([record for _, _, record in rows], EVENT) | _numbers(rows)
+def _value(value: Any, kind: pa.DataType) -> Any:
+    """Return an attribute as its column has it: bytes as numbers, and an object as JSON."""
+    if isinstance(value, bytes):
+        return np.frombuffer(value, kind.value_type.to_pandas_dtype())
+    if isinstance(value, dict) and pa.types.is_string(kind):
+        return json.dumps(value) if value else None
+    return value
 
 
 def _parts(entries: Iterable[tuple[int, JournalEntry]], step: OnStep) -> Iterator[tuple[list[Numbered], int]]:
@@ -368,17 +317,5 @@ def _parts(entries: Iterable[tuple[int, JournalEntry]], step: OnStep) -> Iterato
 
 
 def _numbers(rows: list[Numbered]) -> Columns:
-    return {
-        "seq": pa.array([seq for seq, _, _ in rows], pa.int64()),
-        "received_ms": pa.array([received_ms for _, received_ms, _ in rows], pa.int64()),
-    }
-
-
-def _objects(parts: Sequence[Mapping[str, Any]]) -> pa.Array:
-    """Return objects as JSON, and an empty object as null."""
-    return pa.array([json.dumps(part) if part else None for part in parts], pa.string())
-
-
-def _arrays(parts: Sequence[bytes | None], dtype: Any, *, from_pandas: bool = False) -> pa.Array:
-    arrays = [None if part is None else np.frombuffer(part, dtype) for part in parts]
-    return pa.array(arrays, pa.list_(pa.from_numpy_dtype(dtype)), from_pandas=from_pandas)
+    numbers = zip(*((seq, received_ms) for seq, received_ms, _ in rows), strict=True)
+    return {name: pa.array(each, NUMBERS[name]) for name, each in zip(NUMBERS, numbers, strict=True)}

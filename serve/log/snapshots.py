@@ -101,7 +101,7 @@ class Snapshot:
 
     def ids(self, entity: Entity) -> pa.ChunkedArray:
         """Return the ids of all rows."""
-        with open_parquet(self.file(entity), read_dictionary=None) as file:
+        with open_parquet(self.file(entity)) as file:
             ids = file.read(["id"])["id"]
         return ids.filter(pc.invert(pc.starts_with(ids, VALUE)))
 

@@ -20,7 +20,6 @@ from serve.contract.errors import TabrankError
 from serve.features.rows import EVER_MS
 from serve.features.slots import I64
 from serve.features.surface import Surface
-from serve.log.field_types import Unmixed
 from serve.log.reader import (
     ONLY_TESTS,
     TABLES,
@@ -32,18 +31,17 @@ from serve.log.reader import (
     own_columns,
     table_paths,
 )
-from serve.log.segments import MAX_SEQ, Segment, numbers_of, segments
+from serve.log.segments import MAX_SEQ, NAME, Segment, segments
 from serve.log.snapshots import truncation_point
 from serve.log.table_reader import TableReader
 from serve.storage.conversion import IDS, converted
 from serve.storage.memory import available_bytes
 from serve.storage.parquet import (
-    FEW_AT_ONCE,
-    chunks,
     data_files,
     footer,
     open_parquet,
     readable,
+    row_groups,
     rows_at_once,
     unmerged,
 )
@@ -81,8 +79,7 @@ class LogStream:
         self, folder: Path, surface: Surface, after: int | None = None, through: int = MAX_SEQ
     ) -> None:
         self.after, self._through = after, through
-        self._typed = typed = Unmixed(folder, surface.text)
-        self._tables = {name: _Table(typed, name, surface, after, through) for name in TABLES}
+        self._tables = {name: _Table(folder, name, surface, after, through) for name in TABLES}
         self._tables["events"].exposures = self._tables["exposures"].shown
         self.num_flat = sum(len(table.dropped) for table in self._tables.values())
 
@@ -96,7 +93,6 @@ class LogStream:
             num_exposures += len(part.exposures)
             if any(len(getattr(part, name)) for name in TABLES):
                 yield part
-        self._typed.report()
         if not num_exposures and self.after is None and self._through == MAX_SEQ:
             raise TabrankError(ONLY_TESTS)
 
@@ -104,12 +100,12 @@ class LogStream:
 class _Table:
     """One table: the rows that were read but not taken yet, and the least key of the other rows."""
 
-    def __init__(self, typed: Unmixed, name: str, surface: Surface, after: int | None, through: int) -> None:
-        self._folder, self._name, self._surface, self._typed = typed.log, name, surface, typed
+    def __init__(self, folder: Path, name: str, surface: Surface, after: int | None, through: int) -> None:
+        self._folder, self._name, self._surface = folder, name, surface
         self._after, self._through = after or 0, through
         self._is_rest = after is not None
-        paths, self._flat, self._segments = _files(typed.log, name, may_lack=self._is_rest)
-        empty = canonical(name, TableReader(typed.log, pa.table({}), IDS[name]), surface)
+        paths, self._flat, self._segments = _files(folder, name, may_lack=self._is_rest)
+        empty = canonical(name, TableReader(folder, pa.table({}), name), surface)
         self._columns = empty.column_names
         self._held, self._keys = empty, np.zeros(0, np.int64)
         # For a moment, eight times as much memory is needed: four tables, and a copy of each.
@@ -152,14 +148,14 @@ class _Table:
         id_ = {"exposures": "request_id", "events": "id"}.get(self._name, "seq")
         parts, lives, times, least, num = [], [], [], [], 0
         for path, first_row, raw in self._raw({"ts_ms", "seq", "traffic", id_}):
-            reader = TableReader(path, raw, IDS[self._name], first_row)
-            reader.optional("ts_ms", pa.int64()).optional("seq", pa.int64())
+            reader = TableReader(path, raw, self._name, first_row)
+            reader.optional("ts_ms").optional("seq")
             if id_ != "seq":
-                reader.required(id_, pa.string())
+                reader.required(id_)
             rows = reader.table
             parts.append(filled(rows, "seq") if id_ == "seq" else _hashes(rows[id_]))
             if self._name == "exposures":
-                lives.append(is_live(reader.optional("traffic", pa.string()).table).to_numpy())
+                lives.append(is_live(reader.optional("traffic").table).to_numpy())
                 times.append(filled(rows, "ts_ms"))
             least.append(_key(rows, num).min())
             num += len(rows)
@@ -205,7 +201,7 @@ class _Table:
             try:
                 if segment.last > last:
                     for first_row, raw in _batches(segment.path, self._name, self._columns):
-                        TableReader(segment.path, raw, (), first_row).required("seq", pa.int64())
+                        TableReader(segment.path, raw, self._name, first_row).required("seq")
                         rows = self._canonical(segment.path, raw, first_row)
                         rows = rows.filter(pc.greater(rows["seq"], last))
                         keys = rows["seq"].to_numpy()
@@ -230,7 +226,7 @@ class _Table:
                 yield path, first_row, raw
 
     def _canonical(self, path: Path, raw: pa.Table, first_row: int) -> pa.Table:
-        reader = TableReader(path, self._typed(self._name, raw), IDS[self._name], first_row)
+        reader = TableReader(path, raw, self._name, first_row)
         rows = canonical(self._name, reader, self._surface, is_served=bool(self._segments))
         return rows.select(self._columns)
 
@@ -261,14 +257,16 @@ def join_sample(folder: Path) -> tuple[dict[str, pa.Table], float]:
     If a log has many rankings, the tables have only a share of the viewers and requests, chosen by
     hash, and their events. They have all ids of viewers and candidates.
     """
-    groups = (group for path in _paths(folder, "exposures") for group in chunks(footer(path), ["candidates"]))
-    one_of = 1 + sum(column.num_values for *_, columns in groups for column in columns) // SAMPLE_VALUES
+    groups = (
+        group for path in _paths(folder, "exposures") for group in row_groups(footer(path), ["candidates"])
+    )
+    one_of = 1 + sum(column.num_values for _, columns in groups for column in columns) // SAMPLE_VALUES
     sample = {}
     for name in TABLES:
-        parts = [_joining(TableReader(folder, pa.table({}), IDS[name]), name)]
+        parts = [_joining(TableReader(folder, pa.table({}), name), name)]
         for path in _paths(folder, name):
             for first_row, raw in _batches(path, name, parts[0].column_names):
-                rows = _joining(TableReader(path, raw, IDS[name], first_row), name)
+                rows = _joining(TableReader(path, raw, name, first_row), name)
                 owners = [rows[column] for column in ("request_id", "viewer") if column in rows.column_names]
                 if owners and one_of > 1:
                     hits = [(_hashes(ids) % one_of == 0) & ids.is_valid().to_numpy() for ids in owners]
@@ -279,7 +277,7 @@ def join_sample(folder: Path) -> tuple[dict[str, pa.Table], float]:
 
 
 def _joining(reader: TableReader, name: str) -> pa.Table:
-    return own_columns(name, reader).optional("seq", pa.int64()).table
+    return own_columns(name, reader).optional("seq").table
 
 
 def _paths(folder: Path, name: str) -> list[Path]:
@@ -295,7 +293,11 @@ def _files(
     paths, served = table_paths(folder, name) if is_there else [], segments(folder, name)
     files = (file for path in paths for file in data_files(path))
     # Segments may have been merged meanwhile. Their names tell them from flat files.
-    return paths, [file for file in files if not (file.parent == folder / name and numbers_of(file))], served
+    return (
+        paths,
+        [file for file in files if not (file.parent == folder / name and NAME.fullmatch(file.name))],
+        served,
+    )
 
 
 def _key(rows: pa.Table, first_row: int) -> I64:
@@ -318,12 +320,11 @@ def _batches(
     `sized_by` names the columns that decide the size of a batch. By default these are the columns
     that are read.
     """
-    # Strings are not read as dictionaries, which would take a sixth more memory here.
-    with readable(path), open_parquet(path, read_dictionary=None, **FEW_AT_ONCE) as file:
+    with readable(path), open_parquet(path) as file:
         names = file.schema_arrow.names
         names = [column for column in names if column in columns] or names
         first_row = 0
-        rows = rows_at_once(path, file.metadata, sized_by or names, VALUES_AT_ONCE, BYTES_AT_ONCE)
+        rows = rows_at_once(file.metadata, sized_by or names, VALUES_AT_ONCE, BYTES_AT_ONCE)
         for batch in file.iter_batches(rows, columns=names):
             # The strings of a damaged file may not be UTF-8.
             batch.validate(full=True)

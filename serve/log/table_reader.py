@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 from serve.contract.errors import TabrankError
 from serve.contract.rankings import MAX_ID_CHARACTERS, MAX_MS
 from serve.contract.validation import OTHER_UNITS
-from serve.storage.conversion import GIVEN_TYPE
+from serve.log.columns import COLUMNS
+from serve.storage.conversion import GIVEN_TYPE, IDS
 
 # A time field is refused if a larger share of its times looks like another unit. A smaller share
 # may be true times of early 1970, such as birth dates.
@@ -38,11 +39,13 @@ WANTED = {
 class TableReader:
     """Reader of one table, as `converted`, that validates and casts one column at a time.
 
-    `ids` names the columns of ids. `first_row` is the row of the file at which `raw` begins.
+    `table` is the name of the table. `first_row` is the row of the file at which `raw` begins. A
+    column that is no field of a surface has the type that `COLUMNS` says.
     """
 
-    def __init__(self, path: Path, raw: pa.Table, ids: Container[str], first_row: int = 0) -> None:
-        self.path, self.raw, self.ids, self.first_row = path, raw, ids, first_row
+    def __init__(self, path: Path, raw: pa.Table, table: str, first_row: int = 0) -> None:
+        self.path, self.raw, self.first_row = path, raw, first_row
+        self.ids, self._types = IDS[table], COLUMNS[table]
         self.columns: dict[str, pa.ChunkedArray] = {}
 
     @property
@@ -50,8 +53,11 @@ class TableReader:
         """Return the columns read so far."""
         return pa.table(self.columns)
 
-    def required(self, column: str, wanted: pa.DataType, *, nullable: bool = False) -> TableReader:
+    def required(
+        self, column: str, wanted: pa.DataType | None = None, *, nullable: bool = False
+    ) -> TableReader:
         """Read a required column; nulls are refused unless `nullable`."""
+        wanted = wanted or self._types[column]
         if not self.raw.num_columns:
             self.columns[column] = pa.chunked_array([], wanted)
             return self
@@ -84,8 +90,9 @@ class TableReader:
         self.columns[column] = values
         return self
 
-    def optional(self, column: str, wanted: pa.DataType) -> TableReader:
+    def optional(self, column: str, wanted: pa.DataType | None = None) -> TableReader:
         """Read a column if it exists; otherwise fill it with nulls."""
+        wanted = wanted or self._types[column]
         if column in self.raw.column_names or not self.raw.num_columns:
             return self.required(column, wanted, nullable=True)
         self.columns[column] = pa.chunked_array([pa.nulls(self.raw.num_rows, wanted)])
@@ -93,13 +100,13 @@ class TableReader:
 
     def flag(self, column: str) -> TableReader:
         """Read a column of true and false; it is false where it is null or does not exist."""
-        self.optional(column, pa.bool_())
+        self.optional(column)
         self.columns[column] = pc.fill_null(self.columns[column], False)
         return self
 
     def number_of(self, column: str, most: int) -> TableReader:
         """Read whole numbers from 1 to `most`; 1 where the column is null or does not exist."""
-        self.optional(column, pa.int64())
+        self.optional(column)
         self.columns[column] = pc.fill_null(self.columns[column], 1)
         bad = pc.or_(pc.less(self.columns[column], 1), pc.greater(self.columns[column], most))
         self._refuse(column, bad, f"is not from 1 to {most}; write how many exposures the row stands for")

@@ -105,7 +105,7 @@ def asked_fields(artifact: Artifact, surface: Surface) -> tuple[FieldRef, ...]:
 
 
 def _check_state(artifact: Artifact, schema: Schema) -> None:
-    # Manifests of the first releases do not name the state.
+    # A manifest need not name the state.
     trained = artifact.manifest.get("state_fingerprint", schema.fingerprint)
     if trained != schema.fingerprint:
         raise StateMismatch(

@@ -1,31 +1,19 @@
-"""Parquet files: report damage, and limit the memory that rows take.
-
-The rows of a file can take 100,000 times as many bytes as the file.
-"""
+"""Parquet files: report damage, and limit the memory that rows take."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from serve.contract.errors import TabrankError
-from serve.contract.rankings import MAX_CANDIDATES
 from serve.storage.bucket import BucketError, BucketPath, repeated, told
 from serve.storage.memory import available_bytes
 
-# Limits the bytes of a batch. Pyarrow can turn dictionaries into at most 2 GiB of strings at once.
-BATCH_BYTES = 512 << 20
-# A column of a row group may take this many bytes in memory, and besides so many times its bytes in
-# the file. There, one id 40 million times has 116 bytes, and 200 MiB of one letter have 6,534.
-FREE_BYTES = 64 << 20
-MAX_GROWTH = 10_000
 # Reads these many bytes of a column from the disk at once. Otherwise pyarrow reads whole row
 # groups.
 FEW_AT_ONCE: Mapping[str, Any] = {"pre_buffer": False, "buffer_size": 1 << 20}
@@ -36,7 +24,7 @@ UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
 
 
 class Damaged(TabrankError):
-    """A file is not Parquet, is incomplete, takes too much memory, or is not of a service."""
+    """A file is not Parquet, or is incomplete."""
 
 
 class Unreadable(TabrankError):
@@ -93,107 +81,62 @@ def _footer_source(path: Path) -> Any:
         return pa.BufferReader(end(size) if found.endswith(b"PAR1") and size > len(found) else found)
 
 
-def open_parquet(path: Path, **options: Any) -> pq.ParquetFile:
-    """Open a file whose columns take a bounded multiple of its bytes; pass `options` to pyarrow.
-
-    By default, strings are read as dictionaries: a string that repeats takes 4 bytes per row.
-
-    Raises:
-        Damaged: few bytes of the file stand for too many in memory.
-    """
-    meta = pq.read_metadata(path)
-    # The Python process ends where `chunks` meets some damage. Reading no rows raises an error.
-    with pq.ParquetFile(path, metadata=meta, **FEW_AT_ONCE) as file:
-        for number in range(meta.num_row_groups):
-            next(file.reader.iter_batches(0, [number]), None)
-    for number, group, columns in chunks(meta):
-        for one in columns:
-            # The values of a list are read together. Those that no ranking may have count 8 bytes
-            # each.
-            beyond = max(0, one.num_values - MAX_CANDIDATES * group.num_rows)
-            size = one.total_uncompressed_size + 8 * beyond
-            limit = FREE_BYTES + MAX_GROWTH * one.total_compressed_size
-            if size > limit:
-                raise Damaged(
-                    f"{path}: column {one.path_in_schema!r}, row group {number}: {one.num_values:,} values in "
-                    f"{group.num_rows:,} rows take {size:,} bytes or more, and {one.total_compressed_size:,} in the "
-                    f"file; the limit is {limit:,}: shorten the lists and strings, or write smaller row groups"
-                )
-    leaves = map(meta.schema.column, range(meta.num_columns))
-    texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
-    return pq.ParquetFile(path, metadata=meta, **{"read_dictionary": texts, **options})
+def open_parquet(path: Path) -> pq.ParquetFile:
+    """Open a file. Raises what pyarrow raises."""
+    file = pq.ParquetFile(path, **FEW_AT_ONCE)
+    # The Python process ends where a row group's footer is asked for and meets some damage. Reading
+    # no rows raises an error.
+    for number in range(file.num_row_groups):
+        next(file.reader.iter_batches(0, [number]), None)
+    return file
 
 
-def chunks(meta: Any, names: Collection[str] | None = None) -> Iterator[tuple[int, Any, list[Any]]]:
-    """Yield each row group's number, and its footer and that of each of these columns."""
+def row_groups(meta: pq.FileMetaData, names: Collection[str]) -> Iterator[tuple[int, list[Any]]]:
+    """Yield the number of rows of each row group, and the footers of these of its columns."""
     for number in range(meta.num_row_groups):
         group = meta.row_group(number)
         columns = map(group.column, range(group.num_columns))
-        yield number, group, [c for c in columns if names is None or c.path_in_schema.split(".")[0] in names]
+        yield group.num_rows, [one for one in columns if one.path_in_schema.split(".")[0] in names]
 
 
-def rows_at_once(path: Path, meta: pq.FileMetaData, names: Collection[str], values: int, size: int) -> int:
+def rows_at_once(meta: pq.FileMetaData, names: Collection[str], values: int, size: int) -> int:
     """Return how many rows have on average at most so many values in a column, and bytes in all."""
     rows = values
-    for number, group, columns in chunks(meta, names):
+    for num_rows, columns in row_groups(meta, names):
         num_values = max((column.num_values for column in columns), default=0)
-        num_bytes = sum(_most_bytes(path, meta, number, column, size) for column in columns)
-        share = max(num_values / values, num_bytes / size)
-        rows = min(rows, int(group.num_rows / max(share, 1e-9)))
+        num_bytes = sum(column.total_uncompressed_size for column in columns)
+        rows = min(rows, int(num_rows / max(num_values / values, num_bytes / size, 1e-9)))
     return max(1, rows)
-
-
-def _most_bytes(path: Path, meta: pq.FileMetaData, number: int, column: Any, enough: int) -> int:
-    """Return the bytes of a column's values if each string were the longest of its dictionary."""
-    name, size = column.path_in_schema, int(column.total_uncompressed_size)
-    # No string of the dictionary is longer than the column.
-    if column.physical_type != "BYTE_ARRAY" or size * column.num_values <= enough:
-        return size
-    with pq.ParquetFile(path, metadata=meta, read_dictionary=[name], **FEW_AT_ONCE) as file:
-        # The first string brings the whole dictionary.
-        for batch in file.iter_batches(1_024, row_groups=[number], columns=[name]):
-            values = batch.column(0)
-            while pa.types.is_nested(values.type):
-                parts = values.flatten()
-                values = parts[0] if isinstance(parts, list) else parts
-            if pa.types.is_dictionary(values.type) and len(values.dictionary):
-                longest = pc.max(pc.binary_length(values.dictionary)).as_py() or 0
-                return max(size, int(longest * column.num_values))
-    return size
 
 
 def bounded_batches(
     path: Path, rows: int = 65_536, size: int = 64 << 20, columns: Collection[str] | None = None
 ) -> Iterator[pa.RecordBatch]:
     """Yield the rows of a file: at most so many, and on average so many bytes, at a time."""
-    with open_parquet(path, read_dictionary=None) as file:
+    with open_parquet(path) as file:
         names = [name for name in file.schema_arrow.names if columns is None or name in columns]
-        yield from file.iter_batches(rows_at_once(path, file.metadata, names, rows, size), columns=names)
+        yield from file.iter_batches(rows_at_once(file.metadata, names, rows, size), columns=names)
 
 
-def sized_batches(file: pq.ParquetFile, path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of a file from `open_parquet`; cast them to plain types only after the last.
+def read_rows(path: Path, columns: Collection[str] | None = None) -> pa.Table:
+    """Return the rows of a file, with those of the columns that it has.
 
     Raises:
-        TabrankError: in plain types, the rows take more than half of the free memory. The reader
-            needs as much again.
+        TabrankError: they take more than half of the free memory. The reader needs as much again.
     """
-    size, limit = 0, available_bytes() // 2
-    # A batch stays within one row group, because pyarrow cannot join dictionaries of several groups
-    # in lists.
-    groups = ([number] for number in range(file.num_row_groups))
-    for batch in chain.from_iterable(
-        file.iter_batches(row_groups=group, columns=columns) for group in groups
-    ):
-        num_bytes = sum(map(plain_bytes, batch.columns))
-        size += num_bytes
-        if size > limit:
-            raise TabrankError(
-                f"{path}: its rows take {size / 1e9:.1f} GB of memory or more; the limit is {limit / 1e9:.1f} GB, "
-                "half of what is free; leave out rows or long strings, or use a machine with more memory"
-            )
-        rows = max(1, len(batch) * BATCH_BYTES // max(num_bytes, 1))
-        yield from (batch.slice(at, rows) for at in range(0, len(batch), rows))
+    batches, size, limit = [], 0, available_bytes() // 2
+    with open_parquet(path) as file:
+        names = [name for name in file.schema_arrow.names if columns is None or name in columns]
+        for batch in file.iter_batches(columns=names):
+            batches.append(batch)
+            size += batch.nbytes
+            if size > limit:
+                raise TabrankError(
+                    f"{path}: its rows take {size / 1e9:.1f} GB of memory or more; the limit is "
+                    f"{limit / 1e9:.1f} GB, half of what is free; leave out rows or long strings, or use a machine "
+                    "with more memory"
+                )
+        return pa.Table.from_batches(batches, pa.schema([file.schema_arrow.field(name) for name in names]))
 
 
 def data_files(path: Path) -> list[Path]:
@@ -203,23 +146,3 @@ def data_files(path: Path) -> list[Path]:
     # Keep segments that are gone meanwhile: their records are in one that is not listed, so a
     # reader must notice.
     return [file for file in kept if not file.is_dir()]
-
-
-def refuse_oversize(path: Path) -> None:
-    """Raise TabrankError as `sized_batches` does, for a file or a folder, before it is read."""
-    for name in data_files(path):
-        with open_parquet(name) as file:
-            for _ in sized_batches(file, name, file.schema_arrow.names):
-                pass
-
-
-def plain_bytes(values: pa.Array) -> int:
-    """Return the bytes that values take once dictionaries of strings have become strings."""
-    if pa.types.is_nested(values.type):
-        parts = values.flatten()
-        return 4 * len(values) + sum(map(plain_bytes, [parts] if isinstance(parts, pa.Array) else parts))
-    if pa.types.is_dictionary(values.type):
-        return 4 * len(values) + (
-            pc.sum(pc.binary_length(values.dictionary).take(values.indices)).as_py() or 0
-        )
-    return int(values.nbytes)

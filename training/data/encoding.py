@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from serve.contract.hashing import hash64
+from serve.features.field_types import TYPES
 from serve.features.matrix import Columns, Matrix
 from serve.features.surface import Surface
 from serve.log.reader import Log
@@ -49,8 +50,9 @@ def category_strings(surface: Surface, log: Log) -> dict[int, str]:
         columns += [(declared, table[name]) for name, declared in surface.fields[owner].items()]
     strings: set[str] = set()
     for declared, values in columns:
-        if declared.type in ("category", "set"):
-            flat = pc.list_flatten(values) if declared.type == "set" else values
+        type_ = TYPES[declared.type]
+        if type_.is_hashed:
+            flat = pc.list_flatten(values) if type_.is_list else values
             strings.update(pc.unique(flat).to_pylist())
     return {hash64(value): value for value in strings if value is not None}
 

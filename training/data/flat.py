@@ -23,7 +23,6 @@ from serve.features.slots import ENTITIES
 from serve.log.join_coverage import MIN_JOIN, check_joins
 from serve.log.writer import write_log
 from serve.storage.conversion import converted
-from serve.storage.parquet import refuse_oversize
 from training.data.csv_text import read_csv
 from training.data.doubts import doubts
 from training.data.fates import OWNERS, STATED, Fate, Ids, fates
@@ -214,7 +213,6 @@ def _read(source: Path, columns: FlatColumns) -> tuple[pd.DataFrame, pd.DataFram
     separator, notes = "", list[str]()
     try:
         if source.suffix == ".parquet":
-            refuse_oversize(source)
             table = pq.read_table(source)
         else:
             as_text = {*IDS, "time"} if columns.dialect.time_format else {*IDS}

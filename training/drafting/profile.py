@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 
 from serve.contract.errors import TabrankError
 from serve.contract.validation import RECENT_MS, other_unit
+from serve.features.field_types import TypeName
 from serve.features.slots import ENTITIES, F64, I64, Entity
-from serve.features.surface import FieldType
 from serve.log.join_coverage import MIN_JOIN, check_joins
 from serve.log.reader import ONLY_TESTS, is_live, once, read_columns, unerased
 from serve.log.replay import Codes, decode_stated
@@ -44,7 +44,7 @@ class Column:
 
     owner: str
     name: str
-    type: FieldType | None
+    type: TypeName | None
     why: str = ""
     missing: float = 0.0
     distinct: int = 0

@@ -223,7 +223,8 @@ def cost_of_arm(
     shared = (f"candidate.{name}" for name, field in categories if field.type == "category")
     by = next((rule.spread.field for rule in arm.slate if rule.spread), next(shared, None))
     artifact = _artifact(arm, models, Features(Schema(surface)))
-    fields = ["candidate.ends_ms", *_named(arm.slate), *([by] if by else [])]
+    named = (name for rule in arm.slate for name in rule.one.names if "." in name)
+    fields = ["candidate.ends_ms", *named, *([by] if by else [])]
     data, about = read_rows(surface, history, log, ProgressLines("features"), fields, MOST_ROWS)
     del about["strings"]
     scales = {name: one.scale for name, one in surface.predicted.items()}
@@ -348,13 +349,6 @@ def _concentration(values: NDArray[Any], is_first: Bools) -> dict[str, float] | 
     rank = np.arange(1, len(counts) + 1)
     gini = 2 * (rank @ counts) / (len(counts) * counts.sum()) - (len(counts) + 1) / len(counts)
     return {"largest": float(counts[-1] / counts.sum()), "gini": float(gini)}
-
-
-def _named(rules: Sequence[Rule]) -> list[str]:
-    """Return the fields that the rules name."""
-    wheres = [one.where for rule in rules if (one := rule.boost or rule.limit)]
-    fields = [rule.spread.field for rule in rules if rule.spread]
-    return fields + [name for where in wheres for name in where if "." in name]
 
 
 def _check(arm: Arm, surface: Surface) -> None:

@@ -14,10 +14,11 @@ from serve.log.declaration import Declaration
 from training.experiment.declared import Declared
 from training.experiment.window import FEW, TAKEN_UP_MS, utc, window
 
-# What decides a verdict, and so must not change once viewers are assigned.
-JUDGED = ("primary_metric", "guardrails", "end_ms", "smallest_effect", "min_days", "min_exposures")
-# What a warning tells if it changes. A start that is chosen later selects the days.
-TOLD = ("start_ms", *JUDGED)
+# What a warning tells if it changes.
+TOLD = [name for name in Declaration.__struct_fields__ if name != "arms"]
+# What decides a verdict, and so must not change once viewers are assigned. A start that is chosen
+# later only selects the days.
+JUDGED = [name for name in TOLD if name != "start_ms"]
 SOURCE = "the log's declaration"
 
 

@@ -19,11 +19,10 @@ import pyarrow.compute as pc
 from serve.contract.errors import TabrankError
 from serve.contract.validation import one_of
 from serve.features.experiment_metrics import Metric
+from serve.features.field_types import TYPES
 from serve.features.surface import Surface
-from serve.log.field_types import ARROW, Unmixed
 from serve.log.reader import read_table
 from serve.log.table_reader import TableReader
-from serve.storage.conversion import IDS
 from training.evaluation.slices import MAX_VALUES, MISSING
 from training.experiment.comparison import Arms, best_after, capped
 from training.experiment.contrast import both_intervals, contrast
@@ -133,14 +132,14 @@ def _values(by: str, log: Path, surface: Surface) -> pd.DataFrame:
     a candidate or, for the context, of a request.
     """
     owner, field = by.split(".", 1)
-    kind = ARROW[surface.fields[owner][field].type]
+    kind = TYPES[surface.fields[owner][field].type].arrow
     name, key, column, more = f"{owner}s", "id", field, ["stated"]
     if owner == "context":
         # The column `stated` of exposures tells the fields of candidates.
         name, key, column, more, kind = "exposures", "request_id", "context", [], pa.struct([(field, kind)])
     columns = key, "ts_ms", "received_ms", column, *more
-    reader = TableReader(*read_table(log, name, columns, Unmixed(log, surface.text)), IDS[name])
-    reader.required(key, pa.string()).optional("stated", pa.list_(pa.string()))
+    reader = TableReader(*read_table(log, name, columns), name)
+    reader.required(key).optional("stated", pa.list_(pa.string()))
     table = (
         reader.optional("ts_ms", pa.int64()).optional("received_ms", pa.int64()).optional(column, kind).table
     )

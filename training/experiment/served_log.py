@@ -111,7 +111,7 @@ def _read(log: Path, name: str) -> pd.DataFrame:
 
 def _compacted(log: Path, name: str) -> Iterator[pa.Table]:
     """Yield the columns of a table, some rows at a time. Columns that it lacks are null."""
-    reader = TableReader(*read_table(log, name, tuple(REQUIRED[name] | OPTIONAL[name])), IDS[name])
+    reader = TableReader(*read_table(log, name, tuple(REQUIRED[name] | OPTIONAL[name])), name)
     for column, kind in REQUIRED[name].items():
         reader.required(column, kind, nullable=column == "viewer")
     for column, kind in OPTIONAL[name].items():

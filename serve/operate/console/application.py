@@ -139,7 +139,7 @@ def _newest(segment: Path) -> list[dict[str, Any]]:
     # The other pages of the console do without it.
     from serve.storage.parquet import open_parquet
 
-    with open_parquet(segment, read_dictionary=None) as file:
+    with open_parquet(segment) as file:
         columns = [name for name in LOGGED if name in file.schema_arrow.names]
         rows = file.read_row_group(file.num_row_groups - 1, columns)
     newest: list[dict[str, Any]] = rows.slice(max(len(rows) - NUM_NEWEST, 0)).to_pylist()

@@ -219,7 +219,9 @@ def _of_rules(before: Sequence[Rule], after: Sequence[Rule], facts: Mapping[str,
     news = ["no rule is left"] if not after else []
     for sign, these, others in (("gone", before, after), ("new", after, before)):
         news += [f"{sign}: {rule.text}" for rule in these if rule not in others]
-    holds = "; spreads and limits hold in the popular order too" * any(not rule.boost for rule in after)
+    holds = "; spreads and limits hold in the popular order too" * any(
+        not rule.one.needs_scores for rule in after
+    )
     return _meaning("slate", news="; ".join(news) or "their order", holds=holds, **facts)
 
 

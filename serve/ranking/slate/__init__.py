@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 
-from serve.config.slate import Rule
+from serve.config.slate import Limit, Rule, Spread
 from serve.features.slots import F32, I64
 from serve.ranking.order import Standings
 from serve.ranking.query import Slate
@@ -26,6 +26,9 @@ from serve.ranking.slate.limit import Quota
 from serve.ranking.slate.pins import pinned
 from serve.ranking.slate.spread import Spacing
 from serve.ranking.slate.where import Facts, meeting
+
+# What counts a rule over the candidates of one request, in an order.
+WINDOWS: Mapping[type, Callable[[Any, Facts, I64], Window]] = {Spread: Spacing.of, Limit: Quota.of}
 
 
 class Reranked(NamedTuple):
@@ -91,7 +94,8 @@ def rerank(
         for k, here in zip(boosts, met, strict=True):
             for i in moved[(here & is_scored)[moved]].tolist() if tells else ():
                 why[i].append(k)
-    windows = {k: one for k, rule in enumerate(rules) if (one := _window(rule, facts, order))}
+    kept = ((k, rule.one) for k, rule in enumerate(rules) if type(rule.one) in WINDOWS)
+    windows = {k: WINDOWS[type(rule)](rule, facts, order) for k, rule in kept}
     if not pins and all(window.is_kept(num_shown) for window in windows.values()):
         return Reranked(order, why, 0)
     rank_of = np.argsort(order) if pins else order
@@ -102,10 +106,3 @@ def rerank(
     for rank, k in found.waited.items() if tells else ():
         insort(why[int(order[rank])], k)
     return Reranked(order[pinned(found.order, ranks)], why, found.num_unmet)
-
-
-def _window(rule: Rule, facts: Facts, order: I64) -> Window | None:
-    """Return a spread or a limit over the candidates in this order."""
-    if rule.spread:
-        return Spacing(rule.spread, facts(rule.spread.field)[order].tolist())
-    return Quota(rule.limit, meeting(rule.limit.where, facts, len(order))[order]) if rule.limit else None

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from serve.config.slate import Limit
-from serve.features.slots import Bools
+from serve.features.slots import I64, Bools
 from serve.ranking.slate.spread import NONE
+from serve.ranking.slate.where import Facts, meeting
 
 
 class Quota:
@@ -19,6 +20,11 @@ class Quota:
 
     def __init__(self, rule: Limit, met: Bools) -> None:
         self.end, self._left, self._met = rule.first, rule.most, met
+
+    @classmethod
+    def of(cls, rule: Limit, facts: Facts, order: I64) -> Quota:
+        """Return the limit over the candidates in this order."""
+        return cls(rule, meeting(rule.where, facts, len(order))[order])
 
     def is_kept(self, num_shown: int) -> bool:
         """Return True if the order by rank keeps the rule at the shown places."""

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import repeat
 
 from serve.config.slate import Spread
+from serve.features.slots import I64
+from serve.ranking.slate.where import Facts
 
 # The code of a candidate that a rule does not count, and a place beyond those of any request.
 NONE, NEVER = -1, 1 << 30
@@ -24,6 +26,11 @@ class Spacing:
         # The places taken by each code, ascending, those of pins included.
         self._places: defaultdict[int, list[int]] = defaultdict(list)
         self.take: Callable[[int, int], int] = self._take_last if rule.most == 1 else self._take
+
+    @classmethod
+    def of(cls, rule: Spread, facts: Facts, order: I64) -> Spacing:
+        """Return the spread over the candidates in this order."""
+        return cls(rule, facts(rule.field)[order].tolist())
 
     def is_kept(self, num_shown: int) -> bool:
         """Return True if the order by rank keeps the rule at the shown places."""

@@ -549,7 +549,7 @@ def test_a_log_that_cannot_be_read_has_no_end_to_compare(home):
     log_behind(home)
     assert len(home.check()) == 1
     (home.folder / "log/events").mkdir()
-    (home.folder / "log/events" / f"{7:020d}.parquet").write_bytes(b"x")
+    (home.folder / "log/events" / f"{7:020d}-{7:020d}-{1:010d}.parquet").write_bytes(b"x")
     assert home.check() == asyncio.run(home.readyz()) == []
 
 

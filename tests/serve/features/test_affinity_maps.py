@@ -123,7 +123,7 @@ def held(state):
 
 
 @given(WORLDS, RECORDS, st.integers(1, 4 * MIN_RECORDS_AT_ONCE))
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 def test_runs_leave_the_maps_that_the_rule_leaves_record_by_record(values, records, length):
     state = world(values)
     plain = Plain(state.candidates.table)
@@ -140,7 +140,7 @@ def test_runs_leave_the_maps_that_the_rule_leaves_record_by_record(values, recor
 
 
 @given(RECORDS, st.integers(1, 4 * MIN_RECORDS_AT_ONCE))
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=40)
 def test_runs_leave_the_sums_of_their_records(records, length):
     state, now_ms = world([(0, [])] * CANDIDATES), 5 * HOUR_MS
     for begin in range(0, len(records), length):

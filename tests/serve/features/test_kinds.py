@@ -91,7 +91,7 @@ def assert_equal(ours, theirs, tolerance=0.0):
 
 @each_kind
 @given(data=st.data(), seed=SEEDS)
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=6)
 def test_a_value_has_the_type_and_shape_of_its_kind(kind, data, seed):
     surface = surface_of(x=data.draw(features_of(kind)))
     records, now_ms = drawn_records(seed, 30)
@@ -131,7 +131,7 @@ def test_an_exposure_counts_for_those_that_it_stands_for(entity, at_once):
 
 @each_kind
 @given(data=st.data(), seed=SEEDS, at_once=st.integers(2, 60))
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=6)
 def test_many_records_at_once_give_the_features_of_one_at_a_time(kind, data, seed, at_once):
     schema = Schema(surface_of(x=data.draw(features_of(kind))))
     records, now_ms = drawn_records(seed, 60)
@@ -143,7 +143,7 @@ def test_many_records_at_once_give_the_features_of_one_at_a_time(kind, data, see
 
 @each_kind
 @given(data=st.data(), seed=SEEDS)
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=5)
 def test_training_replays_the_features_that_were_served(kind, data, seed, tmp_path_factory):
     surface = surface_of(x=data.draw(features_of(kind)))
     records, now_ms = drawn_records(seed, 60)
@@ -157,7 +157,7 @@ def test_training_replays_the_features_that_were_served(kind, data, seed, tmp_pa
 
 @each_kind
 @given(data=st.data(), seed=SEEDS, restart_at=st.sets(st.integers(0, 60), max_size=5))
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=5)
 def test_a_restart_changes_no_feature(kind, data, seed, restart_at):
     schema = Schema(surface_of(x=data.draw(features_of(kind))))
     records, now_ms = drawn_records(seed, 60)
@@ -167,7 +167,7 @@ def test_a_restart_changes_no_feature(kind, data, seed, restart_at):
 
 @each_kind
 @given(data=st.data(), seed=SEEDS)
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=5)
 def test_a_batch_has_the_bits_of_each_request_alone_and_its_rows_stay(kind, data, seed):
     records, now_ms = drawn_records(seed, 40)
     state = served(Schema(surface_of(x=data.draw(features_of(kind)))), records)
@@ -184,7 +184,7 @@ def test_a_batch_has_the_bits_of_each_request_alone_and_its_rows_stay(kind, data
 
 @each_kind
 @given(data=st.data())
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=10)
 def test_options_change_the_fingerprint_and_slots_that_of_the_state(kind, data):
     options, others = data.draw(features_of(kind)), data.draw(features_of(kind))
     plain, one, other = (surface_of(**features) for features in ({}, {"x": options}, {"x": others}))
@@ -197,7 +197,7 @@ def test_options_change_the_fingerprint_and_slots_that_of_the_state(kind, data):
 
 @each_kind
 @given(data=st.data(), seed=SEEDS)
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=5)
 def test_a_changed_surface_takes_the_state_that_it_has_in_common(kind, data, seed):
     options, others = data.draw(features_of(kind)), data.draw(features_of(kind))
     old = Schema(surface_of(x=options, y=others))
@@ -228,7 +228,7 @@ def test_a_changed_surface_takes_the_state_that_it_has_in_common(kind, data, see
 
 @each_kind
 @given(data=st.data())
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=5)
 def test_every_field_begins_at_a_multiple_of_eight_bytes(kind, data):
     schema = Schema(surface_of(x=data.draw(features_of(kind))))
 

@@ -100,7 +100,7 @@ def load_anew(service):
 
 
 @given(drawn=every_kind, seed=SEEDS)
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=3)
 def test_a_replica_has_the_features_of_a_replay_whatever_happens_to_the_writer(drawn, seed, tmp_path_factory):
     rng = np.random.default_rng(seed)
     surface = surface_of(**COUNTED, **drawn)
@@ -151,7 +151,7 @@ def drawn_order(rng):
 
 
 @given(seed=SEEDS, length=st.integers(1, 12))
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=15)
 def test_records_in_any_order_and_in_any_commits_give_what_the_replay_has(seed, length, tmp_path_factory):
     rng = np.random.default_rng(seed)
     surface = surface_of(**COUNTED)
@@ -182,7 +182,7 @@ def test_records_in_any_order_and_in_any_commits_give_what_the_replay_has(seed, 
 
 
 @given(drawn=every_kind, seed=SEEDS)
-@settings(deadline=None, max_examples=5)
+@settings(deadline=None, max_examples=3)
 def test_duplicates_and_late_attributes_change_no_byte(drawn, seed, tmp_path_factory):
     rng = np.random.default_rng(seed)
     folder = tmp_path_factory.mktemp("again") / "served"

@@ -250,7 +250,7 @@ MOVES = st.tuples(
 
 
 @given(st.lists(MOVES, min_size=8, max_size=30))
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=40)
 def test_a_candidate_counts_those_who_came_since_it_was_added_last(moves):
     tab, latest, times, now_ms = Tab(4), {}, set(), STAY_MS
     for event, viewer, step_ms in moves:
@@ -276,7 +276,7 @@ def test_a_candidate_counts_those_who_came_since_it_was_added_last(moves):
 
 
 @given(records(PLACES), st.randoms(), st.integers(1, 60))
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=25)
 def test_the_last_word_of_each_viewer_holds_in_whatever_order_it_comes(moves, random, length):
     now_ms, latest = 3 * STAY_MS, {}
     # Of equal times the later arrival holds: let no two be equal.
@@ -302,7 +302,7 @@ def test_the_last_word_of_each_viewer_holds_in_whatever_order_it_comes(moves, ra
     st.lists(st.integers(1, 4), max_size=3),
     st.integers(1, 60),
 )
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=25)
 def test_an_audience_is_never_negative_nor_larger_than_its_viewers(moves, forgotten, length):
     tab, at_once = Tab(4), Tab(4)
     came, cuts = set(), sorted(forgotten)
@@ -339,7 +339,7 @@ def test_a_candidate_knows_the_64_who_came_last():
 
 
 @given(st.lists(st.tuples(st.sampled_from("jjl"), st.integers(1, 8), st.integers(0, STEP_MS)), max_size=60))
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=25)
 def test_those_who_came_last_are_known_in_a_candidate_with_more(moves):
     with mock.patch.object(gauge, "NEWEST", 3):
         tab, newest, came_ms, now_ms = Tab(8, Schema(SURFACE)), [], {}, STAY_MS
@@ -354,7 +354,7 @@ def test_those_who_came_last_are_known_in_a_candidate_with_more(moves):
 
 
 @given(records(PLACES) | records(PLACES, 100 * STAY_MS), st.integers(0, 20))
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=25)
 def test_nobody_is_known_who_is_not_there(moves, restored):
     with mock.patch.object(gauge, "NEWEST", 2):
         few, tab, now_ms = Tab(4, Schema(SURFACE)), Tab(4), 0

@@ -58,7 +58,7 @@ def sums_at(state, now_ms):
 
 
 @given(EVENTS, st.randoms())
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=20)
 def test_sums_do_not_depend_on_the_order_of_events(events, random):
     shuffled = random.sample(events, len(events))
     states = []
@@ -71,7 +71,7 @@ def test_sums_do_not_depend_on_the_order_of_events(events, random):
 
 
 @given(EVENTS)
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=20)
 def test_many_events_at_once_leave_the_sums_of_one_by_one(events):
     one, many = fresh(), fresh()
     for kind, v, c, ts_ms in events:
@@ -81,7 +81,7 @@ def test_many_events_at_once_leave_the_sums_of_one_by_one(events):
 
 
 @given(EVENTS)
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=20)
 def test_nobody_takes_no_state_and_a_map_holds_at_most_its_entries(events):
     state = fresh()
     for kind, v, c, ts_ms in events:

@@ -30,7 +30,7 @@ def among(request_of_row, hashes, sets):
 
 
 @given(st.data(), st.integers(0, 3), st.integers(1, 5), st.integers(1, 5))
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=80)
 def test_members_are_those_of_the_set_of_the_rows_own_viewer(data, num_requests, width, num):
     sets = [data.draw(st.lists(HASHES, min_size=width, max_size=width)) for _ in range(num_requests)]
     of_row = data.draw(st.lists(st.integers(0, num_requests - 1), max_size=6)) if num_requests else []

@@ -44,7 +44,6 @@ def test_a_surface_is_read_from_a_path(tmp_path):
         ('popular = "audience"', 'popular = "topic"', "'topic' is a category; name a numeric feature"),
         ("candidate.topic", "candidate.topc", "did you mean 'candidate.topic'?"),
         ('"gauge"', '"gage"', "did you mean 'gauge'?"),
-        ('"gauge"', '"context"', "features.audience.kind: unknown kind 'context'; did you mean 'number'?"),
         ('up = "join"', 'up = "jion"', "did you mean 'join'?"),
         ('"10s"', '"ten"', "write a number and a unit"),
         ('"10s"', "10", "write a number and a unit"),

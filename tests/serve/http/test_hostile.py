@@ -20,7 +20,6 @@ import pytest
 import yaml
 
 from serve.config.reader import read
-from serve.config.yaml_positions import Document
 from serve.contract.errors import ArtifactRefused, RequestError, TabrankError
 from serve.contract.validation import json_value
 from serve.features.matrix import Features
@@ -212,40 +211,6 @@ def laughs(first: str, line: str, num_lines: int) -> str:
     letters = [chr(ord("a") + i) for i in range(num_lines + 1)]
     lines = (line.format(new=new, old=old) for old, new in pairwise(letters))
     return "\n".join([first, *lines])
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (
-            laughs("a: &a [1,1,1,1]", "{new}: &{new} [*{old},*{old},*{old},*{old}]", 12),
-            "each alias counted as its",
-        ),
-        (
-            laughs("a: &a {{k: 1}}".format(), "{new}: &{new} {{<<: [*{old},*{old}]}}", 20),
-            "each alias counted as its",
-        ),
-        (
-            laughs("a: &a {{k: 1}}".format(), "{new}: &{new} {{x: *{old}, y: *{old}}}", 22),
-            "each alias counted as its",
-        ),
-        ("a: &a [*a]", "an alias that contains itself"),
-        ("a: " + "[" * 100_000, "nest"),
-        ("a: " + "[" * 100_000 + "]" * 100_000, "nest"),
-        ("a: 1" + ":59" * 30_000, "a number of 90,001 characters"),
-        ("a: " + "9" * 5_000, "a number of 5,000 characters"),
-        ("2024-02-31: 1", "day is out of range"),
-        ("a: !!bool x", "not valid YAML"),
-        ("a: !!timestamp x", "not valid YAML"),
-        ("a: !!python/object/apply:os.system ['true']", "could not determine a constructor"),
-        ("a: [" + "x," * 200_000 + "]", "more than 262,144"),
-        ("applications:\n" + "- {name: a}\n" * 10_000, "more than 5,000 values"),
-        ("a: 1\n---\nb: 1", "another document"),
-    ],
-)
-def test_yaml_that_grows_when_it_is_read_is_refused(text: str, message: str) -> None:
-    with soon(text[:80]), pytest.raises(TabrankError, match=message):
-        Document(Path("cluster.yaml"), text.encode())
 
 
 @drawn(8, 500)

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import threading
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 import serve.log.compaction
 import serve.log.segments
-from serve.contract.errors import TabrankError
 from serve.contract.records import Candidate, Event, Viewer
 from serve.features.surface import read_surface
 from serve.log.compaction import compact
 from serve.log.events import Exposure, JournalEntry
 from serve.log.lease import types_of
 from serve.log.reader import TABLES, read_log, read_table
-from serve.log.retention import replaced
-from serve.log.segments import Segments, last_arrival_ms, log_end
+from serve.log.segments import Segments, log_end
 from serve.storage.atomic_files import put_once
 from tests.support.small_surface import TOML
 
@@ -56,20 +53,6 @@ def files(segments, table="events"):
 
 def rows(segments):
     return {name: pq.read_table(segments.folder / name) for name in TABLES}
-
-
-@pytest.mark.parametrize("columns", [{"seq": [None]}, {"seq": [1]}, {"received_ms": [1]}])
-def test_a_foreign_file_with_the_name_of_a_segment_is_refused(segments, columns):
-    write(segments, 1)
-    path = segments.folder / "events" / f"{9:020d}.parquet"
-    pq.write_table(pa.table({"id": ["e"], **columns}), path)
-    with pytest.raises(TabrankError, match=r"0009\.parquet: not written by a service: .*; rename the file"):
-        last_arrival_ms(segments.folder)
-    assert log_end(segments.folder) >= 9
-    segments.recent_keys(9)
-    assert segments.damaged == {path}
-    path.rename(path.with_name("20260101000000000000.parquet"))
-    assert log_end(segments.folder) == 4
 
 
 def test_many_segments_become_one_with_the_same_records(segments):
@@ -170,19 +153,6 @@ def test_records_that_two_writers_wrote_are_kept_once(segments, surface):
     assert all(getattr(after, name) == getattr(before, name) for name in TABLES)
 
 
-def test_a_log_of_an_earlier_commit_is_read_and_merged(segments, surface):
-    write(segments, MIN_SEGMENTS)
-    before = read_log(segments.folder, surface)
-    for name in TABLES:
-        for path in (segments.folder / name).glob("*.parquet"):
-            path.rename(path.with_name(f"{path.name[:20]}.parquet"))
-    assert log_end(segments.folder) == 4 * MIN_SEGMENTS
-    compact(segments)
-    assert [len(files(segments, name)) for name in TABLES] == [1] * 4
-    after = read_log(segments.folder, surface)
-    assert all(getattr(after, name) == getattr(before, name) for name in TABLES)
-
-
 def test_a_reader_meanwhile_finds_every_record(segments, surface):
     first, seen, done = write(segments, 1), [0], threading.Event()
 
@@ -220,26 +190,6 @@ def test_a_damaged_segment_is_left_and_the_others_are_merged(segments):
     assert [len(files(segments, name)) for name in TABLES] == [1, 1, 1, 2 * MIN_SEGMENTS]
     compact(segments)
     assert files(segments) == [named(1, 12), damaged.name, named(17, 8 * MIN_SEGMENTS)]
-
-
-def test_a_damaged_segment_of_an_earlier_commit_hides_no_other(segments):
-    """The name does not tell its last record: it may hold those of the next, or not."""
-    write(segments, 2 * MIN_SEGMENTS)
-    damaged = segments.folder / "events" / f"{13:020d}.parquet"
-    (segments.folder / "events" / files(segments)[3]).rename(damaged)
-    damaged.write_bytes(b"no parquet")
-    assert log_end(segments.folder) == 8 * MIN_SEGMENTS
-    assert damaged not in replaced(segments.folder, 8 * MIN_SEGMENTS)
-    compact(segments)
-    compact(segments)
-    assert files(segments) == [named(1, 12), damaged.name, named(17, 8 * MIN_SEGMENTS)]
-
-
-def test_a_segment_without_a_file_behind_it_is_reported(segments):
-    write(segments, 1)
-    (segments.folder / "events" / f"{9:020d}.parquet").symlink_to("gone")
-    with pytest.raises(FileNotFoundError, match="0009"):
-        log_end(segments.folder)
 
 
 def test_segments_of_a_surface_that_gained_a_field_stay_apart(segments, surface):

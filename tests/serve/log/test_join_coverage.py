@@ -74,7 +74,7 @@ NOTHING = [
         "viewers",
         {"id": "user-"},
         "none of 3 exposures with a viewer find it in viewers: viewer 'ann'; viewer 'bob' on one side, id 'user-ann'; "
-        "id 'user-bob' on the other; viewer 'ann' is perhaps 'user-ann'; viewer 'bob' is perhaps 'user-bob'; write the "
+        "id 'user-bob' on the other; write the "
         "same ids in both tables",
     ),
     (
@@ -85,7 +85,7 @@ NOTHING = [
     (
         "events",
         {"candidate": "x"},
-        "candidate 'xb' is perhaps 'b'; an event needs its exposure's request_id",
+        "on the other; an event needs its exposure's request_id",
     ),
 ]
 
@@ -114,7 +114,7 @@ def test_events_that_name_another_viewer_than_their_exposure_are_told(tmp_path):
     place = parts["events"].column_names.index("request_id")
     parts["events"] = parts["events"].set_column(place, "request_id", requests)
     write_log(tmp_path / "log", parts)
-    with pytest.raises(TabrankError, match="viewer 'user-ann' is perhaps 'ann'"):
+    with pytest.raises(TabrankError, match=r"viewer 'user-ann', candidate 'b'.* on one side"):
         coverage(tmp_path / "log")
 
 
@@ -196,7 +196,7 @@ TIMES = st.integers(0, 40)
 SHOWN = st.lists(st.sampled_from("abc"), unique=True, max_size=3)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=15)
 @given(
     st.lists(st.tuples(TIMES, IDS, SHOWN), min_size=1, max_size=8),
     st.lists(
@@ -246,32 +246,3 @@ def test_events_join_as_in_training(tmp_path_factory, exposures, events, at_once
     # An event of another viewer than its exposure's counts for a stranger.
     strange = [None not in (viewer, shown_to.get(r)) and viewer != shown_to[r] for _, viewer, _, r in events]
     assert found == ((at >= 0) & ~np.array(strange)).sum()
-
-
-@pytest.mark.parametrize(
-    ("given", "near"),
-    [
-        ("U7", "u7"),
-        ("u7 ", "u7"),
-        ("user-u7", "u7"),
-        ("u7.0", "u7"),
-        ("0012", "12"),
-        ("customer 12", "12"),
-        ("elisabeth", "elizabeth"),
-        ("nobody at all", None),
-    ],
-)
-def test_half_a_join_names_the_id_that_was_meant(tmp_path, given, near):
-    known = ["u7", "12", "elizabeth", "zoe"]
-    parts = tables()
-    viewers = pa.table({"id": known}).append_column("language", pa.array(["en"] * 4))
-    parts["viewers"] = viewers.append_column("follows", pa.nulls(4, STRINGS))
-    parts["exposures"] = parts["exposures"].set_column(2, "viewer", [["zoe", given, "zoe"]])
-    parts["events"] = parts["events"].set_column(2, "viewer", [["zoe"] * 5])
-    write_log(tmp_path / "log", parts)
-    said = []
-    assert coverage(tmp_path / "log", said.append)["viewers"] == 2 / 3
-    (warning,) = [line for line in said if "warning: only 66.7% of 3 exposures with a viewer" in line]
-    sides = f"viewer {given!r} on one side, id 'u7'; id '12'; id 'elizabeth' on the other"
-    hint = f"; viewer {given!r} is perhaps {near!r}" if near else ""
-    assert warning.endswith(f"find it in viewers: {sides}{hint}; write the same ids in both tables")

@@ -72,7 +72,7 @@ def test_huge_logits_have_exact_masks_or_show_in_the_sum(mask_type: MaskType, si
 
 
 @BOTH
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=24, deadline=None)
 @given(st.lists(st.floats(-20, 20, width=32), min_size=2, max_size=30))
 def test_more_passes_never_choose_more_until_the_sum_is_1(mask_type: MaskType, values: list[float]) -> None:
     logits = np.float32([values])

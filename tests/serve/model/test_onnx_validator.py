@@ -193,7 +193,7 @@ damaged = st.builds(
 )
 
 
-@settings(max_examples=50, deadline=1000)
+@settings(max_examples=20, deadline=1000)
 @given(st.one_of(st.binary(max_size=300), damaged))
 @example(MODEL[:-1])
 def test_any_bytes_are_passed_or_refused(content: bytes) -> None:
@@ -203,7 +203,7 @@ def test_any_bytes_are_passed_or_refused(content: bytes) -> None:
 @pytest.mark.integration
 @pytest.mark.no_ray
 @pytest.mark.proof
-@settings(max_examples=3000, deadline=1000)
+@settings(max_examples=1200, deadline=1000)
 @given(st.one_of(st.binary(max_size=300), damaged))
 def test_any_of_many_bytes_are_passed_or_refused(content: bytes) -> None:
     _any_bytes_are_passed_or_refused(content)

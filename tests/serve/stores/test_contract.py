@@ -587,7 +587,7 @@ COMMITS = st.lists(st.tuples(st.integers(1, 3), ROWS, ROWS, st.booleans(), st.bo
 _surfaces = itertools.count()
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(commits=COMMITS)
 def test_a_reader_that_pulls_changes_holds_what_was_committed(
     open_: Open, commits: list[tuple[int, dict[str, bytes], dict[str, bytes], bool, bool]]

@@ -14,7 +14,6 @@ from serve.contract.errors import TabrankError
 from serve.features.rows import Schema
 from serve.features.surface import read_surface
 from serve.log.reader import TABLES, read_log
-from serve.storage import parquet
 from training.__main__ import app
 from training.data.dataset import build
 from training.data.flat import import_flat
@@ -130,18 +129,6 @@ def test_what_no_field_holds_is_left_out_and_nan_is_missing(tmp_path):
     assert owners(found) == {"opens": "", "lasts": "", "half": "stated"}
     assert found["columns"][0]["why"] == "no field type supports time32[ms]"
     assert any("50% of half is missing" in line for line in found["warnings"])
-
-
-@pytest.mark.parametrize("name", ["rows.parquet", "rows.parquet/part-0.parquet"])
-def test_a_small_parquet_file_of_rows_larger_than_memory_is_refused(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(parquet, "available_bytes", lambda: 200 << 20)
-    about = pa.DictionaryArray.from_arrays(pa.array([0] * 101, pa.int32()), ["x" * (1 << 20)])
-    rows = {"at": [START_MS] * 101, "who": [1] * 101, "what": range(101), "did": [1] * 101, "about": about}
-    (tmp_path / name).parent.mkdir(exist_ok=True)
-    pq.write_table(pa.table(rows), tmp_path / name)
-    with pytest.raises(TabrankError, match=rf"{name}: its rows take 0\.1 GB of memory or more"):
-        import_flat(tmp_path / "rows.parquet", tmp_path / "log", FlatColumns("what", "at", ("did",), "who"))
-    assert not (tmp_path / "log").exists()
 
 
 @pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])

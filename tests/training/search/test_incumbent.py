@@ -34,6 +34,7 @@ OLD, CHOSEN, NEW = ("20260102T030405Z-0a1b", "20260102T040405Z-0a1b", "20260103T
 def artifact(out: Path, version: str, surface: Surface) -> Path:
     files = dict.fromkeys(FILES, b"") | {"surface.toml": surface.text.encode()}
     about = {"version": version, "surface": surface.name, "surface_fingerprint": surface.fingerprint}
+    about |= {"state_fingerprint": Schema(surface).fingerprint}
     save(out, files, about)
     return out
 

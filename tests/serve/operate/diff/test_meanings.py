@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import threading
 import time
@@ -17,7 +18,9 @@ from serve.config.application import DEPLOYMENTS, OUR_APPLICATION, OUR_INGRESS
 from serve.contract.errors import TabrankError
 from serve.features.rows import Schema
 from serve.features.surface import read_surface, version_of
+from serve.log.lease import Lease, swap_lease
 from serve.log.snapshots import write
+from serve.log.type_ledger import fields_of
 from serve.log.writer import write_log
 from serve.model.artifact import CURRENT, FILES, load, point, save
 from serve.operate.diff.apply import diff
@@ -222,6 +225,8 @@ def test_a_field_of_the_log_that_changes_its_type_is_dangerous_on_several_machin
 ):
     """On one machine, `check` refuses it, which `diff` runs first."""
     write_log(tmp_path / "log", tables())
+    lease = Lease.of(tmp_path / "log", "lmdb:store", "tiny", TOML, tmp_path)
+    assert swap_lease(tmp_path / "log", None, dataclasses.replace(lease, types=fields_of(TOML)))
     (tmp_path / "typed.toml").write_text(TOML.replace('hour = "number"', 'hour = "time"'))
     places = {f"{APP}/args/{name}": str(tmp_path / name) for name in ("models", "log")}
     pool = {"num_cpus": 2, "min_nodes": 1, "max_nodes": 1}
