@@ -163,7 +163,7 @@ class Edge:
         path, method = path_of(request.scope), request.scope["method"]
         key = None
         if path not in OPEN:
-            keys, host = self._service.config.api_keys, request.headers.get(b"host", b"")
+            keys, host = self._service.settings.config.api_keys, request.headers.get(b"host", b"")
             key = self._keys.admit(keys, request.headers.get(b"x-api-key"), host)
         if path in self._post:
             _require(method, "POST", path)
@@ -182,7 +182,7 @@ class Edge:
         require_no_page(headers)
         arm = None
         if b"x-arm" in headers:
-            arm = requested_arm(service.config.experiment, headers[b"x-arm"].decode("latin-1"), key)
+            arm = requested_arm(service.settings.config.experiment, headers[b"x-arm"].decode("latin-1"), key)
         deadline_ms = deadline_ms_of(headers)
         loop = asyncio.get_running_loop()
         begun_s = loop.time()
