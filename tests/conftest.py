@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -201,6 +202,9 @@ def session_bucket(s3_server: S3Server) -> Iterator[FaultyBucket]:
 def bucket(session_bucket: FaultyBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FaultyBucket:
     """Yield the way to a bucket, which this process and its children find; the cache is empty."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    # The server is near, and its faults pass at once.
+    for name, pause_s in (("init_backoff", 0.005), ("max_backoff", 0.02)):
+        monkeypatch.setitem(serve.storage.bucket.BACKOFF, name, timedelta(seconds=pause_s))
     # A store of an earlier test may give up sooner.
     serve.storage.bucket._store.cache_clear()
     session_bucket.seen.clear()

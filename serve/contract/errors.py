@@ -73,14 +73,6 @@ class ScoringFailed(TabrankError):
     """A reachable scorer could not score a batch with this version: its artifact is at fault."""
 
 
-# Names of earlier versions, by which users may still look for the new ones. They are too different
-# for difflib to find.
-RENAMED = {
-    "slots": "max_batches_in_flight",
-    "batch_candidates": "max_batch_candidates",
-    "primary": "primary_metric",
-    "context": "number",
-}
 # Names longer than this are not compared: they are no typos, and to compare a megabyte takes a
 # second.
 MAX_TYPO = 80
@@ -105,10 +97,7 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
-    """Return the new or the most similar known name, or None; `cutoff` is difflib's least ratio."""
+    """Return the most similar known name, or None; `cutoff` is difflib's least ratio."""
     if len(name) > MAX_TYPO:
         return None
-    known = list(known)
-    if RENAMED.get(name) in known:
-        return RENAMED[name]
-    return next(iter(difflib.get_close_matches(name, known, 1, cutoff)), None)
+    return next(iter(difflib.get_close_matches(name, list(known), 1, cutoff)), None)

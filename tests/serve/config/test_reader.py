@@ -5,7 +5,7 @@ import pytest
 from serve.config.reader import read
 from serve.config.settings import UserConfig
 from serve.config.yaml_positions import Document
-from serve.contract.errors import RENAMED, TabrankError
+from serve.contract.errors import TabrankError
 from serve.contract.typed_reader import levels
 
 SHIPPED = Path(__file__).resolve().parents[3] / "cluster.yaml"
@@ -281,20 +281,6 @@ def test_the_keys_of_an_experiment_are_frozen():
     assert known["shadow",] == ["version", "share"]
     assert known["guard",] == ["enabled", "watch_s", "max_psi", "max_slowdown", "max_failed"]
     assert "api_keys" in known[()]
-
-
-SETTINGS = [(old, new) for old, new in RENAMED.items() if new != "number"]
-
-
-@pytest.mark.parametrize(("old", "new"), SETTINGS)
-def test_a_key_of_an_earlier_version_is_refused_with_its_new_name(tmp_path, old, new):
-    lines = {"primary": "experiment: {name: a, salt: a, arms: {}, primary: joins}"}
-    text = OURS[: OURS.index("      experiment")] + f"      {lines.get(old, f'{old}: 1')}\n"
-    with pytest.raises(TabrankError, match=f"unknown key '{old}'; did you mean '{new}'"):
-        read(written(tmp_path, text))
-    settings = {"experiment": {old: 1}} if old in lines else {old: 1}
-    with pytest.raises(TabrankError, match=f"unknown key '{old}'; did you mean '{new}'"):
-        UserConfig.from_mapping(settings)
 
 
 def test_an_anchor_that_is_merged_and_overridden_is_no_repeated_key(tmp_path):

@@ -40,9 +40,9 @@ def made(tmp_path):
 def models(made, bucket, monkeypatch):
     monkeypatch.setattr(serve.storage.bucket, "RENEW_S", 0.3)
     monkeypatch.setattr(serve.storage.bucket, "EXPIRE_S", 1.5)
-    monkeypatch.setattr(serve.storage.bucket, "RETRY_S", timedelta(seconds=0.6))
+    monkeypatch.setattr(serve.storage.bucket, "RETRY_S", timedelta(seconds=0.06))
     serve.storage.bucket._store.cache_clear()
-    bucket.slow_s = 0.2
+    bucket.slow_s = 0.05
     yield place(named("models"))
     bucket.fault = lambda method, path: None
     serve.storage.bucket._store.cache_clear()

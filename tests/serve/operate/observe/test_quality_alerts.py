@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
-from serve.contract.metric_catalog import QUALITY
+from serve.contract.metric_catalog import METRICS
 from serve.contract.records import Event
 from serve.features.surface import load_surface
 from serve.ingest.quality import GRACE_MS, LiveQuality
