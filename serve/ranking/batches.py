@@ -31,7 +31,7 @@ class Batches:
         self._popular: Batcher[tuple[Query, str], Slate] = Batcher(self._rank_by_popularity)
 
     def resize(self, max_in_flight: int, max_candidates: int) -> int:
-        """Apply new limits to the next batches; return how many candidates a scored one may have."""
+        """Apply limits to the next batches; return how many candidates a scored one may have."""
         cap = min(max_candidates, self.most_scored)
         self._scored.max_in_flight = max_in_flight
         self._scored.cap = self._unscored.cap = cap
@@ -39,7 +39,7 @@ class Batches:
         return cap
 
     def is_idle(self) -> bool:
-        """Return True if no query waits for a model, and no batch of such queries is in progress."""
+        """Return True if no query waits for a model, and no batch is being scored."""
         return self._scored.is_idle
 
     async def rank(self, query: Query, deadline: float, refused: str | None) -> Slate:

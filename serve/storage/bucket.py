@@ -36,7 +36,7 @@ from serve.contract.errors import TabrankError
 ROOTS = {"s3:": 2, "gs:": 2, "az:": 3}
 # A request fails if nothing arrives for READ_S. The largest segment may take minutes in all.
 READ_S, REQUEST_S = timedelta(seconds=30), timedelta(minutes=10)
-# Requests that are refused or cut are repeated for RETRY_S in all, with growing pauses between them.
+# Requests that are refused or cut are repeated for RETRY_S in all, after pauses that grow.
 RETRY_S = timedelta(seconds=20)
 BACKOFF = {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=2)}
 # How many bytes of a file are held in memory while it is fetched.
