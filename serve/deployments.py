@@ -16,7 +16,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from serve.config.settings import AppArgs, UserConfig
-from serve.contract.errors import ArtifactRefused, Busy, TabrankError, TooLarge, WriterFenced
+from serve.contract.errors import ArtifactRefused, Busy, TooLarge, WriterFenced
 from serve.contract.logs import join_ray
 from serve.http.app import Edge
 from serve.http.auth import Authenticator
@@ -144,16 +144,12 @@ class FeatureFetch:
         if self._refreshing is None:
             self._counting = asyncio.get_running_loop().create_task(_share_rates(self._keys))
             self._keys.host = await _http_host()
-            self._service.configure(UserConfig.from_mapping(user_config))
+            self._service.settings.start(UserConfig.from_mapping(user_config))
             await await_writer(self._service)
             _quiet_gc()
             self._refreshing = asyncio.get_running_loop().create_task(keep_up(self._service))
             return
-        try:
-            await self._service.reconfigure(UserConfig.from_mapping(user_config))
-        except TabrankError as error:
-            logging.getLogger("tabrank").error("new settings refused, the current ones stay: %s", error)
-            self._service.settings_error = error
+        await self._service.settings.change(user_config)
 
     async def check_health(self) -> None:
         """Raise if the background work has stopped; Ray then restarts the replica."""

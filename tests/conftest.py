@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from serve.http.openapi import openapi
 from serve.log.writer import write_log
 from serve.storage.bucket import place
 from tests.support.redis_server import MISSING, RedisServer, find_server
-from tests.support.s3_server import FaultyBucket, S3Server, environment, named
+from tests.support.s3_server import FaultyBucket, MemoryBucket, environment, named
 from tests.support.small_surface import TOML, tables
 
 # A shell that runs a command in the background makes it ignore SIGINT, and its children inherit
@@ -176,31 +177,25 @@ def empty_redis_server(redis_server: RedisServer) -> Iterator[RedisServer]:
 
 
 @pytest.fixture(scope="session")
-def s3_server() -> Iterator[S3Server]:
-    """Yield a running S3 server with a bucket."""
-    server = S3Server()
-    server.wait()
-    yield server
-    server.stop()
-
-
-@pytest.fixture(scope="session")
-def session_bucket(s3_server: S3Server) -> Iterator[FaultyBucket]:
-    """Yield the way to the bucket: one for all tests, because clients keep their connections."""
-    proxy = FaultyBucket(s3_server.port)
+def session_bucket() -> Iterator[FaultyBucket]:
+    """Yield the way to a bucket: one for all tests, because clients keep their connections."""
+    way = FaultyBucket(MemoryBucket())
     # Set until the end: the mirrors of earlier tests go on asking, and a store that is made without
     # these variables is kept, and asks the machine for credentials.
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment(proxy.url).items():
+        for name, value in environment(way.url).items():
             patch.setenv(name, value)
-        yield proxy
-    proxy.close()
+        yield way
+    way.close()
 
 
 @pytest.fixture
 def bucket(session_bucket: FaultyBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FaultyBucket:
     """Yield the way to a bucket, which this process and its children find; the cache is empty."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    # The server is near, and its faults pass at once.
+    for name, pause_s in (("init_backoff", 0.005), ("max_backoff", 0.02)):
+        monkeypatch.setitem(serve.storage.bucket.BACKOFF, name, timedelta(seconds=pause_s))
     # A store of an earlier test may give up sooner.
     serve.storage.bucket._store.cache_clear()
     session_bucket.seen.clear()

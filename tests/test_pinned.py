@@ -348,7 +348,7 @@ class Play:
 
     async def probe(self, front, arm):
         """Return what all replicas have to answer alike."""
-        (chosen,) = (one for one in front.config.experiment.arms if one.name == arm)
+        (chosen,) = (one for one in front.settings.config.experiment.arms if one.name == arm)
         answer = await front.rank(RankRequest("ann", CANDIDATES, traffic="test"), arm=chosen)
         # How old the features are depends on how busy the machine is.
         degraded = [one for one in answer.degraded if one != "stale_features"]

@@ -92,14 +92,13 @@ class Calls(Generic[Ranking, Sent]):
             "viewer": viewer,
             "candidates": list(candidates),
             "limit": limit,
+            "pins": dict(pins or {}),
             "context": dict(context or {}),
             # Both attempts have the same id, so the exposure counts once.
             "request_id": id_,
             "explain": explain,
             "traffic": traffic,
             **({} if now_ms is None else {"now_ms": now_ms}),
-            # An older service does not know the field.
-            **({"pins": dict(pins)} if pins else {}),
         }
         # The header names the request to proxies and services that refuse it before they read it.
         headers = {**self._headers, **({"X-Request-Id": id_} if IN_HEADER.fullmatch(id_) else {})}

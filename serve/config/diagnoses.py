@@ -269,8 +269,11 @@ class DeclaredService:
         live_ms, now_ms, day_ms = flushed_ms - filled.filled_ms, time.time() * 1e3, UNITS_MS["d"]
         emptied, newest_ms = [], now_ms
         for name, kind in self.features.schema.surface.features.items():
-            for what, times in (("half-life", EMPTY_HALF_LIVES), ("max_stay", 1)):
-                time_ms = getattr(kind, f"{what.replace('-', '_')}_ms", math.inf)
+            # Most kinds have neither.
+            half_life_ms = getattr(kind, "half_life_ms", math.inf)
+            max_stay_ms = getattr(kind, "max_stay_ms", math.inf)
+            lasting = ("half-life", half_life_ms, EMPTY_HALF_LIVES), ("max_stay", max_stay_ms, 1)
+            for what, time_ms, times in lasting:
                 since_ms = flushed_ms if live_ms >= min(time_ms, day_ms / 2) else filled.ends_ms
                 if now_ms - since_ms > max(time_ms * times, day_ms):
                     emptied.append(f"{name} ({what} {duration(time_ms)})")

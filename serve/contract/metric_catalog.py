@@ -40,39 +40,15 @@ class Metric(NamedTuple):
         return f"ray_{self.name}" + ("_total" if self.kind == "counter" else "")
 
 
-METRICS = tuple(
-    Metric(name, row["what"], tuple(row.get("labels", ())), BOUNDS[row.get("bounds")], "is_gauge" in row)
+METRICS = {
+    name: Metric(
+        name, row["what"], tuple(row.get("labels", ())), BOUNDS[row.get("bounds")], "is_gauge" in row
+    )
     for name, row in tomllib.loads(Path(__file__).with_suffix(".toml").read_text()).items()
-)
-_BY_NAME = {metric.name: metric for metric in METRICS}
-RANKINGS = _BY_NAME["tabrank_rankings"]
-CANDIDATES = _BY_NAME["tabrank_candidates"]
-LOOKUPS = _BY_NAME["tabrank_candidate_lookups"]
-VIEWERS = _BY_NAME["tabrank_viewer_lookups"]
-LIVE_RANKINGS = _BY_NAME["tabrank_live_rankings"]
-MODEL_RANKINGS = _BY_NAME["tabrank_model_rankings"]
-DEGRADED = _BY_NAME["tabrank_degraded"]
-UNMET = _BY_NAME["tabrank_unmet_places"]
-LATENCY = _BY_NAME["tabrank_latency_seconds"]
-QUEUE = _BY_NAME["tabrank_queue_seconds"]
-STAGE = _BY_NAME["tabrank_stage_seconds"]
-BATCH = _BY_NAME["tabrank_batch_candidates"]
-STEADY = _BY_NAME["tabrank_steady_rankings_per_second"]
-FRESHNESS = _BY_NAME["tabrank_freshness_seconds"]
-KILL_SWITCH = _BY_NAME["tabrank_kill_switch"]
-LEVEL = _BY_NAME["tabrank_load_shedding_level"]
-REFUSED = _BY_NAME["tabrank_refused_seconds"]
-HTTP = _BY_NAME["tabrank_http_server_request_duration_seconds"]
-MODEL = _BY_NAME["tabrank_model_info"]
-DROPPED = _BY_NAME["tabrank_exposures_dropped"]
-TOO_LARGE = _BY_NAME["tabrank_exposures_too_large"]
-THINNED = _BY_NAME["tabrank_exposures_thinned"]
-REJECTED = _BY_NAME["tabrank_records_rejected"]
-RECORDS = _BY_NAME["tabrank_records"]
-EVENT_LAG = _BY_NAME["tabrank_event_lag_seconds"]
-COMMIT = _BY_NAME["tabrank_commit_seconds"]
-UNROLLED = _BY_NAME["tabrank_unrolled_records"]
-STORE = _BY_NAME["tabrank_store_bytes"]
-PAIRS = _BY_NAME["tabrank_pairs"]
-QUALITY = _BY_NAME["tabrank_quality"]
-ROLLBACKS = _BY_NAME["tabrank_rollbacks"]
+}
+"""The metrics by their names."""
+
+
+def exported(name: str) -> str:
+    """Return the name of a metric on the metrics page."""
+    return METRICS[name].exported

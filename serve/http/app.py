@@ -31,7 +31,7 @@ from serve.http.openapi import openapi
 from serve.http.request_headers import Headers, deadline_ms_of, request_id_of, require_few, require_no_page
 from serve.http.tracing import TRACEPARENT, parent_of, record, record_failed, trace_id_of
 from serve.log.events import decode_batch
-from serve.ranking.admission import STAMP
+from serve.ranking.admission import STAMP, overloaded
 from serve.ranking.assignment import requested_arm
 from serve.ranking.record_intake import RecordsUnderWay, take
 from serve.ranking.service import RankingService
@@ -50,12 +50,7 @@ WHOLE_S = 0.001
 METHODS: Final = frozenset(("GET", "HEAD", "POST"))
 
 
-def busy() -> RequestError:
-    """Return the refusal of an overloaded replica."""
-    return RequestError(429, "busy", "server overloaded; retry later", retry_after_s=1)
-
-
-_BUSY = refusal(busy())
+_BUSY = refusal(overloaded())
 
 
 class _Request(NamedTuple):
@@ -163,7 +158,7 @@ class Edge:
         path, method = path_of(request.scope), request.scope["method"]
         key = None
         if path not in OPEN:
-            keys, host = self._service.config.api_keys, request.headers.get(b"host", b"")
+            keys, host = self._service.settings.config.api_keys, request.headers.get(b"host", b"")
             key = self._keys.admit(keys, request.headers.get(b"x-api-key"), host)
         if path in self._post:
             _require(method, "POST", path)
@@ -182,7 +177,7 @@ class Edge:
         require_no_page(headers)
         arm = None
         if b"x-arm" in headers:
-            arm = requested_arm(service.config.experiment, headers[b"x-arm"].decode("latin-1"), key)
+            arm = requested_arm(service.settings.config.experiment, headers[b"x-arm"].decode("latin-1"), key)
         deadline_ms = deadline_ms_of(headers)
         loop = asyncio.get_running_loop()
         begun_s = loop.time()

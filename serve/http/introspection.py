@@ -95,29 +95,30 @@ class Description(Struct):
 
 def readiness(service: RankingService) -> Readiness:
     """Return the body of `/readyz`."""
-    freshness_ms = service.freshness_ms
-    is_fresh = freshness_ms is not None and freshness_ms <= service.config.stale_after_ms
+    freshness_ms, model = service.health.freshness_ms, service.models.current
+    is_fresh = freshness_ms is not None and freshness_ms <= service.settings.config.stale_after_ms
     return Readiness(
         surface=service.surface.name,
         surface_version=service.surface.version,
         live_candidates=len(service.live.rows),
         store="fresh" if is_fresh else "unavailable",
-        model=service.model.version if service.model else None,
+        model=model.version if model else None,
         freshness_ms=freshness_ms,
-        diagnoses=list(service.diagnoses()),
+        diagnoses=list(service.health.diagnoses()),
     )
 
 
 def description(service: RankingService) -> Description:
     """Return the body of `/v1/model`."""
-    surface, model, canary = service.surface, service.model, service.models.canary
+    surface, config = service.surface, service.settings.config
+    model, canary = service.models.current, service.models.canary
     manifest: Mapping[str, Any] = model.manifest if model else {}
-    columns = service.ranker.features.columns
+    columns = service.features.columns
     return Description(
         surface=surface.name,
         surface_version=surface.version,
         surface_fingerprint=surface.fingerprint,
-        state_fingerprint=service.schema.fingerprint,
+        state_fingerprint=service.features.schema.fingerprint,
         clock=service.args.clock,
         model=model.version if model else None,
         canary=canary.version if canary else None,
@@ -127,14 +128,14 @@ def description(service: RankingService) -> Description:
         popular=surface.popular,
         outcomes=dict(surface.outcomes),
         weights=surface.worth,
-        kill_switch=service.config.kill_switch,
+        kill_switch=config.kill_switch,
         experiment=_experiment(service),
-        limits=Limits(*LIMITS, service.config.deadline_ms),
+        limits=Limits(*LIMITS, config.deadline_ms),
     )
 
 
 def _experiment(service: RankingService) -> ExperimentInUse:
-    experiment, arms = service.config.experiment, []
+    experiment, arms = service.settings.config.experiment, []
     for arm in experiment.arms:
         version, weights = service.models.version_for(arm), service.surface.worth | dict(arm.weights)
         in_use, rules = weights if arm.by_model else {}, [rule.text for rule in arm.slate]

@@ -46,7 +46,7 @@ ENDED = -1
 # An artifact that could not be read is tried again after this time.
 RETRY_MS = 60_000
 
-# Sums by the labels of `metric_catalog.QUALITY`: arm, version, measure, cell of the scores,
+# Sums by the labels of the metric `tabrank_quality`: arm, version, measure, cell of the scores,
 # outcome, and whether that is the primary outcome.
 Sums = Mapping[tuple[str, ...], float]
 
@@ -280,9 +280,7 @@ class LiveQuality:
         score = np.frombuffer(exposure.scores, np.float32)
         scored = score[seen & ~np.isnan(score)]
         version = self._version(key[1]) if len(scored) else None
-        # A replica of an earlier release left the predictions out.
-        num_predicted = len(exposure.weights) or 1
-        if version is not None and outcome in version.theta and num_predicted == len(version.theta):
+        if version is not None and outcome in version.theta:
             self._compare(key, version, exposure, amount, known)
         if self._open[outcome] is not self._shown:
             del self._open[outcome][exposure.request_id]

@@ -1,4 +1,4 @@
-"""Admission control of one replica: score a request, answer it by popularity, or refuse it.
+"""Admission control of a replica: score a request, answer it by popularity, or refuse it (429).
 
 A request's age decides by when it must have its scores. HAProxy stamps each request with the time
 at which it came, because the kernel does not tell a process how long a request waited in a socket.
@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from serve.contract.errors import RequestError
 from serve.ranking.load_shedding import REMEMBER_S, TARGET_LATENCY, TICK_S, LoadShedder
 
 # Scores must have come by this share of the deadline, less an iteration of the event loop, by which
@@ -23,6 +24,11 @@ SCORES_DUE = 0.9
 STAMP = b"x-arrived"
 # Only stamps of this host count: clocks of other hosts may differ by more than a deadline.
 HERE = socket.gethostname().encode() + b" "
+
+
+def overloaded() -> RequestError:
+    """Return the refusal of a request that an overloaded replica leaves unread."""
+    return RequestError(429, "busy", "server overloaded; retry later", retry_after_s=1)
 
 
 class LoopLag:

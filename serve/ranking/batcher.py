@@ -47,7 +47,7 @@ class Batcher(Generic[Item, Answer]):
     """
 
     def __init__(
-        self, work: Callable[[list[Item]], Awaitable[list[Answer]]], *, max_in_flight: int, cap: int
+        self, work: Callable[[list[Item]], Awaitable[list[Answer]]], *, max_in_flight: int = 1, cap: int = 1
     ) -> None:
         self._work = work
         self.max_in_flight = max_in_flight

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from serve.contract.errors import ScorerUnavailable
 
@@ -88,3 +90,13 @@ class CircuitBreaker:
                 self._num_failed, self._probe = 0, None
                 return
         self._num_failed, self._probe = FAILURES - 1, None
+
+
+def guarded(call: Call) -> Call:
+    """Return the call of a scorer with a circuit breaker for each version."""
+    breakers: defaultdict[str, CircuitBreaker] = defaultdict(partial(CircuitBreaker, call))
+
+    async def guarded_call(version: str, payload: bytes) -> bytes:
+        return await breakers[version](version, payload)
+
+    return guarded_call

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,6 +26,20 @@ from serve.ranking.utility import weighed
 from serve.stores.candidate_table import CandidateTable
 
 NOTHING_DONE = {"features": 0.0, "score": 0.0}
+
+
+class _Scored(NamedTuple):
+    """What orders the rows of a batch: their scores and, where there are none, their worth."""
+
+    # The rows whose features were computed, and these features.
+    rows: slice | I64
+    matrix: Matrix | None
+    # The utility `[R]`, NaN where unscored, and the amounts `[R, O]` of the outcomes.
+    score: F32
+    amounts: F32
+    # What a row without a score is worth `[R]`.
+    worth: F64
+    stage_ms: Mapping[str, float]
 
 
 class Ranker:
@@ -58,14 +73,15 @@ class Ranker:
         score, amounts = weighed(shares, [query.weighing for query in queries], batch.request_of_row)
         stage_ms = {"features": (computed - begun) * 1e3, "score": (time.perf_counter() - computed) * 1e3}
         self._on_batch(len(matrix.numeric), stage_ms)
-        return self._slates(batch, amounts, score, worth, rows, matrix, stage_ms)
+        return self._slates(batch, _Scored(rows, matrix, score, amounts, worth, stage_ms))
 
     def popular(self, queries: Sequence[Query], reasons: Sequence[str]) -> list[Slate]:
         """Return the popular order from the candidate table; `reasons` say why none is scored."""
         batch = self._hydrator.look_up(queries, {}, reasons)
         unscored = np.full((len(batch.numbers), 1), np.nan, np.float32)
         worth = self._popularity(batch).astype(np.float64)
-        return self._slates(batch, unscored, unscored[:, 0], worth, slice(0), None, NOTHING_DONE)
+        scored = _Scored(slice(0), None, unscored[:, 0], unscored, worth, NOTHING_DONE)
+        return self._slates(batch, scored)
 
     def _features(self, batch: HydratedBatch) -> tuple[slice | I64, Matrix, F32]:
         """Return the rows to score, their features, and the popularity `[R]` of all rows."""
@@ -112,25 +128,13 @@ class Ranker:
                 worth[part] = WORTHS[query.arm.scorer](popularity[part])
         return worth
 
-    def _slates(
-        self,
-        batch: HydratedBatch,
-        amounts: F32,
-        score: F32,
-        worth: F64,
-        rows: slice | I64,
-        matrix: Matrix | None,
-        stage_ms: Mapping[str, float],
-    ) -> list[Slate]:
-        """Order and re-rank each query's candidates, and state how the order came about.
-
-        `matrix` holds the features of `rows`.
-        """
-        finite = np.isfinite(score)
+    def _slates(self, batch: HydratedBatch, scored: _Scored) -> list[Slate]:
+        """Order and re-rank each query's candidates, and state how the order came about."""
+        matrix, finite = scored.matrix, np.isfinite(scored.score)
         is_scored = finite & (batch.standing == LIVE)
-        score = np.where(is_scored, score, np.float32(np.nan))
-        amounts = np.where(is_scored[:, None], amounts, np.float32(np.nan))
-        order = ordered(batch.request_of_row, score, worth, batch.standing)
+        score = np.where(is_scored, scored.score, np.float32(np.nan))
+        amounts = np.where(is_scored[:, None], scored.amounts, np.float32(np.nan))
+        order = ordered(batch.request_of_row, score, scored.worth, batch.standing)
         # Features are kept only if those of all rows were computed.
         whole = matrix if matrix is not None and len(matrix.numeric) == len(score) else None
         any_unknown = batch.unknown.any()
@@ -156,18 +160,19 @@ class Ranker:
                 num_unknown=num_unknown,
                 seen_seq=batch.seen_seq,
                 matrix=whole.rows(part) if whole is not None and query.keep_matrix else None,
-                stage_ms=stage_ms,
+                stage_ms=scored.stage_ms,
                 lacks_fields=any(_is_absent(batch, b, ref) for ref in query.asked),
             )
             if query.explore and by_model:
                 slate = explored(slate)
             elif query.arm.slate or query.pins:
-                slate = ruled(slate, batch.standing[part], self._facts(batch, b, rows, matrix))
+                slate = ruled(slate, batch.standing[part], self._facts(batch, b, scored))
             slates.append(slate)
         return slates
 
-    def _facts(self, batch: HydratedBatch, b: int, rows: slice | I64, matrix: Matrix | None) -> Facts:
+    def _facts(self, batch: HydratedBatch, b: int, scored: _Scored) -> Facts:
         """Return what the rules may ask about the candidates of a query."""
+        rows, matrix = scored.rows, scored.matrix
         mine, at = batch.parts[b], None
         owners = {
             "candidate": batch.candidates[mine],

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from serve.contract.errors import Busy, RequestError, WriterFenced
 from serve.contract.records import MAX_RECORDS, ClientRecord, Event, EventsAnswer, Rejected
 from serve.log.events import IngestResult, pack
-from serve.ranking.service import NOT_TAKEN, RankingService
+from serve.ranking.health import NOT_TAKEN
+from serve.ranking.service import RankingService
 
 # How long to wait until Ingest has made records durable. After a rollout it opens the store first.
 TAKE_S = 3.0

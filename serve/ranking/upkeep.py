@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from serve.ranking.exposure_buffer import IDLE_S
-from serve.ranking.service import NOT_DIAGNOSED, RankingService
+from serve.ranking.service import RankingService
 from serve.ranking.telemetry import Moment
-from serve.storage.bucket import BucketError, is_bucket
+from serve.storage.bucket import is_bucket
 
 # How often the candidate table is read if no ranking reads it.
 REFRESH_S = 0.2
@@ -23,8 +24,6 @@ DIAGNOSE_BUCKET_S = 60.0
 WRITER_S = 20.0
 LOOK_S = 0.1
 
-Step = Callable[[RankingService], Awaitable[None]]
-
 
 async def keep_up(service: RankingService) -> None:
     """Keep table and models fresh, control load and send exposures, until cancelled.
@@ -37,26 +36,28 @@ async def keep_up(service: RankingService) -> None:
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(service.exposure_buffer.run(IDLE_S if service.event_clock else 0.0))
         tasks.create_task(service.admission.run())
-        tasks.create_task(service.rollout.run())
-        for step, every_s in ((_update, REFRESH_S), (_follow, REFRESH_S), (_diagnose, diagnose_s)):
-            tasks.create_task(_repeat(step, service, every_s))
+        tasks.create_task(service.rollout.run(service.batches.is_idle))
+        tasks.create_task(_repeat(partial(_update, service), REFRESH_S))
+        tasks.create_task(_repeat(partial(_follow, service), REFRESH_S))
+        tasks.create_task(_repeat(service.health.look, diagnose_s))
 
 
-async def _repeat(step: Step, service: RankingService, every_s: float) -> None:
+async def _repeat(step: Callable[[], Awaitable[None]], every_s: float) -> None:
     while True:
-        await step(service)
+        await step()
         await asyncio.sleep(every_s)
 
 
 async def _update(service: RankingService) -> None:
-    _pull(service)
+    service.health.pull()
+    current = service.models.current
     moment = Moment(
-        service.freshness_ms,
+        service.health.freshness_ms,
         service.exposure_buffer.num_dropped,
         service.exposure_buffer.num_too_large,
         service.exposure_buffer.num_thinned,
-        service.config.kill_switch,
-        service.model.version if service.model else None,
+        service.settings.config.kill_switch,
+        current.version if current else None,
         service.admission.load_shedder.level,
         service.rollout.take_sums(),
     )
@@ -65,7 +66,7 @@ async def _update(service: RankingService) -> None:
 
 async def refresh(service: RankingService) -> None:
     """Update and diagnose the candidate table, and follow the model pointers; log failures."""
-    await _diagnose(service)
+    await service.health.look()
     await _follow(service)
 
 
@@ -76,39 +77,15 @@ async def await_writer(service: RankingService) -> None:
     """
     until_s = time.monotonic() + WRITER_S
     await refresh(service)
-    while service.is_behind and time.monotonic() < until_s:
+    while service.health.is_behind and time.monotonic() < until_s:
         await asyncio.sleep(LOOK_S)
-        await _diagnose(service)
-
-
-async def _diagnose(service: RankingService) -> None:
-    try:
-        log_end = None
-        try:
-            log_end = await asyncio.to_thread(service.declared.log_end)
-            service.log_error = None
-        except BucketError as error:
-            service.log_error = error
-        _pull(service)
-        service.diagnose_store(log_end)
-    # A diagnosis that fails must stop no ranking.
-    except Exception as error:
-        service.warn(NOT_DIAGNOSED, error)
-
-
-def _pull(service: RankingService) -> None:
-    """Update the candidate table from the store."""
-    try:
-        service.live.read([])
-    # After any failure, go on serving from the table as it is.
-    except Exception as error:
-        service.warn("store_unavailable", error)
+        await service.health.look()
 
 
 async def _follow(service: RankingService) -> None:
     """Follow the model pointers and the settings, and report bad versions."""
     try:
-        await service.models.follow(service.config)
+        await service.models.follow(service.settings.config)
     except Exception as error:
         service.warn("model_refused", error)
     await service.rollout.report()

@@ -73,6 +73,10 @@ class Weighings:
             )
         return self._made[key]
 
+    def by_surface(self, artifact: Artifact | None, shares: F32) -> F32:
+        """Return the utilities `[R]` of a version's shares `[R, O]` by the surface's weights."""
+        return self.of({}, artifact).utility(shares)
+
 
 def weighed(shares: F32, weighings: Sequence[Weighing], request_of_row: I64) -> tuple[F32, F32]:
     """Return the utility of each row of a batch `[R]`, and its predictions in units `[R, O]`.

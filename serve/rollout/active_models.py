@@ -38,8 +38,8 @@ class ActiveModels:
         # The version that each pointer names, good or bad.
         self._pointers: dict[str, str | None] = {CURRENT: None, CANARY: None}
         self.limits = Limits()
-        self._folder = folder
-        self._features = features
+        self.folder = folder
+        self.features = features
         # The errors of versions that are wanted but not loaded, by version.
         self.failures: dict[str, Exception] = {}
         self._load_model = load_model
@@ -155,7 +155,7 @@ class ActiveModels:
         if version.artifact is not None or version.state is State.REFUSED:
             return
         try:
-            artifact = load_for(self._folder / version.name, self._features)
+            artifact = load_for(self.folder / version.name, self.features)
             async with asyncio.timeout(LOAD_S):
                 await self._load_model(version.name)
             version.hold(artifact)
@@ -211,14 +211,14 @@ class ActiveModels:
 
     def _before(self, name: str | None, refused: Set[str] = frozenset()) -> str | None:
         """Return the last good version before this one whose files still exist."""
-        return self._history.read().previous(name, set(versions(self._folder)) - refused)
+        return self._history.read().previous(name, set(versions(self.folder)) - refused)
 
     def _version(self, name: str) -> Version:
         return self._versions.setdefault(name, Version(name))
 
     def _pointed(self, pointer: str, failed: list[Exception]) -> str | None:
         try:
-            return pointed(self._folder, pointer)
+            return pointed(self.folder, pointer)
         except TabrankError as error:
             failed.append(error)
             self.failures[pointer] = error

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from serve.config.settings import CANARY, Shadow
 from serve.features.matrix import Matrix
 from serve.features.slots import F32, I64
+from serve.model.artifact import Artifact
 from serve.model.scorer_cache import ITS_OWN, untimed
 from serve.rollout.active_models import ActiveModels
 from serve.rollout.guard import Trial, Verdict
@@ -38,6 +39,8 @@ REPORT_TIMEOUT_S = 3.0
 CallScorer = Callable[[str, bytes], Awaitable[bytes]]
 RollBack = Callable[[str, Verdict], Awaitable[None]]
 Warn = Callable[[str, Exception], None]
+# (artifact, its shares `[R, O]`) → the worth `[R]` of the rows.
+Utility = Callable[[Artifact | None, F32], F32]
 
 
 class _Batch(NamedTuple):
@@ -61,31 +64,29 @@ class _Sample(NamedTuple):
 class RolloutMonitor:
     """Score batches, and compare new versions with the versions that they replace.
 
-    `roll_back(version, verdict)` reports to the single writer. It is called again until no pointer
-    names the version. `rescore` scores a sample again in the place where versions on trial are
-    scored, so that their times can be compared; by default it is `call_scorer`.
+    `utility` orders the rows of two versions. `roll_back(version, verdict)` reports to the single
+    writer. It is called again until no pointer names the version. `rescore` scores a sample again
+    in the place where versions on trial are scored, so that their times can be compared; by default
+    it is `call_scorer`.
     """
 
     def __init__(
         self,
         models: ActiveModels,
         call_scorer: CallScorer,
-        is_idle: Callable[[], bool],
+        utility: Utility,
         roll_back: RollBack,
         warn: Warn,
         rescore: CallScorer | None = None,
     ) -> None:
         # The live setting of a second version for a share of the current version's batches.
         self.shadow: Shadow | None = None
-        # Returns the worth `[R]` of a version's shares `[R, O]`, by which rows of two versions are
-        # ordered.
-        self.utility: Callable[[str, F32], F32] = lambda version, shares: shares[:, 0]
         # Sums of pairs since the last `take_sums`, by (new, old) version.
         self.sums: defaultdict[tuple[str, str], ScoreSums] = defaultdict(ScoreSums)
         self._models = models
         self._call = call_scorer
         self._rescore = rescore or call_scorer
-        self._is_idle = is_idle
+        self._utility = utility
         self._roll_back = roll_back
         self._warn = warn
         # When bad versions were last reported to the writer.
@@ -157,30 +158,20 @@ class RolloutMonitor:
         shadowing = self._models.canary if shadow.version == CANARY else self._models.artifact(shadow.version)
         return shadowing.version if shadowing is not None else None
 
-    async def run(self) -> None:
+    async def run(self, is_idle: Callable[[], bool]) -> None:
         """Until cancelled, score offered batches again, one at a time while the replica is idle."""
         while True:
             await self._offered.wait()
-            is_idle = await self._idle_moment()
+            has_time = await _idle_moment(is_idle)
             sample, self._sample = self._sample, None
             self._offered.clear()
-            if sample is None or not (is_idle or sample.batch.trial is not None):
+            if sample is None or not (has_time or sample.batch.trial is not None):
                 continue
             try:
                 await self._compare(sample)
             # No request waits for the comparison, so any failure is only logged.
             except Exception as error:
                 self._warn("not_compared", error)
-
-    async def _idle_moment(self) -> bool:
-        """Wait for an idle moment; return False if none came in time."""
-        end = time.monotonic() + PATIENCE_S
-        while time.monotonic() < end:
-            # Sleep first, so that the answers are sent.
-            await asyncio.sleep(LOOK_EVERY_S)
-            if self._is_idle():
-                return True
-        return False
 
     async def _compare(self, sample: _Sample) -> None:
         """Score a sample again and compare the scores."""
@@ -194,19 +185,15 @@ class RolloutMonitor:
         if batch.trial is None:
             sides.reverse()
         (new, of_new, new_ms), (old, of_old, old_ms) = sides
-        its, other = self._by_outcome(new, of_new), self._by_outcome(old, of_old)
-        both = {name: (its[name], other[name]) for name in its if name in other}
-        scores = self.utility(new, of_new), self.utility(old, of_old)
+        its, other = self._models.artifact(new), self._models.artifact(old)
+        by_new, by_old = _by_outcome(its, of_new), _by_outcome(other, of_old)
+        both = {name: (by_new[name], by_old[name]) for name in by_new if name in by_old}
+        scores = self._utility(its, of_new), self._utility(other, of_old)
         measures = ScorePair(*scores, new_ms, old_ms, batch.request_of_row, both).measures()
         self.sums[new, old].add(measures)
         if batch.trial is not None:
             batch.trial.compared(measures, time.monotonic())
             self._judge(batch.trial)
-
-    def _by_outcome(self, version: str, shares: F32) -> dict[str, F32]:
-        """Return the shares `[R]` of each outcome that a loaded version predicts."""
-        artifact = self._models.artifact(version)
-        return dict(zip(artifact.outcomes, shares.T, strict=True)) if artifact else {}
 
     def take_sums(self) -> dict[tuple[str, str], ScoreSums]:
         """Return the sums of the pairs since the last call, and reset them."""
@@ -231,6 +218,22 @@ class RolloutMonitor:
             # This replica does not use the version in any case; report it again later.
             except Exception as error:
                 self._warn("not_rolled_back", error)
+
+
+def _by_outcome(artifact: Artifact | None, shares: F32) -> dict[str, F32]:
+    """Return the shares `[R]` of each outcome that a version predicts; none without a version."""
+    return dict(zip(artifact.outcomes, shares.T, strict=True)) if artifact else {}
+
+
+async def _idle_moment(is_idle: Callable[[], bool]) -> bool:
+    """Wait for an idle moment; return False if none came in time."""
+    end = time.monotonic() + PATIENCE_S
+    while time.monotonic() < end:
+        # Sleep first, so that the answers are sent.
+        await asyncio.sleep(LOOK_EVERY_S)
+        if is_idle():
+            return True
+    return False
 
 
 def _retrieve(scoring: asyncio.Task[F32]) -> None:

@@ -32,8 +32,9 @@ from starlette.middleware import Middleware
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serve.contract.rankings import new_request_id
-from serve.http.app import EVENTS, RANK, Edge, busy, path_of
+from serve.http.app import EVENTS, RANK, Edge, path_of
 from serve.http.request_headers import VALID_ID
+from serve.ranking.admission import overloaded
 from serve.runtime.backup import Backup
 from serve.runtime.metrics import FLUSH_EVERY_S
 
@@ -152,7 +153,7 @@ class _Replica:
             message: MutableMapping[str, Any] = await receive()
             if message["type"] == "http.request" and not message.get("more_body", False):
                 if self._slots.locked():
-                    raise busy()
+                    raise overloaded()
                 await self._slots.acquire()
                 self._begin(self._request)
                 holds = True

@@ -36,8 +36,9 @@ from serve.contract.errors import TabrankError
 ROOTS = {"s3:": 2, "gs:": 2, "az:": 3}
 # A request fails if nothing arrives for READ_S. The largest segment may take minutes in all.
 READ_S, REQUEST_S = timedelta(seconds=30), timedelta(minutes=10)
-# Requests that are refused or cut are repeated for RETRY_S in all, at most MAX_BACKOFF_S apart.
-RETRY_S, MAX_BACKOFF_S = timedelta(seconds=20), timedelta(seconds=2)
+# Requests that are refused or cut are repeated for RETRY_S in all, after pauses that grow.
+RETRY_S = timedelta(seconds=20)
+BACKOFF = {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=2)}
 # How many bytes of a file are held in memory while it is fetched.
 CHUNK_BYTES = 8 << 20
 # If a draft in the cache was not written to for this long, its process was killed.
@@ -330,7 +331,7 @@ def _store(root: Sequence[str]) -> Any:
         "timeout": REQUEST_S,
         "allow_http": endpoint.startswith("http://"),
     }
-    retry: Any = {"max_retries": 100, "retry_timeout": RETRY_S, "backoff": {"max_backoff": MAX_BACKOFF_S}}
+    retry: Any = {"max_retries": 100, "retry_timeout": RETRY_S, "backoff": BACKOFF}
     return from_url(f"{root[0]}//{'/'.join(root[1:])}", client_options=options, retry_config=retry)
 
 

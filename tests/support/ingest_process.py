@@ -1,11 +1,12 @@
-"""Ingest as a process that tests kill: it reads payloads from stdin and prints duplicates."""
+"""Ingest as a process that tests kill: it takes payloads from one pipe, and answers in another."""
 
 from __future__ import annotations
 
 import asyncio
-import struct
-import sys
+import os
+from collections.abc import Mapping
 from contextlib import suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from serve.config.settings import AppArgs
@@ -15,41 +16,35 @@ from serve.log import compaction, retention
 from serve.log.events import unpack
 from serve.storage import bucket
 
-# Flush often, so that kills also hit the writing of segments, compaction and snapshots.
-ingest.FLUSH_EVERY_S = 0.3
-compaction.MIN_SEGMENTS = 3
-retention.SNAPSHOTS = 1_000_000
-retention.EVERY_RECORDS = 1_000
-# The lock of a killed process must expire soon. Otherwise the next process would wait for it until
-# it is killed in its turn.
-bucket.RENEW_S, bucket.EXPIRE_S = 0.2, 0.8
+
+def run(environ: Mapping[str, str], args: AppArgs, folder: Path, payloads: Connection, answers: Connection):
+    """Take payloads until their pipe is closed, then stop in order; answer how many were known."""
+    os.environ.update(environ)
+    # Flush often, so that kills also hit the writing of segments, compaction and snapshots.
+    ingest.FLUSH_EVERY_S = 0.3
+    compaction.MIN_SEGMENTS = 3
+    retention.SNAPSHOTS = 1_000_000
+    retention.EVERY_RECORDS = 1_000
+    # The lock of a killed process must expire soon. Otherwise the next process would wait for it
+    # until it is killed in its turn.
+    bucket.RENEW_S, bucket.EXPIRE_S = 0.2, 0.8
+    asyncio.run(_take(ingest.Ingester(args, folder), payloads, answers))
 
 
-async def main(folder: Path, store: str, log: str = "log") -> None:
-    """Take payloads until stdin ends, then stop in order."""
-    ingester = ingest.Ingester(AppArgs("tiny.toml", store, log=log), folder)
+async def _take(ingester: ingest.Ingester, payloads: Connection, answers: Connection) -> None:
     running = asyncio.create_task(ingester.run())
-    reader = asyncio.StreamReader()
-    await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
-    )
-
-    async def answer(payload: bytes) -> None:
-        # A stalled Redis takes more than 1 s, so a caller sends records again until they are
-        # acknowledged.
+    with suppress(EOFError):
         while True:
-            with suppress(StoreUnavailable):
-                taken = await ingester.take(unpack(payload), len(payload))
-                break
-            await asyncio.sleep(0.1)
-        sys.stdout.buffer.write(struct.pack("<I", taken.duplicates))
-        sys.stdout.buffer.flush()
-
-    while head := await reader.read(4):
-        await answer(await reader.readexactly(struct.unpack("<I", head)[0]))
+            payload = await asyncio.to_thread(payloads.recv_bytes)
+            answers.send(await _taken(ingester, payload))
     ingester.stop()
     await running
 
 
-if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1]), *sys.argv[2:]))
+async def _taken(ingester: ingest.Ingester, payload: bytes) -> int:
+    # A stalled Redis takes more than 1 s, so a caller sends records again until they are
+    # acknowledged.
+    while True:
+        with suppress(StoreUnavailable):
+            return (await ingester.take(unpack(payload), len(payload))).duplicates
+        await asyncio.sleep(0.1)

@@ -70,7 +70,7 @@ class Live:
         """Run the service until the block ends; then commit and flush the rest."""
         self.ingester = Ingester(self.args, self.folder, self.on_tally, max_live=self.max_live)
         fetcher = RankingService(self.args, self.folder, self, self.metrics, self.in_process)
-        fetcher.configure(self.config)
+        fetcher.settings.start(self.config)
         await refresh(fetcher)
         self.fetcher = fetcher
         committing = asyncio.create_task(self.ingester.run())

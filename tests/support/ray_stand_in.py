@@ -105,10 +105,7 @@ class Cluster:
     async def _reconfigure(self):
         (application,) = self.document["applications"]
         for front in self.fronts:
-            try:
-                await front.reconfigure(UserConfig.from_mapping(live_settings(application)))
-            except TabrankError as error:
-                front.settings_error = error
+            await front.settings.change(live_settings(application))
 
     def scale(self, num):
         """Start or stop replicas of FeatureFetch until there are so many."""
@@ -145,7 +142,7 @@ class Cluster:
         in_process = ModelHolder(place(args.models, base), args.backend)
         front = RankingService(args, base, Peers(self, in_process), None, in_process, "tiny")
         (application,) = self.document["applications"]
-        front.configure(UserConfig.from_mapping(live_settings(application)))
+        front.settings.start(UserConfig.from_mapping(live_settings(application)))
         await await_writer(front)
         return front
 
@@ -170,7 +167,7 @@ class Cluster:
                 front.live.read([])
             # A version that is refused is reported and left out.
             with suppress(TabrankError):
-                await front.models.follow(front.config)
+                await front.models.follow(front.settings.config)
             await front.rollout.report()
 
     @property

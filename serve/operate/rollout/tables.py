@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from serve.contract.logs import escaped
-from serve.contract.metric_catalog import PAIRS
+from serve.contract.metric_catalog import exported
 from serve.operate.status.scrape import Page
 from serve.report.rows import columns, number
 from serve.rollout.score_comparison import ScoreSums
@@ -46,7 +46,7 @@ def read_shifts(page: Page) -> list[dict[str, Any]]:
     """Return one report for each pair of versions and application, over all replicas."""
     pairs: defaultdict[tuple[str, ...], ScoreSums] = defaultdict(ScoreSums)
     for (name, labels), value in page.values.items():
-        if name == PAIRS.exported:
+        if name == exported("tabrank_pairs"):
             label = dict(labels)
             pairs[tuple(label[key] for key in PAIR)][label["measure"]] += value
     return [{**dict(zip(PAIR, key, strict=True)), **one.report()} for key, one in sorted(pairs.items())[::-1]]

@@ -11,14 +11,15 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any
 
-from serve.contract import metric_catalog as catalog
+from serve.contract.metric_catalog import BOUNDS_S, exported
 from serve.operate.host.state import get
 from serve.operate.status.report import Counted, Memory, Traffic
 
-RANKINGS, LATENCY = catalog.RANKINGS.exported, f"{catalog.LATENCY.exported}_bucket"
+RANKINGS = exported("tabrank_rankings")
+LATENCY = exported("tabrank_latency_seconds") + "_bucket"
 # Records of /v1/events by what became of them: the kinds that Ingest counts. A replica also counts
 # those that it rejects itself, which Ingest never sees.
-TAKEN, REJECTED = catalog.RECORDS.exported, catalog.REJECTED.exported
+TAKEN, REJECTED = exported("tabrank_records"), exported("tabrank_records_rejected")
 ACCEPTED = ("event", "viewer", "candidate", "forget")
 KINDS = {"accepted": ACCEPTED, "duplicate": ("duplicate",), "rejected": ("rejected",)}
 # Requests that reached a replica. Ray Serve's label `status_code` has the status.
@@ -30,7 +31,8 @@ OF_BACKENDS, NOWHERE = "haproxy_backend_http_responses_total", "default_backend"
 # The routes of callers; other requests are those of probes, operators and scanners.
 ROUTES = ("/v1/rank", "/v1/events")
 # Answers by status, and refusals because a replica was full. A replica reports both in one call.
-ANSWERED, REFUSED = f"{catalog.HTTP.exported}_count", f"{catalog.REFUSED.exported}_count"
+ANSWERED = exported("tabrank_http_server_request_duration_seconds") + "_count"
+REFUSED = exported("tabrank_refused_seconds") + "_count"
 STATUS = "http_response_status_code"
 REPLICA = "WorkerId"
 # The memory that all processes of a node use, and the limit of its cgroup.
@@ -223,16 +225,17 @@ def _counted(before: Page, after: Page) -> dict[str, Any]:
     limited = max(grown(ANSWERED, STATUS).get("429", 0.0) - overload, 0.0)
     of_callers = before.of("http_route", *ROUTES), after.of("http_route", *ROUTES)
     calls = _grown(*of_callers, ANSWERED, STATUS)
-    known, viewers = (grown(metric.exported, "known") for metric in (catalog.LOOKUPS, catalog.VIEWERS))
-    has_context = grown(catalog.LIVE_RANKINGS.exported, "has_context")
-    ages_s = after.all(catalog.FRESHNESS.exported)
+    known = grown(exported("tabrank_candidate_lookups"), "known")
+    viewers = grown(exported("tabrank_viewer_lookups"), "known")
+    has_context = grown(exported("tabrank_live_rankings"), "has_context")
+    ages_s = after.all(exported("tabrank_freshness_seconds"))
     candidates, asked = sum(known.values()), sum(has_context.values())
     mistaken = {status: n for status, n in calls.items() if status.startswith("4") and status != "429"}
     return {
         "freshness_ms": max((round(age_s * 1e3, 3) for age_s in ages_s), default=None),
         "rankings": round(rankings),
         "rungs": _shares(rungs, rankings),
-        "reasons": _shares(grown(catalog.DEGRADED.exported, "reason"), rankings),
+        "reasons": _shares(grown(exported("tabrank_degraded"), "reason"), rankings),
         "arms": _shares(grown(RANKINGS, "arm"), rankings),
         "requests": round(total),
         "error_share": _share(sum(failed.values()), total),
@@ -244,7 +247,7 @@ def _counted(before: Page, after: Page) -> dict[str, Any]:
         "calls": round(sum(calls.values())),
         "client_error_share": _share(sum(mistaken.values()), sum(calls.values())),
         "client_errors": _shares(mistaken, sum(calls.values())),
-        "steady_rps": sum(after.all(catalog.STEADY.exported)),
+        "steady_rps": sum(after.all(exported("tabrank_steady_rankings_per_second"))),
         "candidates": round(candidates),
         "unknown_share": _share(known.get("false", 0.0), candidates),
         "viewers": round(sum(viewers.values())),
@@ -270,7 +273,7 @@ def _quantile_ms(within: Mapping[str, float], quantile: float) -> float | None:
     if not within.get("+Inf"):
         return None
     # A series appears with its first count, so a bound that is missing has counted nothing.
-    bounds = [(float(bound) * 1e3, within.get(bound, 0.0)) for bound in (*map(str, catalog.BOUNDS_S), "+Inf")]
+    bounds = [(float(bound) * 1e3, within.get(bound, 0.0)) for bound in (*map(str, BOUNDS_S), "+Inf")]
     wanted = quantile * bounds[-1][1]
     pairs = itertools.pairwise([(0.0, 0.0), *bounds])
     (low, below), (high, count) = next(pair for pair in pairs if pair[1][1] >= wanted)

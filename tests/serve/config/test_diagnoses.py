@@ -141,7 +141,7 @@ class Home:
         args = AppArgs(**self.args)
         name = self.application["name"]
         fetcher = RankingService(args, self.folder, self.peers, application=name, service="own")
-        fetcher.configure(UserConfig.from_mapping(self.settings))
+        fetcher.settings.start(UserConfig.from_mapping(self.settings))
         await refresh(fetcher)
         running = asyncio.create_task(keep_up(fetcher))
         transport = httpx.ASGITransport(Edge(fetcher))
@@ -413,9 +413,9 @@ def test_a_replica_reports_what_only_a_running_service_can_know(home):
     async def scenario(fetcher, client):
         body = {"viewer": "ann", "candidates": ["a", "b"]}
         await client.post("/v1/rank", json=body)
-        fetcher.settings_error = TabrankError("arm x: version 'y' is not published; publish it")
+        fetcher.settings.error = TabrankError("arm x: version 'y' is not published; publish it")
         fetcher.models.failures["z"] = TimeoutError()
-        fetcher.config = replace(fetcher.config, kill_switch=True, stale_after_ms=0)
+        fetcher.settings.config = replace(fetcher.settings.config, kill_switch=True, stale_after_ms=0)
         fetcher.exposure_buffer._send = never
         fetcher.exposure_buffer.one_in = 5
         await client.post("/v1/rank", json=body)
@@ -444,7 +444,7 @@ def test_events_that_fail_are_named_until_ingest_takes_records_again(home, monke
         for taken_by in (refuse, refuse, take):
             home.peers.take = taken_by
             await client.post("/v1/events", json={"records": [EVENT]})
-            found.append([(one.name, one.cause) for one in fetcher.diagnoses()])
+            found.append([(one.name, one.cause) for one in fetcher.health.diagnoses()])
             # The warning of ten seconds is over.
             monkeypatch.setattr("serve.contract.logs.WARN_EVERY_S", -1.0)
         assert found[0] == [
@@ -474,7 +474,7 @@ def test_a_full_ingest_has_not_failed(home):
         fetcher.ingest = full
         answers = [await client.post("/v1/events", json={"records": [EVENT]}) for _ in range(2)]
         assert [answer.status_code for answer in answers] == [429, 429]
-        assert [one.name for one in fetcher.diagnoses()] == []
+        assert [one.name for one in fetcher.health.diagnoses()] == []
 
     async def full(payload):
         raise Busy("20000 records are waiting")
@@ -484,8 +484,8 @@ def test_a_full_ingest_has_not_failed(home):
 
 def test_new_settings_end_the_report_of_refused_ones(home):
     async def scenario(fetcher, client):
-        fetcher.settings_error = TabrankError("no")
-        fetcher.configure(fetcher.config)
+        fetcher.settings.error = TabrankError("no")
+        fetcher.settings.start(fetcher.settings.config)
 
     assert asyncio.run(home.readyz(scenario)) == []
 
@@ -495,10 +495,10 @@ def test_a_model_of_another_state_is_refused_and_the_one_before_ranks(home, monk
     ModelRegistry(home.folder / "models").promote(MODEL)
 
     async def scenario(fetcher, client):
-        assert fetcher.model.version == MODEL
+        assert fetcher.models.current.version == MODEL
         promote_made_for(home, OTHER_STATE)
         await followed(fetcher)
-        assert fetcher.model.version == MODEL
+        assert fetcher.models.current.version == MODEL
 
     (found,) = asyncio.run(home.readyz(scenario))
     assert found["name"] == "model_of_another_state"
@@ -511,7 +511,7 @@ def test_a_pointer_that_vanished_is_told_by_replicas_of_before_and_by_new_ones(h
     async def vanished(fetcher, client):
         pointer.unlink()
         await followed(fetcher)
-        assert fetcher.model.version == MODEL
+        assert fetcher.models.current.version == MODEL
 
     (found,) = asyncio.run(home.readyz(vanished))
     assert found["name"] == "current_lost"
@@ -589,7 +589,7 @@ def test_a_log_that_grows_with_its_store_is_not_ahead(home, monkeypatch, clock):
             async with asyncio.timeout(5):
                 while fetcher.live.seq == seq:
                     await asyncio.sleep(0.01)
-            assert list(fetcher.diagnoses()) == []
+            assert list(fetcher.health.diagnoses()) == []
 
     assert asyncio.run(home.readyz(scenario)) == home.check() == asyncio.run(home.readyz()) == []
 
@@ -619,10 +619,10 @@ def test_a_log_that_another_service_has_taken_over_is_told_while_this_one_runs(h
     shutil.copytree(home.folder / "store", home.folder / "store2")
 
     async def scenario(fetcher, client):
-        assert not fetcher.is_behind
+        assert not fetcher.health.is_behind
         await other.take_over()
         await refresh(fetcher)
-        assert fetcher.is_behind, "a replica that starts waits for a writer of its store"
+        assert fetcher.health.is_behind, "a replica that starts waits for a writer of its store"
 
     found = asyncio.run(home.readyz(scenario))
     assert [one["name"] for one in found] == ["log_taken"] * is_told

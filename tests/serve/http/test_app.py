@@ -77,7 +77,7 @@ class Service:
         args = AppArgs("tiny.toml", "lmdb:store", "models", clock=clock)
         self.taken = []
         self.fetcher = RankingService(args, tmp_path, self)
-        self.fetcher.configure(
+        self.fetcher.settings.start(
             UserConfig(Experiment("launch", "s", (Arm("model", arm, 1.0, **arm_options),)), deadline_ms=1_000)
         )
 
@@ -253,7 +253,7 @@ def test_the_baseline_falls_back_to_the_popular_order_as_a_model_does(ruled):
     first, second = two_with_room_for_one(ruled)
     assert (order(first), first["rung"]) == (["d", "a", "b"], "full")
     assert (order(second), second["degraded"]) == (["b", "d", "a"], ["overload"])
-    ruled.fetcher.configure(replace(ruled.fetcher.config, kill_switch=True))
+    ruled.fetcher.settings.start(replace(ruled.fetcher.settings.config, kill_switch=True))
     answer = ruled.ask(body()).json()
     assert (order(answer), answer["degraded"]) == (["b", "d", "a"], ["kill_switch"])
 
@@ -312,7 +312,7 @@ def test_a_tester_with_the_key_gets_the_arm_that_is_asked_for(tmp_path, log_fold
     service = Service(tmp_path, log_folder)
     arms = (Arm("model", MODEL, 1.0), Arm("popular", "popular", 0.0))
     keys = (api_key("tester", may_choose_arm=True), api_key("app"))
-    service.fetcher.configure(UserConfig(Experiment("launch", "s", arms), api_keys=keys))
+    service.fetcher.settings.start(UserConfig(Experiment("launch", "s", arms), api_keys=keys))
     headers = {"x-arm": "popular", "x-api-key": "of tester"}
     answer = service.ask(body(), headers=headers).json()
     assert (answer["arm"], answer["experiment"], answer["model"]) == ("popular", None, None)
@@ -338,8 +338,8 @@ def test_all_but_probes_and_documents_need_a_key_and_keys_change_live(service):
     def statuses(key):
         return asyncio.run(scenario(key))
 
-    with_keys = replace(service.fetcher.config, api_keys=(api_key("old"),))
-    service.fetcher.configure(with_keys)
+    with_keys = replace(service.fetcher.settings.config, api_keys=(api_key("old"),))
+    service.fetcher.settings.start(with_keys)
     assert statuses("of old") == ([200, 404, 200, 200, 200, 200], [200, 422])
     for key in (None, "of new"):
         assert statuses(key) == ([401, 401, 200, 200, 200, 200], [401, 401])
@@ -348,14 +348,16 @@ def test_all_but_probes_and_documents_need_a_key_and_keys_change_live(service):
     assert "www-authenticate" in response.headers
     assert "X-Api-Key" in response.json()["detail"]
 
-    service.fetcher.configure(replace(with_keys, api_keys=(api_key("old"), api_key("new"))))
+    service.fetcher.settings.start(replace(with_keys, api_keys=(api_key("old"), api_key("new"))))
     assert (statuses("of old")[1], statuses("of new")[1]) == ([200, 422], [200, 422])
-    service.fetcher.configure(replace(with_keys, api_keys=(api_key("new"),)))
+    service.fetcher.settings.start(replace(with_keys, api_keys=(api_key("new"),)))
     assert (statuses("of old")[1], statuses("of new")[1]) == ([401, 401], [200, 422])
 
 
 def test_who_asks_too_often_is_told_when_to_come_again(service):
-    service.fetcher.configure(replace(service.fetcher.config, api_keys=(api_key("app", 0.5), api_key("b"))))
+    service.fetcher.settings.start(
+        replace(service.fetcher.settings.config, api_keys=(api_key("app", 0.5), api_key("b")))
+    )
 
     async def scenario():
         await refresh(service.fetcher)
@@ -394,7 +396,9 @@ def both(model, popular=POPULAR, **more):
 
 
 def viewer_of(fetcher, arm):
-    return next(f"v{i}" for i in range(99) if assign(fetcher.config.experiment, f"v{i}", 0).arm.name == arm)
+    return next(
+        f"v{i}" for i in range(99) if assign(fetcher.settings.config.experiment, f"v{i}", 0).arm.name == arm
+    )
 
 
 def test_an_arm_that_changes_its_artifact_never_falls_back(tmp_path, log_folder):
@@ -403,7 +407,7 @@ def test_an_arm_that_changes_its_artifact_never_falls_back(tmp_path, log_folder)
 
     async def scenario():
         await refresh(service.fetcher)
-        await service.fetcher.reconfigure(both(OTHER))
+        await service.fetcher.settings.change(both(OTHER))
         return await service.fetcher.rank(
             RankRequest(viewer_of(service.fetcher, "model"), ["a"], now_ms=NOW_MS)
         )
@@ -419,8 +423,8 @@ def test_a_change_to_a_damaged_artifact_leaves_the_settings_as_they_were(tmp_pat
 
     async def scenario():
         await refresh(service.fetcher)
-        with pytest.raises(TabrankError, match=r"report\.html is not the file that was written"):
-            await service.fetcher.reconfigure(both(OTHER))
+        await service.fetcher.settings.change(both(OTHER))
+        assert "report.html is not the file that was written" in str(service.fetcher.settings.error)
 
     asyncio.run(scenario())
     assert service.ask(body()).json()["model"] == MODEL
@@ -428,7 +432,7 @@ def test_a_change_to_a_damaged_artifact_leaves_the_settings_as_they_were(tmp_pat
 
 def test_the_popular_arm_does_not_wait_for_a_scorer_that_hangs(tmp_path, log_folder):
     service = Service(tmp_path, log_folder, arm=MODEL)
-    service.fetcher.configure(both(MODEL))
+    service.fetcher.settings.start(both(MODEL))
     service.scorer.delay_s = 5.0
 
     async def scenario():
@@ -444,7 +448,7 @@ def test_the_popular_arm_does_not_wait_for_a_scorer_that_hangs(tmp_path, log_fol
 
 
 def test_the_model_endpoint_returns_the_experiment_and_each_arms_artifact(service):
-    service.fetcher.configure(both(MODEL))
+    service.fetcher.settings.start(both(MODEL))
     described = service.ask(path="/v1/model", method="GET").json()["experiment"]
     assert (described["name"], described["holdout"], described["end_ms"]) == ("launch", 0.0, None)
     assert [(arm["name"], arm["model"]) for arm in described["arms"]] == [("model", MODEL), ("popular", None)]
@@ -452,7 +456,7 @@ def test_the_model_endpoint_returns_the_experiment_and_each_arms_artifact(servic
 
 def test_the_popular_order_is_explained_in_words_too(service, tmp_path):
     point(tmp_path / "models", CURRENT, MODEL)
-    service.fetcher.configure(both(MODEL))
+    service.fetcher.settings.start(both(MODEL))
     viewer = viewer_of(service.fetcher, "popular")
     assert service.ask(body(viewer=viewer, explain=True)).json()["ranking"][0]["features"]
 
@@ -508,7 +512,7 @@ def test_of_two_requests_with_room_for_one_the_second_gets_the_popular_order(ser
 
 def test_a_ranking_counts_once_for_each_hundred_candidates_and_callers_share_the_replica(service):
     keys = tuple(ApiKey(name, hashlib.sha256(name.encode()).hexdigest(), 1.0) for name in ("a", "b"))
-    service.fetcher.config = replace(service.fetcher.config, api_keys=keys)
+    service.fetcher.settings.config = replace(service.fetcher.settings.config, api_keys=keys)
     many = body(candidates=[f"c{i}" for i in range(300)])
 
     async def scenario():
@@ -530,7 +534,9 @@ def joins(num, since=0):
 
 
 def test_a_batch_of_events_counts_once_for_each_hundred_records(service):
-    service.fetcher.configure(replace(service.fetcher.config, api_keys=(api_key("a", 10), api_key("b", 10))))
+    service.fetcher.settings.start(
+        replace(service.fetcher.settings.config, api_keys=(api_key("a", 10), api_key("b", 10)))
+    )
 
     async def scenario():
         await refresh(service.fetcher)
@@ -552,7 +558,7 @@ def test_a_batch_of_events_counts_once_for_each_hundred_records(service):
 
 def test_a_key_that_floods_ingest_is_refused_and_the_others_go_on(service):
     keys = (api_key("flood", 1e6), api_key("other", 1e6))
-    service.fetcher.configure(replace(service.fetcher.config, api_keys=keys))
+    service.fetcher.settings.start(replace(service.fetcher.settings.config, api_keys=keys))
 
     async def scenario():
         await refresh(service.fetcher)
@@ -589,7 +595,7 @@ def test_a_key_that_floods_ingest_is_refused_and_the_others_go_on(service):
 
 def test_a_refusal_does_not_count_against_the_key(service):
     keys = (ApiKey("a", hashlib.sha256(b"a").hexdigest(), 1.0),)
-    service.fetcher.config = replace(service.fetcher.config, api_keys=keys)
+    service.fetcher.settings.config = replace(service.fetcher.settings.config, api_keys=keys)
     edge = Edge(service.fetcher)
     asked = []
 
@@ -623,15 +629,15 @@ def test_where_the_scorer_fails_the_process_scores_itself(tmp_path, service):
     scorer.error = ConnectionError("gone")
     before = service.fetcher
     service.fetcher = RankingService(before.args, tmp_path, service, in_process=near)
-    service.fetcher.configure(before.config)
+    service.fetcher.settings.start(before.settings.config)
     answer = service.ask(body()).json()
     assert (answer["rung"], order(answer)) == ("full", ["b", "d", "a"])
     assert (scorer.calls, near.calls) == (1, 1)
 
 
 def test_of_too_many_candidates_for_a_call_the_most_popular_are_scored(service, tmp_path, monkeypatch):
-    row_bytes = service.fetcher.ranker.features.columns.row_bytes
-    monkeypatch.setattr("serve.ranking.service.MAX_CALL_BYTES", 2 * row_bytes)
+    row_bytes = service.fetcher.features.columns.row_bytes
+    monkeypatch.setattr("serve.ranking.batches.MAX_CALL_BYTES", 2 * row_bytes)
     # The store is there already.
     service = Service(tmp_path, None, arm=MODEL)
     whole, sizes = service.scorer.answer, []
@@ -687,7 +693,7 @@ def test_a_client_may_send_a_hundred_headers_beside_those_of_the_proxies(service
 def test_a_query_that_fails_takes_no_other_one_of_its_batch_along(service):
     async def scenario():
         await refresh(service.fetcher)
-        popular = service.fetcher.ranker.popular
+        popular = service.fetcher.batches._ranker.popular
 
         async def failing(queries):
             raise RuntimeError("a batch")
@@ -697,8 +703,8 @@ def test_a_query_that_fails_takes_no_other_one_of_its_batch_along(service):
                 raise RuntimeError("a query")
             return popular(queries, reasons)
 
-        service.fetcher._scored._work = failing
-        service.fetcher.ranker.popular = poisoned
+        service.fetcher.batches._scored._work = failing
+        service.fetcher.batches._ranker.popular = poisoned
         async with service.client() as client:
             asked = [client.post("/v1/rank", json=body(viewer=viewer)) for viewer in ("ann", "bo", "cy")]
             return [answer.status_code for answer in await asyncio.gather(*asked)]
@@ -779,8 +785,8 @@ def test_concurrent_requests_share_batches_and_keep_their_answers(service):
 
 
 def test_a_call_of_the_scorer_is_capped_in_bytes(service, monkeypatch, tmp_path):
-    row_bytes = service.fetcher.ranker.features.columns.row_bytes
-    monkeypatch.setattr("serve.ranking.service.MAX_CALL_BYTES", 5 * row_bytes + 7)
+    row_bytes = service.fetcher.features.columns.row_bytes
+    monkeypatch.setattr("serve.ranking.batches.MAX_CALL_BYTES", 5 * row_bytes + 7)
     # The store is there already.
     service = Service(tmp_path, None, arm=MODEL)
     calls = []
@@ -950,7 +956,7 @@ def test_a_page_and_a_name_of_its_own_machine_are_let_in(service, headers):
 
 
 def test_with_a_key_any_host_is_let_in_and_pages_of_others_are_not(service):
-    service.fetcher.configure(replace(service.fetcher.config, api_keys=(api_key("app"),)))
+    service.fetcher.settings.start(replace(service.fetcher.settings.config, api_keys=(api_key("app"),)))
     headers = {"x-api-key": "of app", "host": "ranking.example"}
     assert service.ask(body(), headers=headers).status_code == 200
     assert service.ask(body(), headers=headers | {"origin": "http://evil.example"}).status_code == 403
@@ -983,7 +989,7 @@ def test_a_fault_in_the_batch_still_ends_in_the_popular_order(service):
     async def broken(queries):
         raise OverflowError("of a neighbour")
 
-    service.fetcher._scored._work = broken
+    service.fetcher.batches._scored._work = broken
     response = service.ask(body())
     assert (response.status_code, order(response.json())) == (200, ["b", "d", "a"])
     assert response.json()["rung"] == "fallback"
@@ -991,7 +997,7 @@ def test_a_fault_in_the_batch_still_ends_in_the_popular_order(service):
 
 @pytest.mark.parametrize("arm", ["model", "popular"])
 def test_with_the_kill_switch_every_arm_gets_the_popular_order(service, arm):
-    service.fetcher.configure(replace(both(MODEL), kill_switch=True))
+    service.fetcher.settings.start(replace(both(MODEL), kill_switch=True))
     viewer = viewer_of(service.fetcher, arm)
     answer = service.ask(body(viewer=viewer, candidates=["a", "b", "zz"])).json()
     assert order(answer) == ["b", "a", "zz"]
@@ -1003,8 +1009,8 @@ def test_with_the_kill_switch_every_arm_gets_the_popular_order(service, arm):
 
 
 def test_the_kill_switch_is_turned_back_in_place(service):
-    service.fetcher.configure(replace(both(MODEL), kill_switch=True))
-    service.fetcher.configure(both(MODEL))
+    service.fetcher.settings.start(replace(both(MODEL), kill_switch=True))
+    service.fetcher.settings.start(both(MODEL))
     viewer = viewer_of(service.fetcher, "model")
     assert service.ask(body(viewer=viewer)).json()["rung"] == "full"
     assert service.ask(path="/v1/model", method="GET").json()["kill_switch"] is False
@@ -1079,7 +1085,7 @@ def test_an_exporter_that_raises_fails_no_ranking_and_is_logged_once(service, mo
 
 
 def test_a_fault_of_ours_is_told_without_details(service, caplog):
-    service.fetcher.ranker.features = None
+    service.fetcher.features = None
     response = service.ask(body(), headers={"x-request-id": "find-me"})
     assert response.status_code == 500
     assert response.json()["request_id"] == "find-me"

@@ -25,8 +25,8 @@ NEWS_UP = Rule(boost=Boost({"candidate.topic": Wanted(("news",)), "price": Wante
 
 def served(tmp_path, log_folder, *rules, arm=MODEL, holdout=0.0, **options):
     service = Service(tmp_path, log_folder, arm=arm, toml=TOML + RULE, slate=rules, **options)
-    experiment = replace(service.fetcher.config.experiment, holdout=holdout)
-    service.fetcher.configure(replace(service.fetcher.config, experiment=experiment))
+    experiment = replace(service.fetcher.settings.config.experiment, holdout=holdout)
+    service.fetcher.settings.start(replace(service.fetcher.settings.config, experiment=experiment))
     return service
 
 
@@ -64,8 +64,8 @@ def without_scorer(service):
 
 
 def switched(service):
-    config = UserConfig(service.fetcher.config.experiment, kill_switch=True)
-    service.fetcher.configure(config)
+    config = UserConfig(service.fetcher.settings.config.experiment, kill_switch=True)
+    service.fetcher.settings.start(config)
 
 
 @pytest.mark.parametrize("state", [lambda service: None, without_scorer, switched])

@@ -26,9 +26,9 @@ def unpriced_first(service):
 
 
 def overloaded(service, monkeypatch):
-    row_bytes = service.fetcher.ranker.features.columns.row_bytes
-    service.fetcher._fit_a_call = 2
-    monkeypatch.setattr("serve.ranking.service.MAX_CALL_BYTES", 2 * row_bytes)
+    row_bytes = service.fetcher.features.columns.row_bytes
+    service.fetcher.batches.most_scored = 2
+    monkeypatch.setattr("serve.ranking.batches.MAX_CALL_BYTES", 2 * row_bytes)
 
 
 def without_scorer(service, monkeypatch):
@@ -36,22 +36,24 @@ def without_scorer(service, monkeypatch):
 
 
 def switched(service, monkeypatch):
-    service.fetcher.configure(replace(service.fetcher.config, kill_switch=True))
+    service.fetcher.settings.start(replace(service.fetcher.settings.config, kill_switch=True))
 
 
 def broken(service, monkeypatch):
     async def fail(queries):
         raise OverflowError("of a neighbour")
 
-    service.fetcher._scored._work = service.fetcher._unscored._work = fail
+    service.fetcher.batches._scored._work = service.fetcher.batches._unscored._work = fail
 
 
 def with_rules(service, monkeypatch):
-    experiment = service.fetcher.config.experiment
+    experiment = service.fetcher.settings.config.experiment
     near = {"candidate.host": Wanted(("mia",))}
     rules = (Rule(limit=Limit(near, 0, 6)), Rule(spread=Spread("candidate.host", 1, 6)))
     arms = tuple(replace(arm, slate=rules) for arm in experiment.arms)
-    service.fetcher.config = replace(service.fetcher.config, experiment=replace(experiment, arms=arms))
+    service.fetcher.settings.config = replace(
+        service.fetcher.settings.config, experiment=replace(experiment, arms=arms)
+    )
 
 
 def as_it_is(service, monkeypatch):

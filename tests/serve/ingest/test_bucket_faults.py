@@ -112,9 +112,9 @@ def play(tmp_path, log_folder, bucket, monkeypatch):
     monkeypatch.setattr(serve.ingest.writer, "TAKE_BACK_S", 0.0)
     monkeypatch.setattr(serve.storage.bucket, "RENEW_S", 0.3)
     monkeypatch.setattr(serve.storage.bucket, "EXPIRE_S", 1.5)
-    monkeypatch.setattr(serve.storage.bucket, "RETRY_S", timedelta(seconds=0.6))
+    monkeypatch.setattr(serve.storage.bucket, "RETRY_S", timedelta(seconds=0.06))
     serve.storage.bucket._store.cache_clear()
-    bucket.slow_s = 0.2
+    bucket.slow_s = 0.05
     yield Play(tmp_path, log_folder, bucket)
     bucket.fault = lambda method, path: None
     serve.storage.bucket._store.cache_clear()

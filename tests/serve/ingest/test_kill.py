@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
+import multiprocessing
+import os
 import random
-import struct
-import subprocess
-import sys
 import threading
 from collections import Counter
 
@@ -14,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from serve.config.settings import AppArgs
 from serve.contract.records import Event
 from serve.features.rows import Schema
 from serve.features.surface import load_surface
@@ -26,6 +25,7 @@ from serve.log.snapshots import numbers
 from serve.storage.atomic_files import write_whole
 from serve.storage.bucket import place
 from serve.stores.factory import open_store
+from tests.support import ingest_process
 from tests.support.logging_service import assert_same_state, stored_rows
 from tests.support.s3_server import named
 from tests.support.small_surface import TOML
@@ -35,36 +35,51 @@ pytestmark = [pytest.mark.integration, pytest.mark.no_ray]
 BATCH = 50
 
 
+# A process that has imported everything, of which each Ingest is a fork.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["tests.support.ingest_process"])
+
+
 class Client:
     """Client that sends payloads in order and resends each until it is acknowledged."""
 
     def __init__(self, folder, store, log="log"):
-        self.command = [sys.executable, "tests/support/ingest_process.py", str(folder), store, log]
+        self.folder, self.args = folder, AppArgs("tiny.toml", store, log=log)
         self.acknowledged = []
         self.num_duplicates = 0
         self._process = None
         self._draw = random.Random(0)
 
     def start(self):
-        self._process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        payloads, self._payloads = PROCESSES.Pipe(duplex=False)
+        self._answers, answers = PROCESSES.Pipe(duplex=False)
+        arguments = dict(os.environ), self.args, self.folder, payloads, answers
+        self._process = PROCESSES.Process(target=ingest_process.run, args=arguments)
+        self._process.start()
+        payloads.close()
+        answers.close()
 
     def kill(self):
         self._process.kill()
 
+    def finish(self):
+        self._payloads.close()
+        self._process.join(60)
+        assert self._process.exitcode == 0
+        self._answers.close()
+
     def forget(self):
         """Release a killed process."""
-        self._process.wait()
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
-        self._process.stdout.close()
-
-    def finish(self):
-        self._process.stdin.close()
-        assert self._process.wait(60) == 0
-        self._process.stdout.close()
+        self._process.join()
+        self._payloads.close()
+        self._answers.close()
 
     def send(self, number):
-        """Send events and an exposure, until acknowledged or the process ended."""
+        """Send events and an exposure, and wait until they are acknowledged.
+
+        Raises:
+            OSError, EOFError: the process has ended.
+        """
         ids = [f"e{number}-{i}" for i in range(BATCH)]
         now_ms = 60_000 + number
         records = [
@@ -73,13 +88,8 @@ class Client:
             for id_ in ids
         ]
         records.append(Exposure(f"x{number}", now_ms, "ann", ["a", "b"], b"\0" * 8, "e", "m", "full", 0))
-        payload = pack(records)
-        self._process.stdin.write(struct.pack("<I", len(payload)) + payload)
-        self._process.stdin.flush()
-        answer = self._process.stdout.read(4)
-        if len(answer) < 4:
-            raise BrokenPipeError
-        self.num_duplicates += struct.unpack("<I", answer)[0]
+        self._payloads.send_bytes(pack(records))
+        self.num_duplicates += self._answers.recv()
         self.acknowledged += ids
 
 
@@ -106,7 +116,7 @@ def test_what_was_acknowledged_survives_every_kill_once_and_whole(tmp_path, log_
             while True:
                 number += 1
                 client.send(number)
-        except (BrokenPipeError, OSError):
+        except (OSError, EOFError):
             timer.join()
         client.forget()
         client.start()
@@ -130,13 +140,14 @@ def test_what_was_acknowledged_survives_kills_in_uploads_to_a_bucket(tmp_path, l
     draw, number, killed = random.Random(how), 0, Counter()
     client.start()
     client.send(number)
-    for _ in range(20 if how == "lost reply" else 5):
-        left = draw.randrange(1, 15)
+    for after in ("/events/", *4 * ["/"]):
+        # The first process is killed by an upload of events.
+        left = 1 if after == "/events/" else draw.randrange(1, 15)
 
-        def kill(method, path):
+        def kill(method, path, after=after):
             nonlocal left
             # The locks of a writer are written too.
-            left -= method == "PUT" and not path.endswith(".lock")
+            left -= method == "PUT" and after in path and not path.endswith(".lock")
             if left or method != "PUT":
                 return None
             client.kill()
@@ -148,13 +159,12 @@ def test_what_was_acknowledged_survives_kills_in_uploads_to_a_bucket(tmp_path, l
             while True:
                 number += 1
                 client.send(number)
-        except (BrokenPipeError, OSError):
+        except (OSError, EOFError):
             bucket.fault = lambda method, path: None
         client.forget()
         client.start()
         client.send(number)
     client.finish()
-    print(killed)
     assert killed["events"]
     assert_once_and_whole(client, surface, log, "lmdb:store", tmp_path, number)
 

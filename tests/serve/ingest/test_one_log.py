@@ -343,15 +343,15 @@ sequences = given(st.lists(OPERATIONS, min_size=6, max_size=20), st.sampled_from
 
 
 @sequences
-@settings(max_examples=10, deadline=None, phases=FAST)
+@settings(max_examples=4, deadline=None, phases=FAST)
 def test_nothing_is_lost_or_renumbered_in_any_sequence(prepared, operations, take_back_s):
     run(prepared, operations, take_back_s)
 
 
 @pytest.mark.integration
 @sequences
-@settings(max_examples=250, deadline=None, phases=FAST)
-def test_nothing_is_lost_or_renumbered_in_hundreds_of_sequences(prepared, operations, take_back_s):
+@settings(max_examples=120, deadline=None, phases=FAST)
+def test_nothing_is_lost_or_renumbered_in_many_sequences(prepared, operations, take_back_s):
     run(prepared, operations, take_back_s)
 
 
@@ -360,7 +360,7 @@ IN_BUCKET = {"deadline": None, "phases": FAST, "suppress_health_check": [HealthC
 
 
 @sequences
-@settings(max_examples=4, **IN_BUCKET)
+@settings(max_examples=2, **IN_BUCKET)
 def test_nothing_is_lost_or_renumbered_in_a_bucket(prepared, bucket, operations, take_back_s):
     run(prepared, operations, take_back_s, named("log"))
 

@@ -284,13 +284,6 @@ def test_with_one_outcome_the_prediction_is_the_score_by_its_weight(quality):
     assert expected == pytest.approx([0.7, 0.7, 0.0])
 
 
-def test_of_several_outcomes_without_their_predictions_nothing_is_expected(several):
-    # A writer of the release before dropped them.
-    several.add([shown()], 5_000)
-    several.add([], 1_000 + CLOSED_MS)
-    assert sums(several)["expected_labels"] == 0
-
-
 def test_a_candidate_that_a_request_pinned_is_not_compared_with_its_score(quality):
     quality.add([shown(pinned=[1]), act("a", 2_000), act("b", 3_000)], 5_000)
     quality.add([], 1_000 + CLOSED_MS)

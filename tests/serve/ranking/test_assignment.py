@@ -146,7 +146,7 @@ GOOD = {"name": "e", "salt": "s", "arms": ARMS}
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"slots": 1}, "did you mean 'max_batches_in_flight'?"),
+        ({"max_batches_in_fligth": 1}, "did you mean 'max_batches_in_flight'?"),
         ({"max_batches_in_flight": 0}, "user_config.max_batches_in_flight: 0 must be from 1 to 64"),
         ({"deadline_ms": "fast"}, "must be a whole number"),
         ({"deadline_ms": True}, "must be a whole number"),

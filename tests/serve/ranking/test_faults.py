@@ -16,17 +16,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from serve.ingest.backfill import load
-from serve.ranking.record_intake import TAKE_S
 from serve.stores.candidate_table import RETRY_S
 from serve.stores.lmdb_environment import environment
-from serve.stores.redis_client import TIMEOUT_S
 from tests.support.live_service import Live, event, features
 
 SLACK_S = 1.0  # for a machine that has other things to do
+# How long the service waits for Ingest, and for Redis; shorter than in production.
+TAKE_S, TIMEOUT_S = 1.0, 0.4
 
 
 @pytest.fixture
-def on_redis(tmp_path, log_folder, empty_redis_server):
+def on_redis(tmp_path, log_folder, empty_redis_server, monkeypatch):
+    monkeypatch.setattr("serve.ranking.record_intake.TAKE_S", TAKE_S)
+    monkeypatch.setattr("serve.stores.redis_client.TIMEOUT_S", TIMEOUT_S)
     return Live(tmp_path, log_folder, clock="wall", store=empty_redis_server.url)
 
 
@@ -107,9 +109,9 @@ def test_a_killed_redis_costs_nothing_that_was_acknowledged(on_redis, empty_redi
         client, before = Client(service), await audience(service)
         async with client.at_work():
             for _ in range(2):
-                await asyncio.sleep(0.5)
+                await asyncio.sleep(0.3)
                 await asyncio.to_thread(empty_redis_server.kill)
-                await asyncio.sleep(1.0)
+                await asyncio.sleep(0.5)
                 waits_s = service.fetcher.exposure_buffer.age_s
                 await asyncio.to_thread(empty_redis_server.start)
                 await until_well(service)
@@ -119,7 +121,7 @@ def test_a_killed_redis_costs_nothing_that_was_acknowledged(on_redis, empty_redi
     client, waits_s, num_joined = on_redis.run(scenario)
     assert client.rungs == {("full",), ("fallback", "store_unavailable")}
     assert set(client.refusals) == {(503, "1")}
-    assert waits_s > 0.9, "exposures wait for the store"
+    assert waits_s > 0.4, "exposures wait for the store"
     events = logged(on_redis, "events", "id")
     assert len(set(events)) == len(events)
     assert set(events) - set(client.acknowledged) <= {f"e{len(client.acknowledged):04}", "last"}
@@ -263,9 +265,9 @@ def test_a_lost_or_damaged_store_fails_no_ranking_and_is_reopened(tmp_path, log_
     async def scenario(service):
         client, data = Client(service), data_of(service)
         async with client.at_work():
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(0.3)
             kept = await asyncio.to_thread(between_two_commits, data, fault)
-            await asyncio.sleep(1.5)
+            await asyncio.sleep(0.7)
             if fault is not locks_cut_short:  # which mends itself
                 kept.replace(data)
             begun = time.monotonic()
@@ -324,12 +326,12 @@ def test_a_disk_that_fills_under_load_fails_no_ranking_and_keeps_events(small_di
     async def scenario(service):
         client = Client(service)
         async with client.at_work():
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(0.3)
             filler = small_disk / "filler"
             with suppress(OSError), filler.open("wb", buffering=0) as file:
                 while True:
                     file.write(bytes(4096))
-            await asyncio.sleep(2.0)
+            await asyncio.sleep(1.2)
             buffer = service.fetcher.exposure_buffer
             refused, num_dropped = len(client.refusals), buffer.num_dropped + buffer.num_thinned
             await asyncio.to_thread(service.ingester.flush_journal)  # nor can the log be written

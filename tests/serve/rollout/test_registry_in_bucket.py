@@ -40,9 +40,9 @@ def made(tmp_path):
 def models(made, bucket, monkeypatch):
     monkeypatch.setattr(serve.storage.bucket, "RENEW_S", 0.3)
     monkeypatch.setattr(serve.storage.bucket, "EXPIRE_S", 1.5)
-    monkeypatch.setattr(serve.storage.bucket, "RETRY_S", timedelta(seconds=0.6))
+    monkeypatch.setattr(serve.storage.bucket, "RETRY_S", timedelta(seconds=0.06))
     serve.storage.bucket._store.cache_clear()
-    bucket.slow_s = 0.2
+    bucket.slow_s = 0.05
     yield place(named("models"))
     bucket.fault = lambda method, path: None
     serve.storage.bucket._store.cache_clear()
@@ -135,7 +135,7 @@ def test_a_publishing_process_that_is_killed_leaves_no_version_and_the_next_one_
 ):
     command = [sys.executable, "-c", PUBLISH, str(made / A), str(models)]
     mirror = Mirror(models)
-    for left in (1, 4, 9):
+    for left in (1, 9):
         process, num = subprocess.Popen(command), [0]
 
         def kill(method, path, process=process, num=num, left=left):
@@ -153,7 +153,7 @@ def test_a_publishing_process_that_is_killed_leaves_no_version_and_the_next_one_
             ModelRegistry(models).promote(A)
         mirror.pull()
         assert versions(mirror.folder) == []
-    assert subprocess.run(command).returncode == 0
+    assert publish(made / A, models) == A
     assert versions(models) == [A]
     assert load(models / A).version == A
     mirror.pull()

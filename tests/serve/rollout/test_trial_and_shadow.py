@@ -26,6 +26,11 @@ async def ready(version):
     """Load a version into the scorer."""
 
 
+def summed(artifact, shares):
+    """Return the worth of rows if each outcome has the weight 1."""
+    return shares.sum(axis=1)
+
+
 def test_a_shadow_of_every_batch_leaves_a_canary_its_comparisons(tmp_path):
     for version in (OLD, NEW, OTHER):
         publish_stub(tmp_path, TOML, version)
@@ -41,11 +46,11 @@ def test_a_shadow_of_every_batch_leaves_a_canary_its_comparisons(tmp_path):
         raise AssertionError("no version is at fault here")
 
     async def scenario():
-        rollout = RolloutMonitor(models, call, lambda: True, roll_back, lambda *what: warned.append(what))
+        rollout = RolloutMonitor(models, call, summed, roll_back, lambda *what: warned.append(what))
         rollout.shadow = Shadow(OTHER, 1.0)
         for _ in range(2):
             await models.follow(UserConfig(shadow=rollout.shadow))
-        running = asyncio.create_task(rollout.run())
+        running = asyncio.create_task(rollout.run(lambda: True))
         while (NEW, OLD) not in rollout.sums or (OTHER, OLD) not in rollout.sums:
             for version in (OLD, OLD, OLD, NEW):  # a canary of a quarter
                 await rollout.score_and_watch(version, MATRIX, REQUEST)
@@ -78,11 +83,10 @@ def compared(folder, *outcomes):
         return timed(shares.tobytes(), 1.0)
 
     async def scenario():
-        rollout = RolloutMonitor(models, call, lambda: True, None, print)
+        rollout = RolloutMonitor(models, call, summed, None, print)
         rollout.shadow = Shadow(OTHER, 1.0)
-        rollout.utility = lambda version, shares: shares.sum(axis=1)
         await models.follow(UserConfig(shadow=rollout.shadow))
-        running = asyncio.create_task(rollout.run())
+        running = asyncio.create_task(rollout.run(lambda: True))
         while (OTHER, OLD) not in rollout.sums:
             await rollout.score_and_watch(OLD, MATRIX, REQUEST)
             await asyncio.sleep(0.001)

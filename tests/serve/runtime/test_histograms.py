@@ -19,7 +19,7 @@ from ray._private.metrics_agent import OpenCensusProxyCollector
 from ray._private.telemetry.open_telemetry_metric_recorder import OpenTelemetryMetricRecorder
 from ray.core.generated import reporter_pb2, reporter_pb2_grpc
 
-from serve.contract.metric_catalog import BATCH, LATENCY, METRICS
+from serve.contract.metric_catalog import METRICS
 from serve.operate.status.scrape import Page, parse
 from serve.runtime import histograms
 from serve.runtime.histograms import Histogram, agent
@@ -73,8 +73,8 @@ def observed(metric, values, labels=()):
 def test_the_page_has_histograms_with_the_true_sum_and_count(ray_agent):
     send, every_s = agent("spaces")
     assert every_s >= 1
-    latency = observed(LATENCY, (0.001, 0.0123, 0.1, 7.0), ("launch", "model"))
-    send([latency, observed(BATCH, ())])
+    latency = observed(METRICS["tabrank_latency_seconds"], (0.001, 0.0123, 0.1, 7.0), ("launch", "model"))
+    send([latency, observed(METRICS["tabrank_batch_candidates"], ())])
     (family,) = text_string_to_metric_families(ray_agent.page())
     assert (family.name, family.type) == ("ray_tabrank_latency_seconds", "histogram")
     ours = {"application": "spaces", "experiment": "launch", "arm": "model", "worker_id": PROCESS}
@@ -89,7 +89,7 @@ def test_the_page_has_histograms_with_the_true_sum_and_count(ray_agent):
 
 def test_a_call_carries_all_since_the_start(ray_agent):
     send, _ = agent("spaces")
-    latency = observed(LATENCY, (0.02,), ("", "model"))
+    latency = observed(METRICS["tabrank_latency_seconds"], (0.02,), ("", "model"))
     for _ in range(3):
         send([latency])
         ray_agent.page()
@@ -101,7 +101,7 @@ def test_a_call_carries_all_since_the_start(ray_agent):
 
 def test_ray_takes_no_histogram_without_an_observation(ray_agent):
     # So a series cannot begin at 0, and rates lack its first report (docs/metrics.md says so).
-    empty = Histogram(BATCH)
+    empty = Histogram(METRICS["tabrank_batch_candidates"])
     empty.series[()]
     with pytest.raises(ZeroDivisionError):
         ray_agent.collector.record([histograms._encoded(empty, "spaces", PROCESS)], PROCESS)
@@ -125,7 +125,7 @@ def test_an_agent_that_is_gone_costs_no_ranking_and_one_warning(ray_agent, caplo
     ray_agent.stop(None).wait()
     with caplog.at_level("WARNING", "tabrank"):
         for _ in range(2):
-            failed = send([observed(LATENCY, (0.02,), ("", "model"))])
+            failed = send([observed(METRICS["tabrank_latency_seconds"], (0.02,), ("", "model"))])
             assert failed.exception(5) is not None
         assert until(lambda: caplog.text)
     assert caplog.text.count("histograms are missing from the metrics page") == 1
@@ -137,9 +137,9 @@ def test_promtool_has_no_complaint_about_our_metrics(ray_agent):
     if shutil.which("promtool") is None:
         pytest.skip("promtool is missing: apt-get install prometheus")
     send, _ = agent("spaces")
-    send([observed(m, m.bounds, m.labels) for m in METRICS if m.kind == "histogram"])
+    send([observed(m, m.bounds, m.labels) for m in METRICS.values() if m.kind == "histogram"])
     others = OpenTelemetryMetricRecorder()
-    for metric in METRICS:
+    for metric in METRICS.values():
         if metric.kind != "histogram":
             register = others.register_gauge_metric if metric.is_gauge else others.register_counter_metric
             register(metric.name, metric.what)
@@ -148,7 +148,7 @@ def test_promtool_has_no_complaint_about_our_metrics(ray_agent):
     families = {
         line.split()[2]: line.split()[3] for line in page.splitlines() if line.startswith("# TYPE ray_")
     }
-    assert families == {metric.exported: metric.kind for metric in METRICS}
+    assert families == {metric.exported: metric.kind for metric in METRICS.values()}
     done = subprocess.run(
         ["promtool", "check", "metrics"], input=page, capture_output=True, text=True, check=False
     )

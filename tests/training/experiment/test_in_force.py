@@ -193,7 +193,7 @@ def test_what_a_service_serves_under_is_what_its_report_judges_by(tmp_path, log_
         for i in range(20):
             await live.rank(f"v{i}", ["a", "b"], 61_000 + i)
         # The replica takes the change, and another one starts.
-        live.fetcher.configure(replace(service.config, experiment=replace(experiment, min_days=1)))
+        live.fetcher.settings.start(replace(service.config, experiment=replace(experiment, min_days=1)))
         await live.rank("v1", ["a", "b"], 70_000)
 
     service.run(visits)

@@ -63,7 +63,7 @@ def test_every_link_of_the_two_documents_has_a_target():
 
 
 def test_every_metric_in_an_expression_exists_and_each_is_used():
-    kinds = {metric.exported: metric.kind for metric in METRICS}
+    kinds = {metric.exported: metric.kind for metric in METRICS.values()}
     asked = {name for text in expressions() for name in re.findall(r"\bray_tabrank_\w+", text)}
     series = {name: re.sub("_(bucket|sum|count)$", "", name) for name in asked}
     assert set(series.values()) == set(kinds)
@@ -72,7 +72,7 @@ def test_every_metric_in_an_expression_exists_and_each_is_used():
 
 
 def test_every_bound_in_an_expression_is_one_of_its_histogram():
-    bounds = {metric.exported: {*map(str, metric.bounds)} for metric in METRICS}
+    bounds = {metric.exported: {*map(str, metric.bounds)} for metric in METRICS.values()}
     asked = {
         found for text in expressions() for found in re.findall(r'(\w+)_bucket\{[^}]*le="([^"]+)"', text)
     }

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
-from serve.contract.metric_catalog import QUALITY
+from serve.contract.metric_catalog import METRICS
 from serve.contract.records import Event
 from serve.features.surface import load_surface
 from serve.ingest.quality import GRACE_MS, LiveQuality
@@ -20,6 +20,7 @@ from serve.log.events import Exposure
 from serve.model.artifact import FILES, save
 from serve.operate.observe.prometheus import RULES
 
+QUALITY = METRICS["tabrank_quality"]
 VERSION = "20260101T000000Z-0001"
 MINUTE_MS, DAY, HOURS_AFTER = 60_000, 24 * 60, 2
 UNITS = {"d": 1_440, "h": 60, "m": 1, "s": 0}
