@@ -118,7 +118,7 @@ def flat_tables(
     apart = {*columns.events, *columns.amounts.values()} if acts else set()
     rows = rows.drop(columns=[name for name in given if name not in apart], errors="ignore")
     for name in columns.owners:
-        one_of(name, [*map(str, rows)], "--viewer-field, --candidate-field, --context-field", "column")
+        one_of(name, [*map(str, rows)], "--field", "column")
     partner = {"candidate": "viewer", "viewer": "request_id", "request_id": "candidate"}
     ids = {own: Ids(log[own], log[other], log["at_ms"]) for own, other in partner.items()}
     decimal = columns.dialect.decimal
@@ -383,5 +383,5 @@ def _warnings(
     if again < ENOUGH_AGAIN and any(fate.owner == OWNERS["request_id"] for fate in fates):
         yield (
             f"warning: only {again:.0%} of the viewers have two lists or more, too few to tell the fields of viewers "
-            "from the context; name them with --viewer-field"
+            "from the context; name them with --field"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import resource
 import signal
 from collections.abc import Mapping
@@ -80,7 +81,9 @@ class Unwatched(Fault):
     def heal(self, target: Target) -> None:
         """Read the status of the service."""
         log = target.folder / "chaos.log"
-        self._status = run_command("serve", "status", "--run", str(target.run), log=log, accept=(0, 1))
+        self._status = json.loads(
+            run_command("serve", "status", "--json", "--run", str(target.run), log=log, accept=(0, 1))
+        )
 
     def measured(self, load: Injected) -> tuple[Report, list[str]]:
         """Return a reason if the status does not report the fault."""
