@@ -367,17 +367,14 @@ def publish(
 
 
 @app.command()
-def bench(
-    model: Model,
-    device: Annotated[str, typer.Option(help="Where torch scores: cpu, or cuda for a GPU.")] = "cpu",
-) -> None:
+def bench(model: Model) -> None:
     """Measure how many candidates an artifact scores per second, with ONNX Runtime and with torch.
 
-    Both use one core. With --device cuda, torch scores on the GPU instead.
+    Both use one core. Where torch finds a GPU, it scores there; CUDA_VISIBLE_DEVICES="" prevents it.
     """
     from training.bench.scorer import bench_scorer, table
 
-    print(table(bench_scorer(model, device=device)))
+    print(table(bench_scorer(model)))
 
 
 def _warn_of_training(num_rows: int) -> None:

@@ -142,7 +142,7 @@ def flat_tables(
 
 
 def _exposures(file: FlatFile) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the rows that show a candidate for the first time in its slate, and the slates by id.
+    """Return the rows that first show a candidate in its slate, and the slates by id.
 
     Adds to the file's log the time of each row's slate, `at_ms`, and the slate if no column has it.
     """
@@ -230,7 +230,7 @@ def _stated(shown: pd.DataFrame, values: pd.DataFrame) -> pd.Series[str]:
 
 
 def _with_context(exposures: pd.DataFrame, context: pd.DataFrame) -> pa.Table:
-    """Return the table of the exposures, with the fields of their slates as the column `context`."""
+    """Return the exposures, with the fields of their slates as the column `context`."""
     table = _table(exposures, "request_id")
     if not len(context.columns):
         return table
