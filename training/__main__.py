@@ -370,7 +370,8 @@ def publish(
 def bench(model: Model) -> None:
     """Measure how many candidates an artifact scores per second, with ONNX Runtime and with torch.
 
-    Both use one core. Where torch finds a GPU, it scores there; CUDA_VISIBLE_DEVICES="" prevents it.
+    Both use one core. Where torch finds a GPU, it scores there, unless CUDA_VISIBLE_DEVICES is
+    empty.
     """
     from training.bench.scorer import bench_scorer, table
 

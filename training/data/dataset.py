@@ -401,7 +401,7 @@ def _refuse_unlabelled(surface: Surface, primary: NDArray[np.float32], *, num_un
 
 
 def _whole_draws(replay: Replay, drawn: Weights, is_row: Bools, unknown: Bools) -> F64:
-    """Return the log weight of each shown candidate; NaN if its slate is no draw or no whole one."""
+    """Return the log weight of each shown candidate; NaN if its slate is no whole draw."""
     found = np.full(len(replay.shown), np.nan)
     for i, weight in drawn.items():
         shown = slice(*replay.first[i : i + 2])

@@ -142,7 +142,7 @@ def flat_tables(
 
 
 def _exposures(file: FlatFile) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the rows that first show a candidate in its slate, and the slates by id.
+    """Return the rows that first show a candidate in its slate, and the slates.
 
     Adds to the file's log the time of each row's slate, `at_ms`, and the slate if no column has it.
     """
@@ -177,7 +177,7 @@ def _slates(log: pd.DataFrame, window_ms: float) -> pd.Series[Any]:
 
 
 def _once(events: pd.DataFrame) -> pd.DataFrame:
-    """Return the events without repetitions: of a repeated row, keep the one that has the amount."""
+    """Return the events without repetitions; of a repeated row, keep the one with the amount."""
     ordered = events.sort_values("value", kind="stable") if "value" in events else events
     is_again = ordered.duplicated(["request_id", "candidate", "kind"])
     return events[~is_again.reindex(events.index)]
