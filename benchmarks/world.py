@@ -48,7 +48,7 @@ WORLDS: Mapping[str, Mapping[str, Any]] = {
 TENTH = 9
 
 
-def worlds(rows: int, seed: int) -> dict[str, Any]:
+def worlds(rows: int, seed: int = 0) -> dict[str, Any]:
     """Return for each of `WORLDS` what is said about a model there, and what is true.
 
     The model is trained on the first 80 % of at least `rows` rows, and measured on the rest. A line

@@ -22,7 +22,9 @@ from serve.contract.rankings import MAX_CANDIDATES
 
 app = command_line(__doc__, rich_markup_mode=None)
 
-LOG, WORK, CONFIG = Path("var/log"), Path("var/bench"), Path("cluster.yaml")
+LOG, CONFIG = Path("var/log"), Path("cluster.yaml")
+# Folder of the log, model and store of the commands that start a service of their own.
+WORK = Workspace(Path("var/bench"))
 Url = Annotated[
     str | None,
     typer.Option(
@@ -32,10 +34,8 @@ Url = Annotated[
 ]
 Log = Annotated[Path, typer.Option(help="log folder that supplies viewers, candidates and kinds of events")]
 Ids = Annotated[Path | None, typer.Option(help="JSON file of viewers and candidates, used instead of a log")]
-Work = Annotated[Path, typer.Option(help="folder of the log, model and store; created if it is missing")]
 Config = Annotated[Path, typer.Option(help="the cluster.yaml to measure")]
 Out = Annotated[Path | None, typer.Option(help="folder for the report; var/loadtest/NAME-TIME by default")]
-SloFile = Annotated[Path | None, typer.Option(help="TOML file of limits that replace the shipped ones")]
 Json = Annotated[bool, typer.Option("--json", help="print the report as one JSON object")]
 
 
@@ -52,19 +52,13 @@ def commands() -> None:
 def run(
     profile: Annotated[str, typer.Option(help="shipped profile, or path of a .toml file")] = "headline",
     url: Url = None,
-    slo: SloFile = None,
+    slo: Annotated[
+        Path | None, typer.Option(help="TOML file of limits that replace the shipped ones")
+    ] = None,
     log: Log = LOG,
     ids: Ids = None,
     rps: Annotated[float | None, typer.Option(help="requests per second; overrides the profile")] = None,
     duration: Annotated[float | None, typer.Option(help="measured seconds; overrides the profile")] = None,
-    warmup: Annotated[float | None, typer.Option(help="warm-up seconds; overrides the profile")] = None,
-    cluster: Annotated[
-        str | None,
-        typer.Option(
-            help="run folder of `serve up` or URL of a Ray dashboard, from which replicas and nodes are "
-            "counted; by default var/run if its service is the one at --url"
-        ),
-    ] = None,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
@@ -84,9 +78,9 @@ def run(
     """
 
     def measured(folder: Path) -> Report:
-        load = load_profile(profile, target_rps=rps, duration_s=duration, warmup_s=warmup)
+        load = load_profile(profile, target_rps=rps, duration_s=duration)
         used, load = find_ids(ids, log, load, print_progress)
-        return run_profile(load, load_slo(slo), running_url(url), used, cluster, folder)
+        return run_profile(load, load_slo(slo), running_url(url), used, folder)
 
     run_scenario(Path(profile).stem, out, measured, findings, as_json)
 
@@ -98,17 +92,15 @@ def freshness(
     ids: Ids = None,
     rate: Annotated[float, typer.Option(min=1, max=10_000, help="rankings per second")] = 900,
     events: Annotated[float, typer.Option(min=1, max=10_000, help="viewer events per second")] = 500,
-    probes: Annotated[float, typer.Option(min=0.1, max=100, help="probe events per second")] = 5,
     duration: Annotated[float, typer.Option(min=1, max=600, help="measured seconds")] = 30,
-    warmup: Annotated[float, typer.Option(min=0, max=600, help="warm-up seconds, without probes")] = 10,
-    slo: SloFile = None,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
     """Measure, under load, the time from an event to the first ranking that shows it.
 
-    The p99 of this time must be below 1 s. The rates of rankings and of events must reach 95 % of
-    their targets, and no ranking may fail. Rankings follow the headline profile.
+    Five probe events per second are posted, after a warm-up of 10 s. The p99 of this time must be
+    below 1 s. The rates of rankings and of events must reach 95 % of their targets, and no ranking
+    may fail. Rankings follow the headline profile.
 
     The test posts synthetic viewer events to the service at --url, and the service keeps them. Do
     not run it against a service in production use.
@@ -120,46 +112,18 @@ def freshness(
     from loadtest.scenarios.freshness import FreshnessPlan, run_freshness
 
     def measured(folder: Path) -> Report:
-        profile = load_profile("headline", target_rps=rate, duration_s=duration, warmup_s=warmup)
+        profile = load_profile("headline", target_rps=rate, duration_s=duration)
         kinds = None if ids else read_log_kinds(log)
         used, profile = find_ids(ids, log, profile, print_progress)
-        plan = FreshnessPlan(profile, events, probes)
-        return run_freshness(plan, running_url(url), used, kinds, load_slo(slo), folder)
+        return run_freshness(
+            FreshnessPlan(profile, events), running_url(url), used, kinds, load_slo(), folder
+        )
 
     run_scenario("freshness", out, measured, freshness_findings, as_json)
 
 
 @app.command()
-def slow(
-    url: Url = None,
-    log: Log = LOG,
-    ids: Ids = None,
-    rps: Annotated[float, typer.Option(min=50, help="normal requests per second")] = 300,
-    clients: Annotated[int, typer.Option(min=2, max=2_000, help="slow clients")] = 500,
-    pairs: Annotated[int, typer.Option(min=1, max=100, help="pairs of windows to measure")] = 5,
-    as_json: Json = False,
-) -> None:
-    """Measure how clients that send one byte per second affect normal requests.
-
-    Half of the slow clients send their headers slowly, the other half their bodies. Windows without
-    and with slow clients alternate, --pairs times. With them, the p99 of normal requests may be at
-    most 1.2 times as long as without them, and no normal request may fail.
-
-    Exit code 0: the limits held. 1: they did not hold. 2: there is no valid measurement, because
-    the load generator was late or the run failed.
-    """
-    from loadtest.scenarios.slow import run_slow, slow_summary
-
-    def measured(_: Path) -> Report:
-        used, profile = find_ids(ids, log, load_profile("headline", target_rps=rps), print_progress)
-        return run_slow(profile, running_url(url), used, clients, pairs)
-
-    run_scenario("slow", None, measured, slow_summary, as_json, writes=False)
-
-
-@app.command()
 def knee(
-    work: Work = WORK,
     config: Config = CONFIG,
     candidates: Annotated[int, typer.Option(min=1, max=MAX_CANDIDATES, help="candidates per request")] = 55,
     out: Out = None,
@@ -175,24 +139,22 @@ def knee(
     from loadtest.report.knee import knee_findings
     from loadtest.scenarios.knee import run_knee
 
-    measured = partial(run_knee, Workspace(work), config, candidates, emit=print_progress)
+    measured = partial(run_knee, WORK, config, candidates, emit=print_progress)
     run_scenario("knee", out, measured, knee_findings, as_json)
 
 
 @app.command()
 def compare(
-    work: Work = WORK,
-    rounds: Annotated[int, typer.Option(min=1, max=100, help="number of rounds at each load")] = 5,
     seconds: Annotated[int, typer.Option(min=1, max=600, help="seconds of each service in a round")] = 6,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
     """Compare tabrank and plain FastAPI in turns. About 10 minutes.
 
-    Both services run the whole time, and the load goes to one of them after the other. There are
-    seven loads: a closed loop on 1, 8, 32 and 64 connections, then an open loop at 10, 100 and 900
-    requests/s. A service must answer 90 % of the requests of a rate in full in the first round.
-    Otherwise it is not measured at this rate in the later rounds.
+    Both services run the whole time, and the load goes to one of them after the other, in five
+    rounds at each load. There are seven loads: a closed loop on 1, 8, 32 and 64 connections, then
+    an open loop at 10, 100 and 900 requests/s. A service must answer 90 % of the requests of a rate
+    in full in the first round. Otherwise it is not measured at this rate in the later rounds.
 
     Exit code 0: both services were measured at all loads. 1: a service was not measured at a load.
     2: there is no valid measurement, because the load generator was late or the run failed.
@@ -200,46 +162,14 @@ def compare(
     from loadtest.report.compare import compare_summary
     from loadtest.scenarios.compare import run_compare
 
-    measured = partial(run_compare, Workspace(work), emit=print_progress, rounds=rounds, seconds=seconds)
+    measured = partial(run_compare, WORK, emit=print_progress, seconds=seconds)
     run_scenario("compare", out, measured, compare_summary, as_json)
 
 
 @app.command()
-def scale(
-    work: Work = WORK,
-    config: Config = CONFIG,
-    part: Annotated[list[str] | None, typer.Option(help="replicas or step; both by default")] = None,
-    cycles: Annotated[int, typer.Option(min=1, max=100, help="number of replica cycles 1 → 3 → 1")] = 5,
-    hold: Annotated[float, typer.Option(min=5, max=600, help="seconds for each change of replicas")] = 15,
-    out: Out = None,
-    as_json: Json = False,
-) -> None:
-    """Test scaling of replicas under load with a throttled Scorer. About 6 minutes.
-
-    The part `replicas` changes the number of replicas from 1 to 3 and back, --cycles times, at 60 %
-    of the capacity of one replica. No request may fail.
-
-    The part `step` doubles the load. Within 10 s more replicas must run, and the p99 must be within
-    its limit again.
-
-    Exit code 0: the limits held. 1: they did not hold. 2: there is no valid measurement, because
-    the load generator was late or the run failed.
-    """
-    from loadtest.report.scale import scale_summary
-    from loadtest.scenarios.scale import PARTS, run_scale
-
-    parts = tuple(dict.fromkeys(part)) if part else PARTS
-    measured = partial(run_scale, Workspace(work), config, parts, cycles, hold, emit=print_progress)
-    run_scenario("scale", out, measured, scale_summary, as_json)
-
-
-@app.command()
 def overload(
-    work: Work = WORK,
     config: Config = CONFIG,
     times: Annotated[str, typer.Option(help="offered rates, as multiples of the knee")] = "1.2,2,3",
-    seconds: Annotated[float, typer.Option(min=5, max=600, help="seconds of each overload")] = 60,
-    bursts: Annotated[int, typer.Option(min=0, max=40, help="bursts of twice the knee, one in 15 s")] = 0,
     knee: Annotated[float | None, typer.Option(min=1, help="the knee in req/s, if you know it")] = None,
     out: Out = None,
     as_json: Json = False,
@@ -272,25 +202,23 @@ def overload(
     from loadtest.scenarios.overload_verdict import Overload
 
     def measured(folder: Path) -> Report:
-        loads = [Overload(each, seconds) for each in read_times(times)]
-        loads += [Overload.short(bursts)] if bursts else []
-        return run_overload(Workspace(work), config, loads, folder, print_progress, knee)
+        loads = [Overload(each) for each in read_times(times)]
+        return run_overload(WORK, config, loads, folder, print_progress, knee)
 
     run_scenario("overload", out, measured, overload_summary, as_json)
 
 
 @app.command()
 def chaos(
-    work: Work = WORK,
     config: Config = CONFIG,
     fault: Annotated[list[str] | None, typer.Option(help="fault; repeat for more; all by default")] = None,
     rate: Annotated[float | None, typer.Option(min=1, help="requests/s, instead of 60 % of the knee")] = None,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """Start the service and inject faults under load. Under 25 minutes.
+    """Start the service and inject faults under load. Under 20 minutes.
 
-    Faults are kills, hangs, pauses, unavailable stores and configuration changes. The report lists
+    Faults are kills, hangs, pauses, a damaged store, a full disk and redeploys. The report lists
     the allowed and the measured effect of each fault; docs/chaos.md has the table.
 
     Exit code 0: all limits held. 1: a limit did not hold. 2: there is no valid measurement, because
@@ -299,43 +227,8 @@ def chaos(
     from loadtest.report.chaos import chaos_summary
     from loadtest.scenarios.chaos.run import run_chaos
 
-    measured = partial(run_chaos, Workspace(work), config, fault or (), rate, emit=print_progress)
+    measured = partial(run_chaos, WORK, config, fault or (), rate, emit=print_progress)
     run_scenario("chaos", out, measured, chaos_summary, as_json)
-
-
-@app.command()
-def soak(
-    rate: Annotated[float, typer.Option(min=1, max=10_000, help="requests per second, say 70 % of the knee")],
-    url: Url = None,
-    minutes: Annotated[float, typer.Option(min=0.05, max=10_080, help="measured minutes")] = 10,
-    cluster: Annotated[Path, typer.Option(help="run folder of the service at --url")] = Path("var/run"),
-    log: Log = LOG,
-    ids: Ids = None,
-    out: Out = None,
-    as_json: Json = False,
-) -> None:
-    """Load the service at --url for a long time and detect latency drift and resource leaks.
-
-    A warm-up of 30 s comes first and is not counted. There are three limits:
-
-    - The p99 of the last third of the time is at most 10 % above the p99 of the first third.
-
-    - After the first fifth of the time, the private resident memory of all processes grows by at
-    most 5 %, and so does the number of their open files.
-
-    - No request fails.
-
-    Exit code 0: the limits held. 1: they did not hold. 2: there is no valid measurement, because
-    the load generator was late, no service answered, or the input is unusable.
-    """
-    from loadtest.report.run import soak_findings
-    from loadtest.scenarios.soak import run_soak, soak_profile
-
-    def measured(folder: Path) -> Report:
-        used, profile = find_ids(ids, log, soak_profile(rate, minutes * 60), print_progress)
-        return run_soak(profile, running_url(url), used, cluster, folder, print_progress)
-
-    run_scenario("soak", out, measured, soak_findings, as_json)
 
 
 if __name__ == "__main__":

@@ -23,14 +23,11 @@ def run_scenario(
     measured: Callable[[Path], Report],
     summed_up: Callable[[Report], object],
     as_json: bool,
-    *,
-    writes: bool = True,
 ) -> None:
     """Measure, print the report, and exit by its verdict.
 
-    `measured` takes the folder in which to write its report: `out`, or var/loadtest/NAME-TIME by
-    default. If `writes` is False, it writes no folder, and `out` may exist already. `summed_up`
-    turns the report into text for the terminal.
+    `measured` takes the new folder in which to write its report: `out`, or var/loadtest/NAME-TIME
+    by default. `summed_up` turns the report into text for the terminal.
 
     Raises:
         TabrankError: if the measurement is impossible or was interrupted. With `as_json` the reason
@@ -38,8 +35,7 @@ def run_scenario(
     """
     folder = out or Path("var/loadtest") / f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
     try:
-        if writes:
-            refuse_existing(folder)
+        refuse_existing(folder)
         report = measured(folder)
     except TabrankError as error:
         # `Commands` prints the error and exits with 2.
@@ -49,8 +45,7 @@ def run_scenario(
     except KeyboardInterrupt:
         raise TabrankError(INTERRUPTED) from None
     print(json.dumps(report) if as_json else summed_up(report))
-    if folder.exists():
-        print_progress(f"report: {folder / 'report.html'}")
+    print_progress(f"report: {folder / 'report.html'}")
     raise typer.Exit(EXIT_CODES[report["verdict"]])
 
 

@@ -82,7 +82,7 @@ def test_each_kind_has_a_section_with_examples_of_rooms_and_a_shop(kind):
 
 def test_all_other_examples_are_valid():
     examples = [block for block in blocks()[1:] if "kind =" in block]
-    assert len(examples) == len(KINDS) + 3
+    assert len(examples) == len(KINDS) + 2
     for block in examples:
         read_surface(EXAMPLES + block)
 

@@ -10,12 +10,12 @@ import pytest
 from serve.model import artifact, scorers
 from serve.model.encoder import CLIP
 from training.data import doubts, encoding
+from training.evaluation import paired
 from training.examination import estimate
 from training.fit import sizing, teaching
 from training.fit.loop import FitConfig
 from training.fit.sizing import sized
 from training.search import space, task, trials, winner
-from training.search.search import SearchSettings
 
 GUIDE = " ".join((Path(__file__).parents[1] / "docs" / "model.md").read_text().split())
 
@@ -54,7 +54,7 @@ def sentences():
     yield f"({space.WIDTHS[0]} to {space.WIDTHS[-1]})"
     yield f"{trials.ROWS_PER_S} rows for each second of the budget, {trials.MIN_TRIAL_ROWS:,} at least"
     yield f"{task.SHARES['training']:.0%} train, {task.SHARES['test']:.0%} compare".replace("%", " %")
-    yield f"at most {SearchSettings(1.0).margin:.0%}".replace("%", " %")
+    yield f"at most {paired.MARGIN:.0%}".replace("%", " %")
     yield f"otherwise by more than {scorers.TOLERANCE:.5f}"
     yield f"more than {scorers.MAX_RESIDUAL:.6f} for a row"
     yield f"the import warns below {doubts.ENOUGH_POSITIVES:,}"

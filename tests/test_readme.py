@@ -70,12 +70,11 @@ def shell(script, cwd, accept=(0,)):
 def operate(tree):
     """Run the README's commands for operation on the running service."""
     (tree / "load.csv").write_text("t_s,offered_rps\n0,50\n10,100\n")
-    for command in OPERATING[:-2]:
+    *others, popular = OPERATING
+    for command in others:
         # The console runs until Ctrl-C.
         ends = "timeout --preserve-status --signal=INT 8 " * command.endswith(" console")
-        shell(ends + command.removesuffix(" --watch"), tree)
-    *_, popular, render = OPERATING
-    assert shell(render, tree).stdout.startswith("# tabrank.service, written by")
+        shell(ends + command, tree)
     shell(popular, tree)
     request = json.loads((tree / "var/log/request.json").read_text())
     answer = httpx.post("http://127.0.0.1:8000/v1/rank", json=request, timeout=30).json()

@@ -137,7 +137,6 @@ def fit(
             "2 million, which takes about a minute; else 1."
         ),
     ] = None,
-    storage: Annotated[Path | None, typer.Option(help="Folder from which a killed fit resumes.")] = None,
     as_json: Json = False,
 ) -> None:
     """Train a model, calibrate it, and write it as an artifact.
@@ -160,8 +159,7 @@ def fit(
         log,
         out,
         partial(sized, **given),
-        storage=storage,
-        progress=ProgressLines("features"),
+        ProgressLines("features"),
     )
     PARTS.end()
     for line in (Examination.of(manifest)[0].describe(), *manifest["advice"]):
@@ -207,35 +205,30 @@ def weights(
     model: Model,
     log: LogFolder,
     sweep: Annotated[str, typer.Option(help="An outcome and its range of weights, such as hide=-50..0.")],
-    steps: Annotated[int, typer.Option(min=2, max=101, help="How many weights to try, evenly spaced.")] = 11,
-    give: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Share of the primary outcome that may be lost.")
-    ] = 0.01,
     history: History = None,
     out: Annotated[Path | None, typer.Option(help="New folder for report.json and report.html.")] = None,
-    as_json: Json = False,
 ) -> None:
     """Try a range of weights for an outcome on a log: what each weight gains and costs.
 
-    No experiment is needed. For each weight, the command estimates the amount of every outcome per
-    exposure, corrected for position bias, and its change against the surface's own weights, with
-    95 % intervals.
+    No experiment is needed. For each of eleven weights, the command estimates the amount of every
+    outcome per exposure, corrected for position bias, and its change against the surface's own
+    weights, with 95 % intervals.
 
     It recommends the strongest weight that is shown to change the swept outcome in the wanted
-    direction, even though several were tried, and to lose less than the share --give of the primary
-    outcome. No other outcome may be shown to lose more, and the model must have beaten its rivals.
-    It prints this weight as a line for an arm in cluster.yaml.
+    direction, even though several were tried, and to lose less than 1 % of the primary outcome. No
+    other outcome may be shown to lose more, and the model must have beaten its rivals. It prints
+    this weight as a line for an arm in cluster.yaml.
     """
-    from training.evaluation.sweep import sweep_log
-    from training.evaluation.sweep_page import page, text, write
+    from training.evaluation.what_if import sweep_log
+    from training.evaluation.what_if_page import weights_page, weights_text, write
 
     if out is not None:
         refuse_existing(out)
-    result = sweep_log(model, history, log, sweep, steps, give, ProgressLines("weights"))
+    result = sweep_log(model, history, log, sweep)
     _warn_of_training(result["rows_seen_in_training"])
     if out is not None:
-        write(out, result, page(result))
-    answer(result, as_json, text(result))
+        write(out, result, weights_page(result))
+    print(weights_text(result))
 
 
 @app.command()
@@ -245,7 +238,6 @@ def slate(
     config: Annotated[Path, typer.Option(help="The file that declares the arm.")] = CONFIG,
     history: History = None,
     out: Annotated[Path | None, typer.Option(help="New folder for report.json and report.html.")] = None,
-    as_json: Json = False,
 ) -> None:
     """Measure on a log what an arm's slate rules cost, all together and each alone.
 
@@ -254,21 +246,19 @@ def slate(
     share of rankings that the rule changes; how far it moves candidates; and how it spreads
     impressions, for example over hosts. Surface and models are those that the file names.
     """
-    from training.evaluation.slate_cost import cost_of_arm
-    from training.evaluation.slate_cost_page import page, text
-    from training.evaluation.sweep_page import write
+    from training.evaluation.what_if import cost_of_arm
+    from training.evaluation.what_if_page import slate_page, slate_text, write
     from training.experiment.declared import declared_arm
 
     if out is not None:
         refuse_existing(out)
     declared, args = declared_arm(config, arm)
     base = config.parent
-    result = cost_of_arm(declared, args.load_surface(base), place(args.models, base), log, history=history)
-    _warn_of_training(result.get("rows_seen_in_training", 0))
+    result = cost_of_arm(declared, args.load_surface(base), place(args.models, base), log, history)
+    _warn_of_training(result["rows_seen_in_training"])
     if out is not None:
-        write(out, result, page(result))
-        print_progress(f"the page is {out / 'report.html'}")
-    answer(result, as_json, text(result))
+        write(out, result, slate_page(result))
+    print(slate_text(result))
 
 
 @app.command()
@@ -342,13 +332,12 @@ def forget(
 def report(
     model: Model,
     out: Annotated[Path, typer.Option(help="The folder for report.html, MODEL_CARD.md and evaluation.json.")],
-    as_json: Json = False,
 ) -> None:
     """Write a model's report and model card again, from the evaluation stored in its artifact."""
     from training.evaluation.report import regenerate
 
     regenerate(model, out)
-    answer({"out": str(out)}, as_json, f"{out / 'report.html'}, {out / 'MODEL_CARD.md'}")
+    print(f"{out / 'report.html'}, {out / 'MODEL_CARD.md'}")
 
 
 @app.command()

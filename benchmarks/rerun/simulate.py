@@ -28,9 +28,15 @@ TREATMENT, CONTROL = "tabnet", "popular"
 
 
 def simulate(
-    log: Path, url: str, out: Path, *, days: float, rankings: int, progress: Progress = lambda share: None
+    log: Path,
+    url: str,
+    out: Path,
+    *,
+    days: float = 7.0,
+    rankings: int = 50_000,
+    progress: Progress = lambda share: None,
 ) -> dict[str, Any]:
-    """Continue the world of a simulated log for `days`, with rankings by the service at `url`.
+    """Continue the world of a simulated log for `days`, with `rankings` visits to the service.
 
     The service assigns the viewers to its arms and writes the log. The result, which is also
     written to `out`/truth.json, holds the expected clicks and joins of each of the `arms`, and the

@@ -129,18 +129,16 @@ def allow_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def arrivals(
-    rate_rps: Callable[[], float], blocks: Iterable[Block], rng: np.random.Generator
-) -> Iterator[float]:
+def arrivals(rate_rps: float, blocks: Iterable[Block], rng: np.random.Generator) -> Iterator[float]:
     """Yield the times at which to send a request, in ascending seconds from 0.
 
     Within a block the times are those of a Poisson process of which the number of requests is
-    known. This number is the expected one, so that a run offers exactly its nominal rate. Each
-    block calls `rate_rps` again, which returns the rate at factor 1.
+    known. This number is the expected one, so that a run offers exactly its nominal rate. At factor
+    1 the rate is `rate_rps`.
     """
     begins_s = 0.0
     for block in blocks:
-        count = block.num_requests(rate_rps())
+        count = block.num_requests(rate_rps)
         yield from (begins_s + block.seconds * _places(block, np.sort(rng.random(count)))).tolist()
         begins_s += block.seconds
 

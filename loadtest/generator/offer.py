@@ -193,7 +193,7 @@ def _result_of(load: OfferedLoad, begin: Callable[[float], None]) -> OfferResult
     if load.connections:
         dispatcher.run_closed(load.connections, load.seconds, requests)
     else:
-        dispatcher.run(arrivals(lambda: load.rate_rps, load.blocks, np.random.default_rng(SEED)), requests)
+        dispatcher.run(arrivals(load.rate_rps, load.blocks, np.random.default_rng(SEED)), requests)
     gevent.killall(filter(None, [progress]))
     connections.close()
     return OfferResult(record.requests(), [Failure(at_s - begun, kind) for at_s, kind in failures])

@@ -1,10 +1,8 @@
-"""Count replicas and nodes during a load, in the run folder of `serve up` or on Ray's dashboard."""
+"""Count replicas and nodes during a load, in the run folder of `serve up`."""
 
 from __future__ import annotations
 
-import http.client
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -12,11 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from loadtest.errors import LoadtestError
-from loadtest.measure.service import ask
+from serve.contract.commands import RUN
 
-DEFAULT_RUN = Path("var/run")
-APPLICATIONS = "/api/serve/applications/"
-NODES = "/api/v0/nodes?detail=true&limit=10000"
 # Time between two samples: a timeline has one row per second.
 PERIOD_S = 1.0
 # Errors of reading a cluster that has no Serve, or whose Serve starts or stops.
@@ -41,31 +36,12 @@ class ClusterSample:
 Look = Callable[[], tuple[Mapping[str, int], int | None]]
 
 
-def find_cluster(named: str | None, url: str) -> Look | None:
-    """Return the reader of the named cluster.
-
-    Without a name, return that of `var/run` if its service is the one at `url`, and otherwise None.
-
-    Raises:
-        LoadtestError: if the named cluster is not readable.
-    """
-    if named is None:
-        base = (read_service(DEFAULT_RUN).get("url") or "").rstrip("/")
-        # The service's URL has no path, but `url` may have that of an application.
-        ours = bool(base) and f"{url.rstrip('/')}/".startswith(f"{base}/")
-        return partial(look_at_folder, DEFAULT_RUN) if ours else None
-    is_url = named.startswith(("http://", "https://"))
-    look: Look = partial(look_at_dashboard, named) if is_url else partial(look_at_folder, Path(named))
-    try:
-        replicas, _ = look()
-    except UNREADABLE_ERRORS as error:
-        raise LoadtestError(
-            f"--cluster {named}: found no Ray Serve there ({error}); name a run folder of `serve up`, "
-            "or the URL of a Ray dashboard, such as http://127.0.0.1:8265"
-        ) from None
-    if not replicas:
-        raise LoadtestError(f"--cluster {named}: found no deployment there; check that the service is up")
-    return look
+def find_cluster(url: str) -> Look | None:
+    """Return the reader of `var/run` if its service is the one at `url`, and otherwise None."""
+    base = (read_service(RUN).get("url") or "").rstrip("/")
+    # The service's URL has no path, but `url` may have that of an application.
+    ours = bool(base) and f"{url.rstrip('/')}/".startswith(f"{base}/")
+    return partial(look_at_folder, RUN) if ours else None
 
 
 def read_service(folder: Path) -> dict[str, Any]:
@@ -91,29 +67,6 @@ def look_at_folder(folder: Path) -> tuple[Mapping[str, int], int | None]:
     nodes = read_service(folder).get("nodes")
     running = {name: states.get("RUNNING", 0) for name, states in replica_states(folder).items()}
     return running, None if nodes is None else sum(bool(node["alive"]) for node in nodes)
-
-
-def look_at_dashboard(url: str) -> tuple[Mapping[str, int], int | None]:
-    """Return the running replicas by deployment, and the number of live nodes, from a dashboard.
-
-    Raises:
-        LoadtestError: if the dashboard's REST API does not answer.
-    """
-    replicas = {
-        name: sum(replica["state"] == "RUNNING" for replica in deployment["replicas"])
-        for name, deployment in deployments(_get(url, APPLICATIONS)["applications"])
-    }
-    nodes = _get(url, NODES)["data"]["result"]["result"]
-    return replicas, sum(node["state"] == "ALIVE" for node in nodes)
-
-
-def _get(url: str, path: str) -> Any:
-    token = os.environ.get("RAY_AUTH_TOKEN")
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    status, body = ask(url.rstrip("/"), path, headers=headers)
-    if status != http.client.OK:
-        raise LoadtestError(f"{path} answered {status}")
-    return json.loads(body)
 
 
 def deployments(applications: Mapping[str, Any]) -> list[tuple[str, Any]]:

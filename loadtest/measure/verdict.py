@@ -13,10 +13,6 @@ from loadtest.workload.profiles import Slo
 
 Verdict = Literal["held", "not held", "void"]
 REMEDY = "give it a core of its own or lower the rate"
-# Limit of `loadtest slow`: the p99 with slow clients, as a multiple of the p99 without them.
-MAX_SLOW_RATIO = 1.2
-# `loadtest slow` is void if the median over its windows of the generator's lateness is above this.
-MAX_SLOW_LATE_MS = 10.0
 # The p99 of freshness must be below this limit.
 FRESHNESS_LIMIT_MS = 1000.0
 # With fewer samples, the p99 of freshness would be the slowest sample.
@@ -27,8 +23,8 @@ MIN_ACHIEVED = 0.95
 # to 1, because the speed of a shared machine varies.
 LEAST_KNEE = 0.6
 EXIT_CODES: dict[Verdict, int] = {"held": 0, "not held": 1, "void": 2}
-# Words for the verdicts on a page. A part of a measurement that is impossible was "not run".
-WORDS = {"held": "held", "not held": "not held", "void": "no verdict", "not run": "not run"}
+# Words for the verdicts on a page.
+WORDS = {"held": "held", "not held": "not held", "void": "no verdict"}
 
 
 def judge(measured: Measurement, slo: Slo) -> tuple[Verdict, list[str]]:
@@ -73,17 +69,6 @@ def verdict_if_late(broken: list[str], late_ms: float, limit_ms: float) -> tuple
     return verdict_on(broken, late_ms if broken else 0.0, limit_ms)
 
 
-def judge_slow_clients(ratio: float, num_failed: int, late_ms: float) -> Verdict:
-    """Return the verdict of `loadtest slow`.
-
-    `ratio` is the p99 with slow clients divided by that without them, and `num_failed` the number
-    of normal requests that failed.
-    """
-    if late_ms > MAX_SLOW_LATE_MS:
-        return "void"
-    return "held" if ratio <= MAX_SLOW_RATIO and not num_failed else "not held"
-
-
 def judge_freshness(report: Mapping[str, Any], late_limit_ms: float) -> tuple[Verdict, list[str]]:
     """Compare a report of freshness with its limits; return the verdict and its reasons.
 
@@ -96,13 +81,6 @@ def judge_freshness(report: Mapping[str, Any], late_limit_ms: float) -> tuple[Ve
 def listed(kinds: Mapping[str, int]) -> str:
     """Return counts by kind as text: `3 timeout, 1 HTTP 503`."""
     return ", ".join(f"{number} {kind}" for kind, number in kinds.items())
-
-
-def failures(found: Mapping[str, Any]) -> list[str]:
-    """Return a sentence about the failed requests of a run, or an empty list if none failed."""
-    if not found["errors"]:
-        return []
-    return [f"{found['errors']:,} of {found['requests']:,} requests failed: {listed(found['error_kinds'])}"]
 
 
 def _broken(measured: Measurement, slo: Slo) -> Iterator[str]:
@@ -131,7 +109,7 @@ def _broken_freshness(report: Mapping[str, Any]) -> Iterator[str]:
     fresh, rank, events = report["freshness_ms"], report["rank"], report["events"]
     if fresh["samples"] < MIN_SAMPLES:
         few = f"there were only {fresh['samples']} probes, and at least {MIN_SAMPLES} are needed"
-        yield f"{few}; raise --duration or --probes"
+        yield f"{few}; raise --duration"
     if fresh["samples"] and fresh["p99"] is None:
         missed = listed(fresh["missed_kinds"])
         yield f"{fresh['missed']} of {fresh['samples']} probes never showed in a ranking ({missed})"

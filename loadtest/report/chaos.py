@@ -9,13 +9,20 @@ from loadtest.measure.measure import milliseconds
 from loadtest.measure.timeline import Moment
 from loadtest.measure.verdict import WORDS
 from loadtest.report.plots import load_and_cluster
-from loadtest.report.report import SAME_CORES, Report, doubts, marked, verdict, with_reasons, write_report
+from loadtest.report.report import (
+    SAME_CORES,
+    Report,
+    doubts,
+    marked,
+    row_line,
+    rows_table,
+    verdict,
+    write_report,
+)
 from loadtest.workload.profiles import Slo
 from serve.contract.validation import spelled
-from serve.report.page import bullets, section, table, tiles
+from serve.report.page import bullets, section, tiles
 from serve.report.rows import number
-
-HEAD = ("fault", "allowed", "measured", "held")
 
 
 def chaos_summary(report: Report) -> str:
@@ -26,14 +33,17 @@ def chaos_summary(report: Report) -> str:
 
 def fault_line(found: Report) -> str:
     """Return one fault as a line for a terminal, with its reasons below."""
-    line = f"  {found['fault']:16} {WORDS[found['verdict']]:10} {_measured(found) or '–'}"
-    return with_reasons(line, found["reasons"])
+    return row_line({"fault": found["fault"], **_cells(found)}, found["reasons"])
+
+
+def _cells(found: Report) -> dict[str, str]:
+    """Return what is told of a fault by the names of the columns."""
+    allowed, held = {"allowed": found["allowed"]}, {"verdict": WORDS[found["verdict"]]}
+    # A fault that could not be measured has reasons alone.
+    return held | allowed | {"measured": _measured(found) if "requests" in found else "–"}
 
 
 def _measured(found: Report) -> str:
-    """Return the measurements of a fault as text; empty if there are none."""
-    if "requests" not in found:
-        return ""
     p99 = " → ".join(milliseconds(found[f"p99_{when}_ms"]) for when in ("before", "during", "after"))
     parts = [
         f"{found['requests']:,} requests, {found['failed']} failed, {found['failed_first']} before the retry "
@@ -54,30 +64,23 @@ def _after(value: float | None) -> str:
 def write_chaos(folder: Path, report: Report, lines: Mapping[str, Sequence[Moment]], slo: Slo) -> None:
     """Write the report folder. In case of an error, nothing is written."""
     faults = report["faults"]
-    cells = [
-        (one["allowed"], _measured(one) or "; ".join(one["reasons"]), WORDS[one["verdict"]]) for one in faults
-    ]
-    run = [one for one in faults if one["verdict"] != "not run"]
-    left = [one["fault"] for one in faults if one["verdict"] == "not run"]
-    num_held = sum(one["verdict"] == "held" for one in run)
-    reasons = [f"{one['fault']}: {reason}" for one in run or faults for reason in one["reasons"]]
-    failed, sent = (sum(one.get(key, 0) for one in run) for key in ("failed", "requests"))
+    num_held = sum(one["verdict"] == "held" for one in faults)
+    failed, sent = (sum(one.get(key, 0) for one in faults) for key in ("failed", "requests"))
     load = ("knee", f"{number(report['knee_rps'])} /s", "the load is 60 % of it")
     if rate_rps := report.get("rate_rps"):
         load = ("load", f"{rate_rps:g} /s", "as the command was told; no knee was measured")
     numbers = [
-        ("faults held", f"{num_held} of {len(faults)}", f"{len(left)} not run"),
+        ("faults held", f"{num_held} of {len(faults)}", ""),
         ("requests that failed", f"{failed:,} of {sent:,}", "after one retry"),
         load,
     ]
-    skipped = [f"Not run: {', '.join(left)}."] if left else []
-    doubt = doubts(report, "Each fault was injected once, and none during another.", *skipped)
-    claim = f"survival of faults under load ({len(run)} run)"
+    reasons = [f"{one['fault']}: {reason}" for one in faults for reason in one["reasons"]]
+    doubt = doubts(report, "Each fault was injected once, and none during another.")
     held = "each fault had at most the effect that is allowed for it"
     body = [
-        verdict(report, claim, held, reasons, doubt),
+        verdict(report, f"survival of faults under load ({len(faults)} run)", held, reasons, doubt),
         tiles(marked(report["verdict"], numbers)),
-        table([HEAD, *((one["what"], *row) for one, row in zip(faults, cells, strict=True))]),
+        rows_table([{"fault": one["what"], **_cells(one)} for one in faults]),
     ]
     for one in faults:
         if one["fault"] in lines:
@@ -87,6 +90,6 @@ def write_chaos(folder: Path, report: Report, lines: Mapping[str, Sequence[Momen
     write_report(folder, report, "Chaos", body, footer)
 
 
-FOOTER = f"""{SAME_CORES}Open loop: requests are sent at random times (Poisson arrivals), a third more of them
-during changes of the service. The client has a timeout of {{timeout_ms:g}} ms and retries once, within its budget. The
-plots begin 3 s into the load; the fault begins 5 s later."""
+FOOTER = f"""{SAME_CORES}Open loop: requests are sent at random times (Poisson arrivals). The client has a
+timeout of {{timeout_ms:g}} ms and retries once, within its budget. The plots begin 3 s into the load; the fault begins
+5 s later."""

@@ -6,13 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from loadtest.measure.verdict import listed
-from loadtest.report.report import SAME_CORES, Report, doubts, verdict, write_report
+from loadtest.report.report import SAME_CORES, Report, doubts, row_line, rows_table, verdict, write_report
 from serve.report.charts import Axis, Series, plot
-from serve.report.page import bullets, table
-from serve.report.rows import columns, number
+from serve.report.page import bullets
+from serve.report.rows import number
 
 NUMBERS = {"rps": "requests/s", "p50_ms": "p50 ms", "p99_ms": "p99 ms"}
-HEAD = ("load", "service", *NUMBERS.values(), "not in full", "late s", "CPU µs a full answer")
 
 
 def write_compare(folder: Path, report: Report) -> None:
@@ -33,7 +32,7 @@ def write_compare(folder: Path, report: Report) -> None:
     body = [
         verdict(report, "tabrank and FastAPI measured in turns", last, report["reasons"], doubt),
         plot("Full answers", Axis(""), Axis("requests/s", zero=True), bars),
-        table([HEAD, *_rows(report)]),
+        rows_table([*_rows(report)]),
         bullets([*ratios, last]),
     ]
     write_report(folder, report, _title(report), body, FOOTER)
@@ -42,7 +41,7 @@ def write_compare(folder: Path, report: Report) -> None:
 def compare_summary(report: Report) -> str:
     """Return the report as lines for a terminal."""
     head = f"{_title(report)}: {report['verdict']}"
-    return "\n".join([head, columns([HEAD, *_rows(report)]), *_notes(report)])
+    return "\n".join([head, *(row_line(row, ()) for row in _rows(report)), *_notes(report)])
 
 
 def window_line(name: str, window: Report) -> str:
@@ -59,13 +58,20 @@ def _title(report: Report) -> str:
     return f"Tabrank and FastAPI in turns, {report['rounds']} of {report['window_s']} s at each load"
 
 
-def _rows(report: Report) -> Iterator[tuple[str, ...]]:
+def _rows(report: Report) -> Iterator[dict[str, str]]:
     for at, load in report["loads"].items():
         for name, found in load["services"].items():
-            numbers = (number(found[key], ",.1f") for key in NUMBERS)
             others = listed({end: times for end, times in found["ended"].items() if end != "full"})
-            cpu = ", ".join(f"{group} {us:,.0f}" for group, us in found["cpu_us"].items())
-            yield at, _named(name, found), *numbers, others or "0", str(found["late_s"]), cpu
+            yield {
+                "load": at,
+                "service": _named(name, found),
+                **{label: number(found[key], ",.1f") for key, label in NUMBERS.items()},
+                "not in full": others or "0",
+                "late s": str(found["late_s"]),
+                "CPU µs a full answer": ", ".join(
+                    f"{group} {us:,.0f}" for group, us in found["cpu_us"].items()
+                ),
+            }
 
 
 def _notes(report: Report) -> Iterator[str]:

@@ -9,10 +9,10 @@ from loadtest.measure.measure import milliseconds
 from loadtest.measure.timeline import Moment
 from loadtest.measure.verdict import LEAST_KNEE, WORDS, listed
 from loadtest.report.plots import load_and_cluster
-from loadtest.report.report import Report, marked, verdict, with_reasons, write_report
+from loadtest.report.report import Report, marked, row_line, rows_table, verdict, write_report
 from loadtest.workload.profiles import Slo
 from serve.report.charts import Axis, Series, plot
-from serve.report.page import figures, paragraph, section, table, tiles
+from serve.report.page import figures, paragraph, section, tiles
 from serve.report.rows import number
 
 
@@ -24,14 +24,12 @@ def overload_summary(report: Report) -> str:
 
 def run_line(run: Report) -> str:
     """Return one run as a line for a terminal, with its reasons below."""
-    offered, *numbers = _cells(run).items()
-    shown = "; ".join(f"{name}: {value}" for name, value in numbers)
-    return with_reasons(f"  {offered[1]}: {shown}", run["reasons"])
+    return row_line(_cells(run), run["reasons"])
 
 
 def run_title(run: Report) -> str:
-    """Return the load of a run: `2×`, or `5 bursts of 2×`."""
-    return (f"{run['bursts']} bursts of " if run["bursts"] else "") + f"{run['times']:g}×"
+    """Return the load of a run as a multiple of the knee: `2×`."""
+    return f"{run['times']:g}×"
 
 
 def _control(report: Report) -> str:
@@ -77,15 +75,15 @@ def write_overload(folder: Path, report: Report, lines: Mapping[str, Sequence[Mo
         tiles(shown),
         section("Answers against load", _answers_against_load(report)),
         paragraph(lead),
-        table([list(cells[0]), *(list(row.values()) for row in cells)]),
+        rows_table(cells),
         figures({title: load_and_cluster(moments, slo) for title, moments in lines.items()}),
     ]
     write_report(folder, report, "Overload", body, FOOTER)
 
 
 def _answers_against_load(report: Report) -> str:
-    """Plot the answers and refusals of the runs without bursts, as shares of the knee."""
-    runs = sorted((run for run in report["runs"] if not run["bursts"]), key=lambda run: run["times"])
+    """Plot the answers and refusals of the runs, as shares of the knee."""
+    runs = sorted(report["runs"], key=lambda run: run["times"])
     rates = [run["goodput_by_rung_rps"] | {"refused": run["refused_rps"]} for run in runs]
     loads = [run_title(run) for run in runs]
     colours = {"full": "model", "partial": "other", "fallback": "popular", "refused": "muted"}

@@ -92,13 +92,5 @@ def freshness_over_time(probes: Mapping[str, Requests], limit_ms: float) -> str:
     return plot("", SECOND, y, series, [Limit("limit of p99", y=limit_ms)])
 
 
-def memory_and_files(at_s: Sequence[float], memory_mib: Sequence[float], files: Sequence[int]) -> str:
-    """Plot memory, and below it the number of open files, over time; both axes begin at 0."""
-    return "\n".join(
-        plot(title, SECOND, Axis(unit, zero=True), [Series(title, at_s, values)], height=HEIGHT)
-        for title, unit, values in (("Private memory", "MiB", memory_mib), ("Open files", "files", files))
-    )
-
-
 def _limits(slo: Slo) -> list[Limit]:
     return [Limit(f"{name} limit {ms:g} ms", y=ms) for name, ms in (("p90", slo.p90_ms), ("p99", slo.p99_ms))]

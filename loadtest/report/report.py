@@ -98,9 +98,19 @@ class Findings:
         return [banner, tiles(shown), figures({**plots, "All numbers": paragraph(self.lead) + numbers})]
 
 
-def with_reasons(line: str, reasons: Iterable[str]) -> str:
-    """Return a line for a terminal, with the reasons below it."""
+def row_line(cells: Mapping[str, str], reasons: Iterable[str]) -> str:
+    """Return a row of a table as a line for a terminal, with the reasons below it.
+
+    `cells` has the cells by the names of their columns. The line opens with the first cell.
+    """
+    first, *others = cells.items()
+    line = f"  {first[1]}: {'; '.join(f'{name}: {value}' for name, value in others)}"
     return "\n".join([line, *(f"    - {reason}" for reason in reasons)])
+
+
+def rows_table(rows: Sequence[Mapping[str, str]]) -> str:
+    """Return rows, whose cells have the same names, as a table of a page."""
+    return table([[*rows[0]], *([*row.values()] for row in rows)])
 
 
 def indented(numbers: Mapping[str, Any]) -> list[Row]:

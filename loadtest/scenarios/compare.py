@@ -20,12 +20,12 @@ from loadtest.measure.timeline import timeline
 from loadtest.measure.verdict import REMEDY, Verdict
 from loadtest.report.compare import NUMBERS, window_line, write_compare
 from loadtest.report.report import Report
-from loadtest.scenarios.knee import KEPT_UP, Bench
-from loadtest.targets.processes import await_full_answer, marker_of, started
+from loadtest.scenarios.bench import KEPT_UP, Bench
+from loadtest.targets.processes import await_full_answer, marker_of
 from loadtest.targets.running import cpu_by_process
-from loadtest.targets.services import TargetService, fastapi, tabrank
+from loadtest.targets.services import TargetService, fastapi
 from loadtest.targets.workspace import Progress, Workspace
-from loadtest.workload.profiles import CANDIDATES, Block
+from loadtest.workload.profiles import Block
 
 CONFIG = Path("cluster.yaml")
 
@@ -49,7 +49,7 @@ MOST_SPREAD = 1.5
 MOST_LATE = 0.1
 
 
-def run_compare(work: Workspace, out: Path, emit: Progress, rounds: int, seconds: int) -> Report:
+def run_compare(work: Workspace, out: Path, emit: Progress, seconds: int, rounds: int = 5) -> Report:
     """Start both services, load them in turns, stop them, and write the report to `out`.
 
     At each load there are `rounds` rounds, in each of which every service is loaded for `seconds`
@@ -58,16 +58,13 @@ def run_compare(work: Workspace, out: Path, emit: Progress, rounds: int, seconds
     Raises:
         LoadtestError: if a service does not start, or does not recover from a load.
     """
-    with work.locked(), ExitStack() as running:
-        services = (fastapi(work), tabrank(work, CONFIG))
-        bench = Bench.prepared(work, CANDIDATES, emit)
-        footprints = {}
+    with Bench.locked(work, CONFIG, emit) as bench, ExitStack() as running:
+        services = (fastapi(work), bench.service)
+        footprints = {
+            service.name: asdict(running.enter_context(bench.started(service))) for service in services
+        }
         for service in services:
-            emit(f"{service.name}: starting")
-            start = started(service, work, bench.bodies[0], CANDIDATES)
-            footprints[service.name] = asdict(running.enter_context(start))
-        for service in services:
-            _offer(bench, service, WARM_UP, WARM_UP_S)
+            offer_window(bench, service, WARM_UP, WARM_UP_S)
         loads = {at: alternate(bench, services, at, rounds, seconds) for at in LOADS}
     verdict, reasons = compare_verdict(loads)
     numbers = {"rounds": rounds, "window_s": seconds, "services": footprints, "loads": loads}
@@ -90,7 +87,7 @@ def alternate(bench: Bench, services: Sequence[TargetService], at: str, rounds: 
         for service in (*services[first:], *services[:first]):
             past = windows[service.name]
             if not past or past[0]["kept_up"]:
-                past.append(_offer(bench, service, LOADS[at], seconds))
+                past.append(offer_window(bench, service, LOADS[at], seconds))
                 bench.emit(f"  {at}, {window_line(service.name, past[-1])}")
                 # Queues of this window must not affect the next one.
                 await_full_answer(service, bench.bodies[0], bench.candidates)
@@ -99,7 +96,8 @@ def alternate(bench: Bench, services: Sequence[TargetService], at: str, rounds: 
     return {**asdict(LOADS[at]), "services": found, "ratios": ratios}
 
 
-def _offer(bench: Bench, service: TargetService, load: Load, seconds: int) -> Report:
+def offer_window(bench: Bench, service: TargetService, load: Load, seconds: int) -> Report:
+    """Offer a load to a service for some seconds, and return the numbers of this window."""
     marker, blocks, used_us = marker_of(bench.work, service), [Block(seconds)], Counter[str]()
     with offering(
         OfferedLoad(service.url, bench.bodies, bench.candidates, blocks=blocks, **asdict(load))

@@ -39,7 +39,7 @@ class FreshnessPlan:
 
     profile: Profile
     events_per_s: float
-    probes_per_s: float
+    probes_per_s: float = 5.0
 
     @property
     def batch(self) -> int:
@@ -70,7 +70,7 @@ def run_freshness(
         allow_open_files()
         # The probes come at random times. Regular ones might always meet the same part of a cycle
         # of the service.
-        random = arrivals(lambda: plan.probes_per_s, [Block(seconds)], np.random.default_rng([SEED, 1]))
+        random = arrivals(plan.probes_per_s, [Block(seconds)], np.random.default_rng([SEED, 1]))
         stream = viewer_events(ids, kinds, prober.run_id, plan.batch)
         with offering(OfferedLoad.of(profile, url, bodies)) as offer:
             others = [
@@ -133,7 +133,7 @@ def _try_events(url: str, prober: Prober, kinds: Sequence[str]) -> None:
 def _post_events(url: str, plan: FreshnessPlan, bodies: Iterator[bytes], posts: RequestLog) -> None:
     read = partial(read_acknowledgement, num_records=plan.batch)
     posts_per_s = plan.events_per_s / plan.batch
-    times_s = arrivals(lambda: posts_per_s, plan.profile.blocks, np.random.default_rng(SEED))
+    times_s = arrivals(posts_per_s, plan.profile.blocks, np.random.default_rng(SEED))
     with closing(Connections(url, EVENTS_PATH)) as connections:
         Dispatcher(connections.exchange, read, posts.keep).run(times_s, map(connections.prepare, bodies))
 

@@ -20,14 +20,12 @@ from loadtest.measure.timeline import Moment, timeline
 from loadtest.measure.verdict import LEAST_KNEE, Verdict, overall
 from loadtest.report.overload import run_line, run_title, write_overload
 from loadtest.report.report import Report
-from loadtest.scenarios.knee import Bench
+from loadtest.scenarios.bench import Bench
 from loadtest.scenarios.overload_verdict import Overload, judged
 from loadtest.scenarios.search import KneePlan, KneeStep, confirm_knee
-from loadtest.targets.processes import started
 from loadtest.targets.running import Target, bound_of_share_ms, gained
-from loadtest.targets.services import Document, deployments_of, tabrank
+from loadtest.targets.services import Document, deployments_of
 from loadtest.targets.workspace import Progress, Workspace
-from loadtest.workload.profiles import CANDIDATES
 from serve.report.rows import number
 
 # The warm-up reaches the first rate of the search, because one slow step there would halve the
@@ -65,13 +63,11 @@ def run_overload(
         LoadtestError: if the input, the workspace, the service or a lack of cores prevents it.
     """
     cores = _two_cores()
-    with work.locked():
-        service = tabrank(work, config)
-        target = Target.of(work, service)
-        bench = Bench.prepared(work, CANDIDATES, emit)
+    with Bench.locked(work, config, emit) as bench:
+        service, target = bench.service, Target.of(work, bench.service)
         deadline_ms = _deadline_ms(target.document())
         emit(f"the service on core {cores[0]}, the load generator on core {cores[1]}")
-        with _pinned(cores[0]), started(service, work, bench.bodies[0], CANDIDATES):
+        with _pinned(cores[0]), bench.started(service):
             os.sched_setaffinity(0, {cores[1]})
             before_rps, after_rps, steps = known_rps, known_rps, list[KneeStep]()
             if before_rps is None:

@@ -18,14 +18,15 @@ from loadtest.workload.profiles import Block, Slo
 REFUSED = "HTTP 429"
 # A replica may take this long to refuse a request: the p99.
 REFUSAL_MS = 10.0
-# A second is weak if its full answers are below this share of their mean rate. In a load with
-# bursts, a second between them is weak if they are below this share of the second's requests.
+# A second is weak if its full answers are below this share of their mean rate.
 WEAK = 0.5
 # After an overload at least BACK_SHARE of a second's requests must be full again within BACK_S.
 BACK_SHARE, BACK_S = 0.99, 2
 # If the generator was late in a larger share of the seconds, the run says too little about the
 # service, and is void.
 MOST_LATE = 0.1
+# Rate before and after an overload, as a share of the knee.
+NORMAL = 0.6
 END = float("inf")
 # Limits of shares. A row applies if the load is above the first and up to the second multiple of
 # the knee. Its other fields are the name of the number, a description, and the smallest or largest
@@ -44,72 +45,58 @@ LIMITS = (
 
 @dataclass(frozen=True)
 class Overload:
-    """Normal load with one overload, or with several short bursts.
+    """Normal load with one overload.
 
     Attributes:
         times: rate of the overload, as a multiple of the knee.
-        seconds: duration of the overload, or of each burst.
-        begins_s: second of the load at which the overload, or each burst, begins.
-        normal: rate before and after the overload, as a share of the knee.
-        after_s: duration of the normal load after the last overload.
-        bursts: number of bursts; 0 for one long overload.
+        seconds: duration of the overload.
+        begins_s: second of the load at which the overload begins.
+        after_s: duration of the normal load after the overload.
     """
 
     times: float
     seconds: float = 60.0
-    begins_s: Sequence[float] = (5.0,)
-    normal: float = 0.6
+    begins_s: float = 5.0
     after_s: float = 15.0
-    bursts: int = 0
-
-    @classmethod
-    def short(cls, number: int) -> Overload:
-        """Return a load at 70 % of the knee with bursts of twice the knee, each for 3 s.
-
-        One burst begins at a random second of each 15 s. The same number gives the same load.
-        """
-        within_s = np.random.default_rng(1).integers(2, 9, number).tolist()
-        return cls(2.0, 3.0, [15.0 * i + each for i, each in enumerate(within_s)], 0.7, bursts=number)
 
     @property
     def blocks(self) -> list[Block]:
         """Return the blocks of the load, one after the other. At factor 1 the rate is the knee."""
-        levels, at_s = list[tuple[float, float]](), 0.0
-        for begins_s in self.begins_s:
-            levels += [(begins_s - at_s, self.normal), (self.seconds, self.times)]
-            at_s = begins_s + self.seconds
-        return [Block(seconds, factor, factor) for seconds, factor in [*levels, (self.after_s, self.normal)]]
+        return [
+            Block(self.begins_s, NORMAL, NORMAL),
+            Block(self.seconds, self.times, self.times),
+            Block(self.after_s, NORMAL, NORMAL),
+        ]
+
+    @property
+    def ends_s(self) -> float:
+        """Return the second of the load at which the overload ends."""
+        return self.begins_s + self.seconds
 
     @property
     def whole_s(self) -> float:
         """Return the duration of the load in seconds."""
-        return sum(block.seconds for block in self.blocks)
-
-    def exceeds(self, second: int) -> bool:
-        """Return whether the load exceeds its normal rate for the whole of a second."""
-        return any(begins_s <= second <= begins_s + self.seconds - 1 for begins_s in self.begins_s)
+        return self.ends_s + self.after_s
 
 
 def describe(load: Overload, requests: Requests, knee_rps: float, deadline_ms: float, slo: Slo) -> Report:
-    """Return the numbers of an overload, or of a whole load with bursts.
+    """Return the numbers of an overload.
 
     Seconds in which the generator was late do not count. Latencies count from the time at which a
     request was due.
     """
     moments = timeline(requests, load.whole_s, [])
     late_s = {one.t_s for one in moments if (one.late_ms_p99 or 0.0) > slo.generator_late_ms_p99}
-    judged = [one for one in moments if load.bursts or load.exceeds(one.t_s)]
+    judged = [one for one in moments if load.begins_s <= one.t_s <= load.ends_s - 1]
     counted = [one for one in judged if one.t_s not in late_s]
     due = requests.where(np.isin(np.floor(requests.at_s), [one.t_s for one in counted]))
     num, seconds = max(len(due.ok), 1), max(len(counted), 1)
     rungs = due.where(due.ok & (due.latency_ms <= deadline_ms)).named_counts()
     refused = due.latency_ms[np.isin(due.codes, [i for i, o in enumerate(due.outcomes) if o.name == REFUSED])]
     full_rps = sum(one.full_rps for one in counted) / seconds
-    steady = [one for one in counted if not (load.bursts and load.exceeds(one.t_s))]
-    weak_s = [o.t_s for o in steady if o.full_rps < WEAK * (o.offered_rps if load.bursts else full_rps)]
+    weak_s = [one.t_s for one in counted if one.full_rps < WEAK * full_rps]
     return {
         "times": load.times,
-        "bursts": load.bursts,
         "seconds": len(judged),
         "seconds_late": len(judged) - len(counted),
         "offered_rps": len(due.ok) / seconds,
@@ -132,20 +119,14 @@ def describe(load: Overload, requests: Requests, knee_rps: float, deadline_ms: f
 
 
 def _back_s(load: Overload, moments: Sequence[Moment]) -> int | None:
-    """Return the longest time after an overload until three seconds in a row are full again.
+    """Return the seconds from the end of the overload until three seconds in a row are full again.
 
-    The time is in seconds. It is None if this does not happen before the next overload or the end.
+    The result is None if this does not happen before the end of the load.
     """
-    longest_s = 0
-    for begins_s, until_s in pairwise([*load.begins_s, END]):
-        ends_s = begins_s + load.seconds
-        after = [one for one in moments if ends_s <= one.t_s < until_s]
-        is_full = [one.full_rps >= BACK_SHARE * one.offered_rps for one in after]
-        back_s = [int(one.t_s - ends_s) for i, one in enumerate(after) if all(is_full[i : i + 3])]
-        if not back_s:
-            return None
-        longest_s = max(longest_s, back_s[0])
-    return longest_s
+    after = [one for one in moments if one.t_s >= load.ends_s]
+    is_full = [one.full_rps >= BACK_SHARE * one.offered_rps for one in after]
+    back_s = (int(one.t_s - load.ends_s) for i, one in enumerate(after) if all(is_full[i : i + 3]))
+    return next(back_s, None)
 
 
 def judged(
@@ -178,8 +159,6 @@ def _broken(found: Mapping[str, Any], slo: Slo) -> Iterator[str]:
     if found["back_s"] is None or found["back_s"] > BACK_S:
         back = "not back" if found["back_s"] is None else f"back {found['back_s']} s"
         yield f"full answers were {back} after the overload (limit {BACK_S} s)"
-    if found["bursts"]:
-        return
     for above, up_to, number, what, bound, limit in LIMITS:
         is_below, share = bound == "at least", found[number]
         if above < found["times"] <= up_to and (share < limit if is_below else share > limit):

@@ -17,7 +17,6 @@ from loadtest.errors import LoadtestError
 from loadtest.measure.service import PATH, ask, read_answer
 from loadtest.targets.services import TargetService
 from loadtest.targets.workspace import Workspace
-from serve.operate.host.run_folder import MARKER as CLUSTER
 from serve.operate.host.run_folder import kill, memory_mib, name_of, processes_with
 
 # Environment variable that every process of a measured service has.
@@ -145,8 +144,3 @@ def marker_of(work: Workspace, service: TargetService) -> str:
 def marked(marker: str) -> list[psutil.Process]:
     """Return the live processes whose environment has MARKER with this value."""
     return processes_with(MARKER, marker)
-
-
-def of_cluster(cluster_id: str) -> list[psutil.Process]:
-    """Return the live processes of the service that `serve up` started under this id."""
-    return processes_with(CLUSTER, cluster_id)

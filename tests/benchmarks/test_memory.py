@@ -5,12 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import numpy as np
 import psutil
-from typer.testing import CliRunner
 
-from benchmarks.__main__ import app
-from benchmarks.memory import held_bytes, memory, table
+from benchmarks.memory import _run, held_bytes, memory, table
 
 HOLD = """
 import mmap, sys, tempfile
@@ -36,19 +33,28 @@ def test_memory_of_children_counts_and_pages_of_files_do_not():
     assert 64 << 20 < more < 112 << 20
 
 
-def test_a_log_is_simulated_and_evaluated(tmp_path):
-    # The command itself takes no log as small as this one.
-    result = memory([8_000], tmp_path, ["fit", "evaluate"], epochs=1, budget="10s")
-    lines = result["lines"]
-    assert not result["failed"]
-    assert [(line["command"], line["rows"]) for line in lines] == [("fit", 8_000), ("evaluate", 8_000)]
-    assert all(0 < line["peak_bytes"] < 2 << 30 for line in lines)
-    assert np.isfinite([line["seconds"] for line in lines]).all()
-    rows = [row.split()[:2] for row in table(result).splitlines()]
-    assert rows[1:] == [["fit", "8,000"], ["evaluate", "8,000"]]
+def test_each_command_gets_what_the_one_before_it_wrote(tmp_path, monkeypatch):
+    calls = []
+
+    def run(name, *given):
+        calls.append([name, *map(str, given)])
+        return {"seconds": 2.0, "peak_bytes": 3 << 30, "failed": name == "search"}
+
+    monkeypatch.setattr("benchmarks.memory._run", run)
+    lines = memory([50_000], tmp_path)
+    names = ["simulate", "fit", "evaluate", "search", "publish", "refresh"]
+    assert [name for name, *_ in calls] == names
+    assert [call for call in calls if str(tmp_path / "log-50000") not in call] == [
+        ["publish", "--model", str(tmp_path / "model-50000"), "--models", str(tmp_path / "models-50000")]
+    ]
+    rows = [row.split() for row in table(lines).splitlines()[1:]]
+    assert rows[0] == ["fit", "50,000", "2", "40", "3.00"]
+    assert [row[0] for row in rows if "(failed)" in row] == ["search"]
 
 
-def test_an_unknown_command_is_refused(tmp_path):
-    done = CliRunner().invoke(app, ["memory", "--out", str(tmp_path), "--command", "publish"])
-    assert done.exit_code == 2
-    assert "--command publish: must be one of fit, evaluate, search, refresh" in done.stderr
+def test_a_command_is_run_to_its_end():
+    found = _run("simulate", "--help")
+    assert not found["failed"]
+    assert 1 << 20 < found["peak_bytes"] < 2 << 30
+    assert found["seconds"] > 0
+    assert _run("no-such-command")["failed"]

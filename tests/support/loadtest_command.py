@@ -20,18 +20,18 @@ LOADTEST = (sys.executable, "-m", "loadtest")
 IDS = {"viewers": [f"v{i}" for i in range(50)], "candidates": [f"c{i}" for i in range(60)]}
 
 
-def run_loadtest(folder, *arguments):
+def run_loadtest(folder, *arguments, program=LOADTEST):
     """Run a command with --json in a folder; return the exit code, the object and stderr."""
-    command = [*LOADTEST, *map(str, arguments), "--json"]
+    command = [*program, *map(str, arguments), "--json"]
     done = subprocess.run(
         command, capture_output=True, text=True, cwd=folder, env=ENVIRONMENT, timeout=240, check=False
     )
     return done.returncode, json.loads(done.stdout or "null"), done.stderr
 
 
-def interrupted(folder, begun, *arguments):
+def interrupted(folder, begun, *arguments, program=LOADTEST):
     """Interrupt a command once `begun` is true; return the exit code, stdout and stderr."""
-    command = [*LOADTEST, *map(str, arguments)]
+    command = [*program, *map(str, arguments)]
     process = subprocess.Popen(
         command, cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

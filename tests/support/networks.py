@@ -192,6 +192,7 @@ def artifact_files(
             for (name, scale), calibration in zip(SCALES.items(), calibrations(network), strict=False)
         },
         "seen_until_ms": 0,
+        "suspects": [],
     }
     return files, manifest
 

@@ -19,8 +19,8 @@ from serve.ranking.slate import rerank
 from serve.ranking.slate.where import facts_of
 from tests.support.trade_world import KNOWN, PER, THETA, Trade, surface, trade
 from training.data.dataset import Dataset
-from training.evaluation.slate_cost import cost
 from training.evaluation.slates import F64
+from training.evaluation.what_if import cost
 
 FIELDS = np.dtype([("candidate", [("ends_ms", "<i8"), ("host", "<u8"), ("partner", "<u8")])])
 YES = Wanted(("yes",))

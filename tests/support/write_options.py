@@ -1,4 +1,4 @@
-"""Write the table of every kind's options: `python tests/support/write_options.py`.
+"""Write the table of the options of all kinds: `python tests/support/write_options.py`.
 
 It stands between two markers in the guide on features, and follows from the dataclasses of the
 kinds: their fields with types and defaults, and the words of their docstrings.
@@ -8,52 +8,51 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, get_args, get_type_hints
 
-from serve.contract.typed_reader import Invalid, read
 from serve.features.kind import Event, Holder, Kind
 from serve.features.registry import KINDS
-from serve.features.slots import OWNERS, FieldRef
+from serve.features.slots import FieldRef
 from tests.support.write_schemas import surface
 
 GUIDE = Path(__file__).parents[2] / "docs/features.md"
 BEGIN = "<!-- Written by tests/support/write_options.py -->"
 END = "<!-- End of what write_options.py writes -->"
-TYPES = ("number", "category", "set", "time")
-# Every kind takes these; they have a table of their own.
+# Every kind takes these; their lines are the last.
 COMMON = ("describe", "unit")
 
 
 def table() -> str:
-    """Return the table of all kinds in Markdown, and below it that of the options they share."""
+    """Return the table in Markdown: each option stands once, beside the kinds that take it.
+
+    Options that name a field, an event or an entity are left out: all of them are required, and
+    the section of each kind shows them.
+    """
     definitions = surface()["$defs"]
-    lines = ["| kind | option | type | default | meaning |", "|---|---|---|---|---|"]
+    takers: dict[tuple[str, ...], list[str]] = {}
     for name, kind in sorted(KINDS.items()):
         model = definitions[kind.__name__]
-        own = [option for option in model["properties"] if option not in ("kind", *COMMON)]
-        for option in own:
-            first = f"`{name}`" if option == own[0] else ""
-            lines.append(row(first, option, kind, model, definitions))
-    lines += [
-        "| every kind | `describe` | text | from its options |" + meaning(definitions["Number"], "describe")
-    ]
+        for option in model["properties"]:
+            if option not in ("kind", *COMMON) and not names_a_part(option, kind):
+                takers.setdefault(cells(option, model, definitions), []).append(f"`{name}`")
+    lines = ["| option | of | type | default | meaning |", "|---|---|---|---|---|"]
+    for (option, *others), kinds in sorted(takers.items()):
+        lines.append(f"| {' | '.join((option, ', '.join(kinds), *others))} |")
+    words = definitions["Number"]["properties"]
+    lines.append(
+        f"| `describe` | every kind | text | from its options | {words['describe']['description']} |"
+    )
     units = {kind: definitions[KINDS[kind].__name__]["properties"]["unit"]["default"] for kind in KINDS}
     given = ", ".join(f'`"{unit}"` of `{kind}`' for kind, unit in sorted(units.items()) if unit)
-    lines += [f"| | `unit` | text | {given} |" + meaning(definitions["Number"], "unit")]
+    lines.append(f"| `unit` | every kind | text | {given} | {words['unit']['description']} |")
     return "\n".join(lines)
 
 
-def row(first: str, option: str, kind: type[Kind], model: dict[str, Any], definitions: dict[str, Any]) -> str:
-    """Return the line of one option; `first` is the kind, in the first line of its options."""
+def cells(option: str, model: dict[str, Any], definitions: dict[str, Any]) -> tuple[str, ...]:
+    """Return what the table says of one option of a kind: its name, type, default and meaning."""
     declared = model["properties"][option]
     default = "required" if option in model["required"] else shown(declared.get("default"))
-    cells = (first, f"`{option}`", type_of(option, kind, declared, definitions), default)
-    return f"| {' | '.join(cells)} |{meaning(model, option)}".replace("|  |", "| |")
-
-
-def meaning(model: dict[str, Any], option: str) -> str:
-    return f" {model['properties'][option]['description']} |"
+    return f"`{option}`", type_of(declared, definitions), default, declared["description"]
 
 
 def shown(default: object) -> str:
@@ -63,16 +62,14 @@ def shown(default: object) -> str:
     return f"`{str(default).lower()}`" if isinstance(default, bool) else f'`"{default}"`'
 
 
-def type_of(option: str, kind: type[Kind], declared: dict[str, Any], definitions: dict[str, Any]) -> str:
+def names_a_part(option: str, kind: type[Kind]) -> bool:
+    """Return whether an option names a field, an event or an entity of the surface."""
+    hint = get_type_hints(kind, include_extras=True).get(option)
+    return hint in (Event, Holder) or get_args(hint)[:1] == (FieldRef,)
+
+
+def type_of(declared: dict[str, Any], definitions: dict[str, Any]) -> str:
     """Return the type of an option in words."""
-    hints = get_type_hints(kind, include_extras=True)
-    hint = hints.get(option, hints.get(f"{option}_ms"))
-    if hint == Event:
-        return "event"
-    if hint == Holder:
-        return "entity"
-    if get_args(hint)[:1] == (FieldRef,):
-        return fields_of(option, kind)
     if "$ref" in declared:
         parts = definitions[declared["$ref"].rpartition("/")[2]]["properties"]
         return "table of " + " and ".join(f"`{name}` ({span(each)})" for name, each in parts.items())
@@ -86,26 +83,6 @@ def type_of(option: str, kind: type[Kind], declared: dict[str, Any], definitions
 
 def span(declared: dict[str, Any]) -> str:
     return f"{declared['minimum']:,} to {declared['maximum']:,}".replace(".0 ", " ").removesuffix(".0")
-
-
-def fields_of(option: str, kind: type[Kind]) -> str:
-    """Return the types of fields that an option takes, found by trying each."""
-    fields = {f"a_{each}": SimpleNamespace(type=each, request_time=False) for each in TYPES}
-    parts = {"events": (), **dict.fromkeys(OWNERS, fields)}
-    taken = [
-        (owner, each) for owner in OWNERS for each in TYPES if is_taken(option, kind, owner, each, parts)
-    ]
-    owners = [owner for owner in OWNERS if any(owner == one for one, _ in taken)]
-    whose = "" if len(owners) == len(OWNERS) else f" of {' or '.join(owners)}s"
-    return " or ".join(dict.fromkeys(each for _, each in taken)) + " field" + whose
-
-
-def is_taken(option: str, kind: type[Kind], owner: str, of_type: str, parts: dict[str, Any]) -> bool:
-    try:
-        read(kind, {option: f"{owner}.a_{of_type}"}, "", context=parts)
-    except Invalid as error:
-        return all(problem.missing or option not in problem.steps for problem in error.problems)
-    return True
 
 
 def written(text: str) -> str:

@@ -76,7 +76,6 @@ def test_where_a_file_is_no_folder_is_written(folder, out):
         ("surface", *log, "--out"),
         ("split", *log, "--out"),
         ("fit", "--surface", "spaces", *log, "--out"),
-        ("fit", "--surface", "spaces", *log, "--out", folder / "m", "--storage"),
         ("search", "--surface", "spaces", *log, "--out"),
         ("search", "--surface", "spaces", *log, "--out", folder / "s", "--models"),
     ):

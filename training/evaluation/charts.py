@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from serve.report.charts import Axis, Limit, Series, plot
 from training.evaluation.verdict import MEASURES, TITLES
 
 MOST_FEATURES = 20
-Lines = Sequence[Mapping[str, Any]]
 
 
 def contenders(evaluation: Mapping[str, Any], by: str) -> str:
@@ -59,7 +58,12 @@ def costs(search: Mapping[str, Any]) -> str:
         "over the budget": ([line for line in rest if not line["fits"]], "line"),
         "winner": ([line for line in tried if line["name"] == search["winner"]], "model"),
     }
-    series = dots(groups, lambda line: line["us_per_candidate"])
+    series = []
+    for name, (lines, colour) in groups.items():
+        us, losses, notes = (
+            [line[key] for line in lines] for key in ("us_per_candidate", "valid_logloss", "name")
+        )
+        series.append(Series(name, us, losses, "points", colour=colour, notes=notes))
     # Beyond the dots, so that one dot has lines beside it too.
     ends = [by * pick(line["us_per_candidate"] for line in tried) for pick, by in ((min, 0.9), (max, 1.1))]
     for line in board:
@@ -71,15 +75,6 @@ def costs(search: Mapping[str, Any]) -> str:
         "Each dot is a network: lower is better, further left is cheaper. Dashed lines are other models."
     )
     return plot("", x, Axis("validation logloss"), series, budget, caption=caption, height=320)
-
-
-def dots(groups: Mapping[str, tuple[Lines, str]], x: Callable[[Any], Any]) -> list[Series]:
-    """Return dots of the validation logloss against `x`, by the name of a group and its colour."""
-    series = []
-    for name, (lines, colour) in groups.items():
-        losses, notes = ([line[key] for line in lines] for key in ("valid_logloss", "name"))
-        series.append(Series(name, [*map(x, lines)], losses, "points", colour=colour, notes=notes))
-    return series
 
 
 def _rows(title: str, x: str, series: Sequence[Series], *, caption: str, pixels: int) -> str:

@@ -203,15 +203,15 @@ class Counterfactual:
         """Return θ at each position, `[C]`."""
         return self.curve.theta[self._bin]
 
-    def logged(self, num_places: int) -> Estimate:
-        """Return the actual reward of the drawn orders at their first `num_places` positions."""
-        earned = self.drawn.reward[:, :num_places].sum(axis=1)
+    def logged(self) -> Estimate:
+        """Return the actual reward of the drawn orders."""
+        earned = self.drawn.reward.sum(axis=1)
         return Estimate(float(earned.mean()), earned - earned.mean())
 
-    def value(self, place: I64, attraction: F64, num_places: int) -> Sums:
-        """Return the sums of a ranking over its first `num_places` positions.
+    def value(self, place: I64, attraction: F64) -> Sums:
+        """Return the sums of a ranking that puts each candidate at `place` `[N, C]`.
 
-        The ranking puts each candidate at `place` `[N, C]`. `attraction` `[N, C]` is modelled.
+        `attraction` `[N, C]` is modelled.
         """
         num = len(place)
         parts = np.empty((5, num))
@@ -219,7 +219,7 @@ class Counterfactual:
         totals = np.zeros(4)
         for begin in range(0, num, _AT_ONCE):
             some = slice(begin, begin + _AT_ONCE)
-            rows, slopes, full = self._rows(some, place[some], attraction[some], num_places)
+            rows, slopes, full = self._rows(some, place[some], attraction[some])
             parts[:, some] = rows.sum(axis=2)
             gradient += [np.einsum("nc,ncp->p", row, slope) for row, slope in zip(rows, slopes, strict=True)]
             kept = np.minimum(full, MAX_WEIGHT).sum()
@@ -227,15 +227,13 @@ class Counterfactual:
         earned, squared, kept, whole = totals.tolist()
         return Sums(
             parts=parts,
-            fixed=np.where(self.is_drawn, 0.0, self.drawn.reward)[:, :num_places].sum(axis=1),
+            fixed=np.where(self.is_drawn, 0.0, self.drawn.reward).sum(axis=1),
             moved=(gradient / num) @ self.curve.influence.T,
             effective=earned**2 / squared if squared else 0.0,
             clipped=1.0 - kept / whole if whole else 0.0,
         )
 
-    def _rows(
-        self, some: slice, place: I64, attraction: F64, num_places: int
-    ) -> tuple[F64, tuple[F64, ...], F64]:
+    def _rows(self, some: slice, place: I64, attraction: F64) -> tuple[F64, tuple[F64, ...], F64]:
         """Return what the sums of `some` n exposures consist of.
 
         Returns:
@@ -243,7 +241,7 @@ class Counterfactual:
             weights before clipping `[n, C]`.
         """
         theta, basis = self.curve.theta, self.curve.basis
-        counted = self.is_drawn[some] & (place < num_places)
+        counted = self.is_drawn[some]
         new, old = self._bin[np.where(counted, place, 0)], np.broadcast_to(self._bin, place.shape)
         would = np.where(counted, theta[new], 0.0)
         full = would / self.expected[some]

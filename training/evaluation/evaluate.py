@@ -52,7 +52,6 @@ def assess(
     examinations: Sequence[Examination],
     current: Sequence[Examination] | None = None,
     encoder: Encoder = NO_NAMES,
-    margin: float = MARGIN,
     field: str | None = None,
     strings: Mapping[int, str] | None = None,
 ) -> dict[str, Any]:
@@ -72,7 +71,6 @@ def assess(
         encoder: names the categories of slices.
         field: a field that `data.fields` holds, such as candidate.topic, to measure by its values.
         strings: spells the field's categories by their hashes.
-        margin: how much worse than `current` the model may be (`training.evaluation.paired`).
 
     A contender orders by its utility, which is the sum of weights times predictions. The gain in
     NDCG@10 is what followed, weighed in the same way. All other measures are of the primary outcome
@@ -108,26 +106,10 @@ def assess(
     examined = dict.fromkeys(shares, examinations)
     if current is not None:
         examined["current"] = current
-    known, primary, rules = ~np.isnan(data.outcomes[:, 0]), data.of(0), data.rules
-    orders = {"model": utility(surface, shares["model"]), **rules}
+    primary, orders = data.of(0), {"model": utility(surface, shares["model"]), **data.rules}
     orders |= {name: utility(surface, one) for name, one in shares.items()}
-    worth = utility(surface, np.nan_to_num(data.outcomes))
-    slates = Slates(primary.label, primary.slate, primary.viewer, worth[known])
-    # [N, O], for the contenders that predict the primary outcome.
-    predictions = {name: one for name, one in shares.items() if predicts(one)[0]}
-    theta = {name: examined[name][0].at(primary.position) for name in predictions}
-    if isinstance(surface.features[surface.popular], Rate):
-        # The popular rate counts labels as shown, so it is no prediction of a label if looked at.
-        predictions["popular"] = np.full(data.outcomes.shape, np.nan)
-        predictions["popular"][:, 0] = data.popular
-        theta["popular"] = np.ones(len(primary))
-    contenders = {}
-    for name, order in orders.items():
-        share = predictions[name][known, 0] if name in predictions else None
-        chance = None if share is None else share * theta[name]
-        contenders[name] = Contender.of(slates, order[known], chance, share)
-    fitted = {name: calibrated(primary.label, rules[name][known], theta["model"]) for name in rules}
-    fair = {name: Contender.of(slates, rules[name][known], chance) for name, chance in fitted.items()}
+    contenders, fair, predictions = _contenders(data, orders, shares, surface, examined)
+    slates = contenders["model"].slates
     scales = {name: outcome.scale for name, outcome in surface.predicted.items()}
     odds = [odds_of(orders, {**shares, **predictions}, k) for k in range(len(scales))]
     earns = expected_amounts(data, orders, scales, examinations, odds)
@@ -163,20 +145,63 @@ def assess(
             result["paired"][f"model-{name}"] = pair
     if by == "expected_utility":
         result["outcomes"] = measured(data, shares, surface, examined, earns, list(contenders))
-    if pair := result["paired"].get("model-current"):
+    if "current" in shares:
         rate = float(primary.label.mean(dtype=np.float64))
-        limits = bounds(pair, result["model"], result["current"], rate, margin)
-        # The bounds of the primary outcome are already there.
-        rest = dict(list(result.get("outcomes", {}).items())[1:])
-        limits += [one for name in rest for one in outcome_bounds(name, rest[name], margin)]
-        pair |= {"rows": len(primary), "margin": margin, "bounds": limits}
-        both = np.array(list(scales))[predicts(shares["current"])].tolist()
-        pair |= {} if len(both) == len(scales) else {"outcomes": both}
-    given = predictions["model"][known, 0] * theta["model"]
+        result["paired"]["model-current"] |= _bounded(result, shares["current"], surface, rate)
+    given = predictions["model"][~np.isnan(data.outcomes[:, 0]), 0] * examinations[0].at(primary.position)
     result["curves"] = {"reliability": reliability(primary.label, given)}
-    both_of = contenders["model"], contenders["popular"]
-    result["slices"] = slices(primary, *both_of, surface, encoder)
-    return result | ({"segments": segments(primary, *both_of, field, strings or {})} if field else {})
+    both = contenders["model"], contenders["popular"]
+    result["slices"] = slices(primary, *both, surface, encoder)
+    return result | ({"segments": segments(primary, *both, field, strings or {})} if field else {})
+
+
+def _contenders(
+    data: Dataset,
+    orders: Mapping[str, Values],
+    shares: Mapping[str, Values],
+    surface: Surface,
+    examined: Mapping[str, Sequence[Examination]],
+) -> tuple[dict[str, Contender], dict[str, Contender], dict[str, Values]]:
+    """Return the contenders on the rows where the primary outcome is known, by their names.
+
+    Also returns the rules with probabilities from a calibration that favours them, and the
+    predictions `[N, O]` of all that predict the primary outcome.
+    """
+    known, primary = ~np.isnan(data.outcomes[:, 0]), data.of(0)
+    worth = utility(surface, np.nan_to_num(data.outcomes))
+    slates = Slates(primary.label, primary.slate, primary.viewer, worth[known])
+    predictions = {name: one for name, one in shares.items() if predicts(one)[0]}
+    theta = {name: examined[name][0].at(primary.position) for name in predictions}
+    if isinstance(surface.features[surface.popular], Rate):
+        # The popular rate counts labels as shown, so it is no prediction of a label if looked at.
+        predictions["popular"] = np.full(data.outcomes.shape, np.nan)
+        predictions["popular"][:, 0] = data.popular
+        theta["popular"] = np.ones(len(primary))
+    contenders = {}
+    for name, order in orders.items():
+        share = predictions[name][known, 0] if name in predictions else None
+        chance = None if share is None else share * theta[name]
+        contenders[name] = Contender.of(slates, order[known], chance, share)
+    fair = {}
+    for name, rule in data.rules.items():
+        chance = calibrated(primary.label, rule[known], theta["model"])
+        fair[name] = Contender.of(slates, rule[known], chance)
+    return contenders, fair, predictions
+
+
+def _bounded(result: Mapping[str, Any], current: Values, surface: Surface, rate: float) -> dict[str, Any]:
+    """Return what an evaluation's pair with the current model has beside that of any rival.
+
+    `current` are its predictions `[N, O]`, and `rate` is the mean label.
+    """
+    pair = result["paired"]["model-current"]
+    limits = bounds(pair, result["model"], result["current"], rate)
+    # The bounds of the primary outcome are already there.
+    for name, about in list(result.get("outcomes", {}).items())[1:]:
+        limits += outcome_bounds(name, about)
+    both = np.array(list(surface.predicted))[predicts(current)].tolist()
+    found = {"rows": result["rows"], "margin": MARGIN, "bounds": limits}
+    return found | ({} if len(both) == len(surface.predicted) else {"outcomes": both})
 
 
 def _support(surface: Surface, earns: Worth) -> Mapping[str, Any]:
@@ -208,8 +233,7 @@ def evaluate(
     """
     if baselines and history is None:
         raise TabrankError("--baselines: LightGBM trains on the history; give --history LOG")
-    artifact = load_artifact(model)
-    surface = read_surface((model / "surface.toml").read_text(), str(model / "surface.toml"))
+    artifact, surface = opened(model)
     if by:
         one_of(by, surface.grouping, "--by", "field")
     data, about = read_rows(surface, history, log, progress, [by] if by else [])
@@ -225,25 +249,37 @@ def evaluate(
     return measured_by(artifact, data) | about | found
 
 
+def opened(model: Path) -> tuple[Artifact, Surface]:
+    """Return an artifact and its surface."""
+    artifact = load_artifact(model)
+    return artifact, read_surface((model / "surface.toml").read_text(), str(model / "surface.toml"))
+
+
 def read_rows(
-    surface: Surface, history: Path | None, log: Path, progress: Progress, fields: Sequence[str] = ()
+    surface: Surface,
+    history: Path | None,
+    log: Path,
+    progress: Progress,
+    fields: Sequence[str] = (),
+    most: int | None = None,
 ) -> tuple[Dataset, dict[str, Any]]:
     """Return the rows of a log, with the draws of their orders. The state starts from `history`.
 
     The rows keep the values of `fields`, and the second value spells categories as `strings`.
 
-    If more than `MOST_ROWS` candidates were shown, the rows are those of evenly spaced exposures,
-    and the second value holds the number of all as `sampled_from`.
+    If more than `most` candidates were shown (by default `MOST_ROWS`), the rows are those of evenly
+    spaced exposures, and the second value holds the number of all as `sampled_from`.
     """
+    most = most or MOST_ROWS
     past, rows = read_log(history, surface) if history else None, read_log(log, surface)
     # An exposure that represents several gives rows for each of them.
     lengths = pc.multiply(pc.list_value_length(rows.exposures["candidates"]), rows.exposures["one_in"])
     num_shown = lengths.to_numpy()
     total = int(num_shown.sum())
-    about: dict[str, Any] = {"sampled_from": total} if total > MOST_ROWS else {}
-    kept = kept_evenly(num_shown, MOST_ROWS) if about else None
+    about: dict[str, Any] = {"sampled_from": total} if total > most else {}
+    kept = kept_evenly(num_shown, most) if about else None
     if about:
-        print_progress(f"{log}: using about {MOST_ROWS:,} of {total:,} shown candidates, evenly over time")
+        print_progress(f"{log}: using about {most:,} of {total:,} shown candidates, evenly over time")
     weights = drawn_weights(log, rows)
     if fields:
         about["strings"] = category_strings(surface, past or rows) | category_strings(surface, rows)
@@ -254,7 +290,7 @@ def read_rows(
 def measured_by(artifact: Artifact, data: Dataset) -> dict[str, Any]:
     """Return `version`, `surface`, `suspects`, and how many rows were `rows_seen_in_training`."""
     about = {"version": artifact.version, "surface": artifact.manifest["surface"]}
-    about["suspects"] = artifact.manifest.get("suspects", [])
+    about["suspects"] = artifact.manifest["suspects"]
     return about | {"rows_seen_in_training": int((data.ts_ms <= artifact.manifest["seen_until_ms"]).sum())}
 
 

@@ -126,9 +126,8 @@ def bounds(
     ours: Mapping[str, float | None],
     theirs: Mapping[str, float | None],
     positive_rate: float,
-    margin: float,
 ) -> list[dict[str, Any]]:
-    """Check that ours is not worse than theirs by `margin`, which is a share of their measures.
+    """Check that ours is not worse than theirs by `MARGIN`, a share of their measures.
 
     `ours` and `theirs` are the measures of the two, and `pair` is their comparison. Returns for
     each bounded `measure` by how much ours is `worse`, how much is `allowed`, and whether the bound
@@ -151,11 +150,11 @@ def bounds(
         lost = (ours["logloss"] or 0.0) - theirs["logloss"]
         worse |= {"logloss": lost, "ece": (ours["ece"] or 0.0) - (theirs["ece"] or 0.0)}
     worse[by] = None if better is None else SPARE * error - better
-    allowed = {name: margin * (theirs[name] or 0.0) for name in worse} | {"ece": ECE_SHARE * positive_rate}
+    allowed = {name: MARGIN * (theirs[name] or 0.0) for name in worse} | {"ece": ECE_SHARE * positive_rate}
     return [_bound(name, value, allowed[name]) for name, value in worse.items()]
 
 
-def outcome_bounds(name: str, about: Mapping[str, Any], margin: float) -> list[dict[str, Any]]:
+def outcome_bounds(name: str, about: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Check that ours does not predict an outcome worse than theirs, if theirs predicts it.
 
     `about` is the outcome's entry of `training.evaluation.outcomes`. Returns bounds like those of
@@ -169,7 +168,7 @@ def outcome_bounds(name: str, about: Mapping[str, Any], margin: float) -> list[d
     rate, error = about["mean_share"], about["mean_share_se"]
     lost = pair["logloss"] - SPARE * pair["logloss_se"]
     return [
-        _bound("logloss", lost, margin * theirs["logloss"], outcome=name),
+        _bound("logloss", lost, MARGIN * theirs["logloss"], outcome=name),
         _bound("ece", ours["ece"] - theirs["ece"], max(ECE_SHARE * rate, ECE_SPARE * error), outcome=name),
     ]
 

@@ -13,7 +13,7 @@ from serve.model.artifact import load
 from serve.report.charts import reliability
 from serve.report.page import banner, details, footer, paragraph, section, table, tiles, whole_page
 from serve.report.rows import markdown
-from training.evaluation import charts, trials, verdict
+from training.evaluation import charts, verdict
 from training.evaluation.moves import moves
 from training.examination.examination import Examination
 
@@ -78,9 +78,7 @@ def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
         chosen = "These rows chose the winner, so its figures on them are optimistic. A tie is level with it"
         board = table(verdict.leaderboard(search), chosen)
         best = details("Leaderboard: the best 20 models on the validation rows", board)
-        taught = table(verdict.teachers(search), "In brackets: 95 % intervals; below 0 is better")
-        found = charts.costs(search), paragraph(budget), taught, best, *trials.page_parts(search)
-        parts.append(section("Search", *found))
+        parts.append(section("Search", charts.costs(search), paragraph(budget), best))
     measured = (
         f"{evaluation['rows']:,} {rows}, {evaluation['positives']:,} of them positive, "
         f"{verdict.order(evaluation)}; {span}."
@@ -126,7 +124,6 @@ def model_card(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> st
     network = ", ".join(f"{key} {value}" for key, value in manifest["network"].items())
     features = ", ".join(f"{name} ({kind})" for name, kind in evaluation["features"].items())
     search = f"\n{verdict.headline(evaluation)}\n" if evaluation.get("search") else ""
-    taught = verdict.teachers(evaluation.get("search") or {})
     worst = verdict.slices(verdict.worst(evaluation["slices"]))
     noted = "".join(f"- {line}\n" for line in manifest.get("advice", []))
     unmeasured = sum(part["model"] is None for part in evaluation["slices"])
@@ -139,9 +136,7 @@ def model_card(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> st
         predicts = f"how much of {len(outcomes)} outcomes\nfollows (see below)"
         what = "; ".join(verdict.declared(name, about) for name, about in outcomes.items())
         score = f"the sum of weights times expected amounts of a candidate{looked}"
-    parts = [f"{markdown(verdict.outcomes(evaluation))}\n\n{OF_OUTCOMES}." if outcomes else ""]
-    parts += [markdown(taught) if taught[1:] else ""]
-    further = "".join(f"\n{part}\n" for part in parts if part)
+    further = f"\n{markdown(verdict.outcomes(evaluation))}\n\n{OF_OUTCOMES}.\n" if outcomes else ""
     return f"""# Model card: {manifest["surface"]} {manifest["version"]}
 {search}
 On the {rows}: {verdict.verdict(evaluation)}

@@ -23,9 +23,10 @@ from training.evaluation.metrics import Contender
 
 MIN_ROWS = 500
 MIN_OF_EACH_LABEL = 20
-# A category with more values than this gives no slices. They would be small, and some would look
-# bad by chance.
+# A field with more values than this gives no slices and no segments. They would be small, and some
+# would look bad by chance.
 MAX_VALUES = 20
+MISSING = "(missing)"
 # The length of a slice by time of day, in hours.
 HOURS = 3
 # The slices by a candidate's age, and the ages in seconds at which all but the last end.
@@ -85,8 +86,8 @@ def segments(
 def _spelled(value: int | float, strings: Mapping[int, str]) -> str:
     """Return a field's value: a category by its hash, where 0 is missing, or a number."""
     if isinstance(value, float):
-        return "(missing)" if np.isnan(value) else f"{value:g}"
-    return strings.get(value, vocabulary_entry(value)) if value else "(missing)"
+        return MISSING if np.isnan(value) else f"{value:g}"
+    return strings.get(value, vocabulary_entry(value)) if value else MISSING
 
 
 def _parts(data: Dataset, surface: Surface, encoder: Encoder) -> Iterator[tuple[str, str, Bools]]:
@@ -109,7 +110,7 @@ def _parts(data: Dataset, surface: Surface, encoder: Encoder) -> Iterator[tuple[
         # If no candidate is young, age divides nothing.
         if isinstance(kind, Age) and kind.field.owner == "candidate" and (age_s < AGE_ENDS_S[-1]).any():
             part = np.where(np.isnan(age_s), len(AGES), np.digitize(age_s, AGE_ENDS_S))
-            yield from ((name, value, part == i) for i, value in enumerate((*AGES, "(missing)")))
+            yield from ((name, value, part == i) for i, value in enumerate((*AGES, MISSING)))
     band = data.ts_ms // 3_600_000 % 24 // HOURS
     for i in range(24 // HOURS):
         yield "hour (UTC)", f"{i * HOURS:02d}–{i * HOURS + HOURS:02d}", band == i

@@ -204,14 +204,6 @@ def headline(evaluation: Evaluation) -> str:
     return " ".join(filter(None, [f"{name} {how}.", lead(evaluation)]))
 
 
-def teachers(search: Mapping[str, Any]) -> Rows:
-    """Return a header, then a row for a search's network, its teachers, and them without a kind."""
-    rows: Rows = [("on the test rows", "logloss", "AUC", "logloss minus the teachers'")]
-    for name, line in search.get("teachers", {}).items():
-        rows.append((name, decimal(line["logloss"]), decimal(line["auc"]), _signed(*line["minus_teachers"])))
-    return rows
-
-
 def order(evaluation: Evaluation) -> str:
     """Return how many slates the measures of order come from, and what was left out."""
     num, num_pinned = evaluation["slates"], evaluation.get("pinned_rows", 0)

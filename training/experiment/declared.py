@@ -14,7 +14,6 @@ from serve.contract.errors import TabrankError
 from serve.contract.typed_reader import read
 from serve.contract.validation import one_of, typed
 from serve.log.declaration import Declaration
-from serve.storage.bucket import place
 
 
 @dataclass(frozen=True)
@@ -25,8 +24,6 @@ class Declared(Experiment):
     arms: tuple[Arm, ...] = ()
     # The path of the file that declares it.
     source: str | None = None
-    # The folder of published models that belongs to that file.
-    models: Path | None = None
     # What the log says was declared, if it judges.
     logged: Declaration | None = None
 
@@ -55,8 +52,7 @@ def declared(path: Path, name: str) -> tuple[Declared, AppArgs | None]:
     found = list(_experiments(path, name))
     for where, given, args in found:
         if given.get("name") == name:
-            models = place(args.models if args else AppArgs.models, path.parent)
-            return Declared(**vars(read(Experiment, given, where)), source=str(path), models=models), args
+            return Declared(**vars(read(Experiment, given, where)), source=str(path)), args
     return Declared(name), found[0][2] if len(found) == 1 else None
 
 

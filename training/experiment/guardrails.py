@@ -20,7 +20,7 @@ from training.experiment.comparison import best_after
 from training.experiment.confidence_sequence import needed_at_a_look
 from training.experiment.contrast import contrast
 from training.experiment.panel import Panel
-from training.experiment.statistics import POWER, Z
+from training.experiment.statistics import POWER, Z, log_error
 from training.experiment.verdict import deciding, sized, span, too_few
 
 # The rung of answers that no model ranked, which an arm with a model and one without can have.
@@ -161,16 +161,10 @@ def _of_metric(row: Mapping[str, Any], margin: float, ended: bool) -> dict[str, 
 def _within_one_error(raw: Mapping[str, Any]) -> tuple[float | None, float | None]:
     """Return the relative effect minus and plus its standard error; None if it has no size."""
     effect = raw["effect"]
-    log_se = _log_se(effect)
+    log_se = log_error(effect["relative_low"], effect["relative_high"])
     if log_se is None:
         return None, None
     return tuple((1 + effect["relative"]) * math.exp(sign * log_se) - 1 for sign in (-1, 1))
-
-
-def _log_se(effect: Mapping[str, Any]) -> float | None:
-    """Return the standard error of the logarithm of a ratio; None if a bound has no logarithm."""
-    low, high = (effect[name] for name in RELATIVE[1:])
-    return None if low is None or high is None or low <= -1 else math.log((1 + high) / (1 + low)) / (2 * Z)
 
 
 def _needed(
@@ -181,7 +175,7 @@ def _needed(
     This assumes that the treatment does not change the metric. Returns None if the metric has no
     relative interval.
     """
-    log_se = _log_se(row["effect"])
+    log_se = log_error(row["effect"]["relative_low"], row["effect"]["relative_high"])
     if log_se is None:
         return None
     bound = math.log1p(margin) if row["bad"] else -math.log1p(-margin)

@@ -22,19 +22,19 @@ SOURCE = "the log's declaration"
 
 
 def in_force(
-    rows: pd.DataFrame, of_file: Declared, surface: Surface, timezone: str, until_ms: int | None = None
+    rows: pd.DataFrame, of_file: Declared, surface: Surface
 ) -> tuple[Declared, list[str], str | None]:
     """Return the declaration to judge by, warnings of others, and why the log has none.
 
     It is the first that exposures in the window carry, if it came with the first ones. It replaces
-    what decides in that of the file, which keeps the start, the arms' rules and the models. `rows`
+    what decides in that of the file, which keeps the start and the arms' scorers. `rows`
     are the exposures of a log in the order of time.
 
     Raises:
         TabrankError: no exposure is in the window, or what an exposure carries is no declaration.
     """
     # Look beyond any declared end, because one that is put off is noticed after the first one.
-    span = window(rows, replace(of_file, end_ms=None), timezone, until_ms)
+    span = window(rows, replace(of_file, end_ms=None))
     here = rows[rows["ours"] & span.holds(rows["ts_ms"])]
     carried = here[here["declaration"].notna()].drop_duplicates("declaration")
     if carried.empty:

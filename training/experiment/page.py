@@ -8,8 +8,6 @@ from typing import Any
 from serve.report import page as kit
 from serve.report.charts import Axis, Limit, Series, plot
 from serve.report.rows import columns, number
-from training.evaluation import slate_cost_page
-from training.experiment.fading import AFTER
 from training.experiment.guardrails import ranker, spread
 from training.experiment.verdict import DECIDES, SRM_P, deciding, sized, span, split, too_few
 
@@ -51,7 +49,7 @@ def text(result: Report) -> str:
     )
     for rows in filter(None, tables):
         lines += ["(exploratory)" * (result["verdict"] == "no verdict"), columns(rows), ""]
-    return "\n".join([*lines, *notes(result), *map(slate_cost_page.text, result["slate"].values())])
+    return "\n".join([*lines, *notes(result)])
 
 
 def page(result: Report) -> str:
@@ -80,7 +78,6 @@ def page(result: Report) -> str:
         _effects_chart(shown, result),
         first,
         kit.details("Other metrics day by day", *others),
-        _fading_chart(result),
         *map(kit.table, filter(None, [_fading(result)])),
         kit.section(metrics, *map(kit.table, _metrics(result)), how),
         kit.section("Segments", *map(kit.table, filter(None, [_segments(result)]))),
@@ -88,7 +85,6 @@ def page(result: Report) -> str:
         kit.section("Sample ratio", *(kit.paragraph(f"{line}.") for line in sample_ratio(result))),
         *(kit.paragraph(f"{line}.") for line in notes(result)),
         kit.section("Guardrails", *map(kit.table, (_guardrails(result), _guardrail_tests(result)))),
-        *map(slate_cost_page.section, result["slate"].values()),
         kit.footer({}, "", ["report.json"]),
     ]
     return kit.whole_page(title, parts)
@@ -125,14 +121,13 @@ def notes(result: Report) -> list[str]:
     """Return lines on the data analysed and the data left out."""
     window, left = result["window"], result["left_out"]
     partial = f", partial: {' and '.join(window['partial_days'])}" * bool(window["partial_days"])
-    days = f"{len(window['days'])} calendar days in {window['timezone']}{partial}"
+    days = f"{len(window['days'])} calendar days in UTC{partial}"
     lines = [f"{window['start']} to {window['last_exposure']}: {days}"]
     if window["closed"]:
         lines.append(f"The window ends before {window['end']}: {window['closed']}")
     if window["exposures_left_out"]:
         when = f"before {window['start']} or from {window['end']} on"
-        why = f": the arms' shares were different before; --until {window['start']} analyses that time"
-        why *= bool(window["shares_changed"])
+        why = ": the arms' shares were different before" * bool(window["shares_changed"])
         lines.append(f"{window['exposures_left_out']:,} exposures {when} are left out{why}")
     if window["declared_in"] is None:
         lines.append(
@@ -206,9 +201,8 @@ def _metrics(result: Report) -> list[list[list[str]]]:
 
 
 def _definitions(result: Report) -> list[list[str]]:
-    day = f"from midnight to midnight, {result['window']['timezone']}"
-    rows = [["title", "unit", "numerator", "denominator", "day"]]
-    return rows + [[m[part] for part in rows[0][:-1]] + [day] for m in result["metrics"]]
+    rows = [["title", "unit", "numerator", "denominator"]]
+    return rows + [[metric[part] for part in rows[0]] for metric in result["metrics"]]
 
 
 def _segments(result: Report) -> list[list[str]]:
@@ -257,20 +251,6 @@ def _fading(result: Report) -> list[list[str]]:
     return rows if len(rows) > 1 else []
 
 
-def _fading_chart(result: Report) -> str:
-    """Plot the effect on the primary metric by the days since a viewer's first exposure."""
-    every = result["fading"]["periods"] if result["fading"] else []
-    known = [row for row in every if row["effect"] and row["period"] != AFTER]
-    decide = [deciding(row, result["window"]["ended"]) for row in known]
-    low, high = ([interval[end] for interval in decide] for end in ("relative_low", "relative_high"))
-    middle, titles = [row["effect"]["relative"] for row in known], [row["period"] for row in known]
-    effects = Series("effect", middle, titles, "points", low=low, high=high, colour="model")
-    none = Limit("no effect", x=0, colour="muted")
-    caption = "Viewers who came early enough for these days; who stayed away counts as zero."
-    x, title = Axis("relative effect", format=PERCENT), "Effect by the days since a viewer's first exposure"
-    return plot(title, x, Axis(""), [effects], [none], caption=caption, height=180)
-
-
 def _guardrail_tests(result: Report) -> list[list[str]]:
     when = DECIDES[result["window"]["ended"]]
     head = ["guardrail", result["control"], result["treatment"], f"difference, 95 % {when}", "p"]
@@ -289,12 +269,11 @@ def _effects_chart(metrics: Sequence[Mapping[str, Any]], result: Report) -> str:
     decide = [deciding(metric, result["window"]["ended"]) for metric in metrics]
     low, high = ([interval[end] for interval in decide] for end in ("relative_low", "relative_high"))
     middle = [metric["effect"]["relative"] for metric in metrics]
-    effects = Series("effect", middle, titles, "points", low=low, high=high, colour="model")
     return plot(
         f"Effect of {result['treatment']} against {result['control']}",
         Axis("relative effect", format=PERCENT),
         Axis(""),
-        [effects],
+        [Series("effect", middle, titles, "points", low=low, high=high, colour="model")],
         [Limit("no effect", x=0, colour="muted")],
         caption=f"Primary metric first. Right of the dotted line, {result['treatment']} is above "
         f"{result['control']}. Bars are the intervals that decide. An arm is the viewers who get one way of ranking "

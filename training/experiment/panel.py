@@ -145,9 +145,7 @@ def _before(
     early = exposures[(exposures["ts_ms"] < window.before_ms) & exposures["viewer"].isin(viewers)]
     if early.empty:
         return {}, 0
-    local = pd.to_datetime(early["ts_ms"], unit="ms", utc=True).dt.tz_convert(window.timezone)
-    # Drop the time zone, because in it a day may have no midnight, or two.
-    days = local.dt.tz_localize(None).dt.normalize().groupby(early["viewer"])
+    days = (early["ts_ms"] // DAY_MS).groupby(early["viewer"])
     is_early = events["ts_ms"].to_numpy() < window.before_ms
     past = pd.DataFrame(amount)[is_early].groupby(events["viewer"][is_early].to_numpy()).sum()
     sums = past.assign(exposures=0).reindex(viewers, fill_value=0)

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import pandas as pd
 
-from serve.config.settings import Arm
 from serve.contract.errors import TabrankError
 from serve.features.experiment_metrics import EXPOSURES, Metric, metrics_of
 from serve.features.surface import Surface
-from training.evaluation.slate_cost import cost_of_arm
 from training.experiment import fading, guardrails, segments
 from training.experiment.comparison import comparisons, days_needed
+from training.experiment.decision import Decision, Facts, decide
 from training.experiment.declared import Declared
 from training.experiment.in_force import in_force
 from training.experiment.panel import Panel, panel
-from training.experiment.served_log import hashed, read_events, read_exposures
+from training.experiment.served_log import read_events, read_exposures
 from training.experiment.statistics import MIN_VIEWERS, sample_ratio
-from training.experiment.verdict import Verdict, by_denominator, by_limit, faults, outlook, too_early, verdict
+from training.experiment.verdict import faults, outlook, too_early
 from training.experiment.window import ALL_VIEWERS, Window, partial_days, utc, window
-from training.terminal import print_progress
 
 # What replaces missing values in the columns that say how an exposure was ranked.
 MISSING = {"model": "no model", "weights": "{}", "rules": ""}
@@ -33,50 +31,46 @@ MISSING = {"model": "no model", "weights": "{}", "rules": ""}
 EXPLORATORY = (
     "nothing shows that a metric was chosen before its effect was seen, so the tables are exploratory"
 )
-# At most this many rows of an arm are ranked again to find what its rules cost. That takes seconds.
-COST_ROWS = 100_000
 
 
 def report(
     log: Path,
-    declaration: Declared,
+    of_file: Declared,
     surface: Surface,
     *,
-    timezone: str = "UTC",
-    control: str | None = None,
-    treatment: str | None = None,
-    until_ms: int | None = None,
+    compare: tuple[str, str] | None = None,
     by: str | None = None,
 ) -> dict[str, Any]:
-    """Analyse an experiment up to `until_ms`, and return the content of report.json.
+    """Analyse an experiment, and return the content of report.json.
 
-    The declaration in the log judges, and without one there is no verdict. `declaration` is that of
-    the file. By default, the control is the arm that ranks by popularity, and the treatment is the
-    only other arm. If the window ends before the declared end, it is judged by the interval for any
-    look, because the data may have influenced who looks when. The effect on the primary metric is
-    also given for each value of the field `by`, such as `viewer.country`.
+    The declaration in the log judges, and without one there is no verdict; `of_file` is that of the
+    file. `compare` names control and treatment. By default, the control is the arm that ranks by
+    popularity, and the treatment is the only other arm. If the window ends before the declared end,
+    it is judged by the interval for any look, because the data may have influenced who looks when.
+    The effect on the primary metric is also given for each value of the field `by`, such as
+    `viewer.country`.
 
     Raises:
         TabrankError: the log holds no exposure of the experiment, it is unclear which arms to
             compare, the declaration names a metric that the surface does not have, or the field
             gives no segments.
     """
-    exposures, events = read_exposures(log, declaration.name), read_events(log)
-    rows, of_file = exposures.rows, declaration
-    declaration, changes, undeclared = in_force(rows, of_file, surface, timezone, until_ms)
+    exposures, events = read_exposures(log, of_file.name), read_events(log)
+    rows = exposures.rows
+    declaration, changes, undeclared = in_force(rows, of_file, surface)
     for each in (of_file, declaration):
         for path, error in each.misfits(surface):
             raise TabrankError(f"{each.source}: experiment.{'.'.join(path)}: {error}")
-    span = window(rows, declaration, timezone, until_ms)
+    span = window(rows, declaration)
     people = panel(rows, events, span, surface.outcomes)
     here = rows[rows["ours"] & span.holds(rows["ts_ms"])]
-    arms = _compared(people, declaration, control, treatment)
+    arms = _compared(people, declaration, compare)
     shares, source = _shares(here, arms, declaration)
     ratio = shares[arms[1]] / shares[arms[0]] if shares[arms[0]] else 0.0
     viewers = {arm: int((people.arm == arm).sum()) for arm in shares}
     p = sample_ratio(viewers[arms[0]], viewers[arms[1]], ratio) if ratio and any(viewers.values()) else None
     crossing_share = people.num_crossing / len(people.arm)
-    why = faults(viewers, shares, p, crossing_share)
+    invalid = faults(viewers, shares, p, crossing_share)
     last_ms = max(int(table["ts_ms"].max()) for table in (rows, events) if len(table))
     ended = declaration.end_ms is not None and last_ms >= declaration.end_ms and span.closed is None
     num_exposures = int(here["arm"].isin(arms).sum())
@@ -92,63 +86,47 @@ def report(
         segments.check(by, surface, primary)
     smallest = declaration.smallest_effect
     compared: list[dict[str, Any]] = []
-    lasting: dict[str, Any] | None = None
-    divided: dict[str, Any] | None = None
-    result: Verdict = "invalid"
-    reason, days, instead = "; ".join(why), None, None
-    awaited = f"an effect of {smallest:.1%} shows with 80 % probability{' at a look' * (not ended)}"
-    tested = of_answers = guardrails.tests(here, people, arms, ended=ended)
-    if not why:
+    facts, divided = None, None
+    of_answers = guardrails.tests(here, people, arms, ended=ended)
+    decision, days = Decision("invalid", "; ".join(invalid)), None
+    if not invalid:
         compared = comparisons(people, arms, metrics, ratio=ratio, smallest_effect=smallest, ended=ended)
         rows_of = {row["name"]: row for row in compared}
-        row = rows_of[primary.name]
-        tested = guardrails.of_metrics(rows_of, every, declaration, people, arms, ended=ended) + of_answers
-        result, reason = verdict(row, smallest, ended=ended)
-        per_viewer = rows_of[f"{primary.above}_per_viewer"] if primary.below else row
-        lasting = fading.by_period(people, arms, primary, per_viewer["effect"], ended=ended)
+        per_viewer = rows_of[f"{primary.above}_per_viewer" if primary.below else primary.name]
+        facts = Facts(
+            primary,
+            rows_of[primary.name],
+            per_viewer,
+            rows_of[EXPOSURES.name],
+            guardrails.of_metrics(rows_of, every, declaration, people, arms, ended=ended) + of_answers,
+            fading.by_period(people, arms, primary, per_viewer["effect"], ended=ended),
+        )
+        decision = decide(facts, arms, smallest, ended=ended)
+        whole = [day not in partial_days(span) for day in span.days]
+        days = days_needed(people, arms, decision.wanted, whole, MIN_VIEWERS)
         if by is not None:
             split = segments.parts(by, log, surface, primary, (rows, events, span), people, arms)
             divided = segments.effects(by, split, arms, primary, ended=ended)
-        against = guardrails.harm(tested) if result == "won" else []
-        if result in ("won", "lost"):
-            sign = 1 if (result == "won") != primary.bad else -1
-            against += by_limit(sign, row, *arms)
-            if primary.below:
-                against += by_denominator(sign, per_viewer, rows_of[EXPOSURES.name], ended=ended)
-            against += fading.against(sign, lasting, ended=ended)
-        wanted = row.get("viewers_needed")
-        if row["few"] and not row["effect"]:
-            awaited = "enough viewers have any"
-        if against:
-            result, reason = "no difference shown", f"not {result}: {'; '.join(against)}; {reason}"
-            instead = "more days alone need not change this verdict"
-        elif result == "won" and (unproven := guardrails.unproven(tested)):
-            whys = (guardrails.why_unproven(one, arms[0]) for one in unproven)
-            result, reason = "no difference shown", f"not won: {'; '.join(whys)}; {reason}"
-            needed = [one["viewers_needed"] for one in unproven]
-            wanted = None if None in needed else max(needed)
-            awaited = "a guardrail that has not changed is shown to hold with 80 % probability"
-        elif result in ("won", "lost"):
-            wanted, awaited = 0, "the minimum run is reached"
-        whole = [day not in partial_days(span) for day in span.days]
-        days = days_needed(people, arms, wanted, whole, MIN_VIEWERS)
-        if early:
-            result, reason, instead = "no difference shown", f"too early: {reason}; {early}", None
-            missing = declaration.min_days - num_days
-            days = None if days is None or num_exposures < declaration.min_exposures else max(days, missing)
-    if undeclared and not why:
-        result, reason, days = "no verdict", undeclared, None
+    if facts and early:
+        reason = f"too early: {decision.reason}; {early}"
+        decision = replace(decision, verdict="no difference shown", reason=reason, instead=None)
+        missing = declaration.min_days - num_days
+        days = None if days is None or num_exposures < declaration.min_exposures else max(days, missing)
+    if facts and undeclared:
+        decision, days = Decision("no verdict", undeclared), None
+    instead = decision.instead
     if closed := span.closed or ("the declared end has passed" if ended and early else None):
         instead = f"no further days come: {closed}"
+    fades = bool(facts and facts.lasting["fades"])
     ranked_by = _treatments(here, arms)
     return {
         "experiment": declaration.name,
-        "verdict": result,
-        "reason": reason,
+        "verdict": decision.verdict,
+        "reason": decision.reason,
         "days_needed": days,
         "outlook": EXPLORATORY
-        if result == "no verdict"
-        else outlook(result, days, awaited, instead, fades=bool(lasting and lasting["fades"]), ended=ended),
+        if decision.verdict == "no verdict"
+        else outlook(decision.verdict, days, decision.awaited, instead, fades=fades, ended=ended),
         "control": arms[0],
         "treatment": arms[1],
         "primary_metric": primary.name,
@@ -183,20 +161,13 @@ def report(
         "metrics": compared,
         "metrics_without_events": [metric.title for metric in absent],
         "guardrails": guardrails.by_arm(here, arms),
-        "guardrail_tests": tested,
-        "fading": lasting,
+        "guardrail_tests": facts.tested if facts else of_answers,
+        "fading": facts and facts.lasting,
         "segments": divided,
-        "slate": {
-            arm.name: _cost_of_rules(arm, here, surface, declaration.models, log)
-            for arm in declaration.arms
-            if declaration.models and arm.slate and arm.name in arms
-        },
     }
 
 
-def _compared(
-    people: Panel, declaration: Declared, control: str | None, treatment: str | None
-) -> tuple[str, str]:
+def _compared(people: Panel, declaration: Declared, compare: tuple[str, str] | None) -> tuple[str, str]:
     """Return the names of the control and the treatment."""
     # An arm that has all viewers is a winner that was shipped, so it takes no part.
     asked = {name for name, share in declaration.shares.items() if 0 < share < ALL_VIEWERS}
@@ -207,21 +178,14 @@ def _compared(
             f"{declaration.name}: only the arm {listed} has a share or served anybody; give a second arm a share "
             "above 0 in user_config.experiment.arms, and let it serve"
         )
-    control = control or declaration.popular
-    if control not in arms:
+    # By default, popular is compared with the only other arm.
+    found = compare or (declaration.popular, *(arm for arm in arms if arm != declaration.popular))
+    if len(found) != 2 or found[0] == found[1] or not {*found} <= {*arms}:
+        given = f" {' '.join(compare)}" if compare else ""
         raise TabrankError(
-            f"--control: {declaration.name} has no arm {control!r}; name the one to compare with; "
-            f"its arms are {listed}"
+            f"--arms{given}: name the control and the treatment to compare; the arms of {declaration.name} are {listed}"
         )
-    others = [arm for arm in arms if arm != control]
-    if treatment is None and len(others) == 1:
-        treatment = others[0]
-    if treatment is None or treatment not in others:
-        given = "" if treatment is None else f" {treatment}"
-        raise TabrankError(
-            f"--treatment{given}: name the arm to compare with {control}; the arms of {declaration.name} are {listed}"
-        )
-    return control, treatment
+    return found[0], found[1]
 
 
 def _shares(here: pd.DataFrame, names: Sequence[str], declaration: Declared) -> tuple[dict[str, float], str]:
@@ -246,7 +210,6 @@ def _window(span: Window, rows: pd.DataFrame, declaration: Declared) -> dict[str
         "start": utc(span.start_ms),
         "end": utc(span.end_ms),
         "last_exposure": utc(span.last_ms),
-        "timezone": span.timezone,
         "days": span.days,
         "partial_days": partial_days(span),
         "declared_in": declaration.source,
@@ -277,18 +240,6 @@ def _treatments(here: pd.DataFrame, names: Sequence[str]) -> dict[str, list[dict
             for (model, worth, lines), num, first, last in spans.itertuples()
         ]
     return ranked_by
-
-
-def _cost_of_rules(arm: Arm, here: pd.DataFrame, surface: Surface, models: Path, log: Path) -> dict[str, Any]:
-    """Return what an arm's rules cost in its exposures, or the `reason` why that is unknown."""
-    print_progress(f"ranking the exposures of arm {arm.name} again, with its rules and without")
-    ours = here.loc[here["arm"] == arm.name, "request_id"]
-    try:
-        return cost_of_arm(
-            arm, surface, models, log, kept=lambda ids: np.isin(hashed(ids), ours), most_rows=COST_ROWS
-        )
-    except TabrankError as error:
-        return {"arm": arm.name, "reason": str(error)}
 
 
 def _change_warnings(ranked_by: dict[str, list[dict[str, Any]]]) -> list[str]:

@@ -24,6 +24,7 @@ from serve.log.field_types import ARROW, Unmixed
 from serve.log.reader import read_table
 from serve.log.table_reader import TableReader
 from serve.storage.conversion import IDS
+from training.evaluation.slices import MAX_VALUES, MISSING
 from training.experiment.comparison import Arms, best_after, capped
 from training.experiment.contrast import both_intervals, contrast
 from training.experiment.few_events import ENOUGH
@@ -33,9 +34,6 @@ from training.experiment.statistics import ALPHA, MIN_VIEWERS, holm
 from training.experiment.verdict import DECIDES, deciding
 from training.experiment.window import Window
 
-# A field with more values than this is refused. Its segments would be small.
-MAX_VALUES = 20
-MISSING = "(missing)"
 # A value, with the panel and the flags [V] of the viewers of its segment.
 Parts = Iterator[tuple[str, Panel, Any]]
 # Exposures and events of a log, and the window.

@@ -69,9 +69,15 @@ class Effect(Interval):
     @property
     def log_se(self) -> float | None:
         """Return the standard error of the logarithm of treatment / control."""
-        if self.relative_low is None or self.relative_high is None:
-            return None
-        return math.log((1 + self.relative_high) / (1 + self.relative_low)) / (2 * Z)
+        return log_error(self.relative_low, self.relative_high)
+
+
+def log_error(low: float | None, high: float | None) -> float | None:
+    """Return the standard error of the logarithm of a ratio from its relative 95 % interval.
+
+    It is None if a bound is missing or has no logarithm.
+    """
+    return None if low is None or high is None or low <= -1 else math.log((1 + high) / (1 + low)) / (2 * Z)
 
 
 def aggregates(sums: Mapping[str, F64], rows: Any = slice(None)) -> Aggregates:

@@ -8,8 +8,7 @@ adjustment would remove part of the effect (Deng, Xu, Kohavi and Walker 2013, se
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime, time, timedelta
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from datetime import UTC, datetime
 
 import numpy as np
 import pandas as pd
@@ -37,7 +36,7 @@ class Window:
     Attributes:
         end_ms: the declared end, the midnight after the last exposure, or an earlier end for the
             reason `closed`.
-        midnights_ms: the starts of its days; the first one is before `start_ms`.
+        midnights_ms: the starts of its days, in UTC; the first one is before `start_ms`.
         first_ms, last_ms: the times of its first and last exposures.
         before_ms: the end of the pre-period. No arm can have changed what happened before it, which
             is used for adjustment only.
@@ -55,13 +54,11 @@ class Window:
     changed: bool
     closed: str | None
     midnights_ms: tuple[int, ...]
-    timezone: str
 
     @property
     def days(self) -> list[str]:
-        """Return the dates in the time zone."""
-        zone = ZoneInfo(self.timezone)
-        return [datetime.fromtimestamp(ms / 1e3, zone).date().isoformat() for ms in self.midnights_ms]
+        """Return the dates."""
+        return [datetime.fromtimestamp(ms / 1e3, UTC).date().isoformat() for ms in self.midnights_ms]
 
     def day(self, ts_ms: pd.Series[int]) -> NDArray[np.int64]:
         """Return [N] the number of each time's day, from 0."""
@@ -79,10 +76,8 @@ class Window:
         return ts_ms.between(self.start_ms, self.end_ms, inclusive="left")
 
 
-def window(
-    exposures: pd.DataFrame, declaration: Declared, timezone: str, until_ms: int | None = None
-) -> Window:
-    """Return the window of an experiment. It ends before `until_ms` if there are later exposures.
+def window(exposures: pd.DataFrame, declaration: Declared) -> Window:
+    """Return the window of an experiment.
 
     `exposures` are in the order of time and include other experiments. The window only contains
     exposures of a time when no arm had all viewers. It begins after an earlier time when one arm
@@ -90,19 +85,15 @@ def window(
     arm. It ends when one arm gets all viewers again, as happens when a winner is shipped.
 
     Raises:
-        TabrankError: the time zone is unknown, or no exposure is in the window.
+        TabrankError: no exposure is in the window.
     """
-    ours = exposures[exposures["ours"]]
-    ends: list[tuple[str | None, float]] = [(None, declaration.end_ms or np.inf)]
-    if until_ms is not None and until_ms <= exposures["ts_ms"].max():
-        ends.append(("--until", until_ms))
-    bounds_ms = declaration.start_ms or 0, min(end_ms for _, end_ms in ends)
-    ours = ours[ours["ts_ms"].between(*bounds_ms, inclusive="left")]
+    ours, bound_ms, closed = exposures[exposures["ours"]], declaration.end_ms or np.inf, None
+    ours = ours[ours["ts_ms"].between(declaration.start_ms or 0, bound_ms, inclusive="left")]
     if ours.empty:
-        bounds = [f"from {utc(bounds_ms[0])} (start in {declaration.source})"] * bool(declaration.start_ms)
-        if np.isfinite(bounds_ms[1]):
-            which = min(ends, key=lambda end: end[1])[0] or f"end in {declaration.source}"
-            bounds.append(f"before {utc(int(bounds_ms[1]))} ({which})")
+        given = {"from": (declaration.start_ms, "start"), "before": (declaration.end_ms, "end")}
+        bounds = [
+            f"{when} {utc(ms)} ({name} in {declaration.source})" for when, (ms, name) in given.items() if ms
+        ]
         raise TabrankError(
             f"the log holds no exposure of {declaration.name} {' and '.join(bounds)}; correct these times"
         )
@@ -115,22 +106,20 @@ def window(
         )
     changed_ms, shipped_ms = _last_stretch(ours, alone_ms)
     start_ms = changed_ms or declaration.start_ms or int(ours["ts_ms"].iloc[0])
-    if shipped_ms is not None:
-        ends.append(("one arm has all viewers from then on", shipped_ms))
-    closed, bound_ms = min(ends, key=lambda end: end[1])
+    if shipped_ms is not None and shipped_ms < bound_ms:
+        bound_ms, closed = shipped_ms, "one arm has all viewers from then on"
     ours_ms = ours["ts_ms"][ours["ts_ms"].between(start_ms, bound_ms, inclusive="left")]
     if ours_ms.empty:
         raise TabrankError(
-            f"the arms' shares of {declaration.name} changed at the log's last exposure; wait for later ones, or "
-            "analyse an earlier time with --until"
+            f"the arms' shares of {declaration.name} changed at the log's last exposure; wait for later ones"
         )
-    last_ms = int(ours_ms.iloc[-1])
-    *midnights, next_midnight = _midnights(start_ms, last_ms, timezone)
+    first_ms, last_ms = int(ours_ms.iloc[0]), int(ours_ms.iloc[-1])
+    next_midnight = (last_ms // DAY_MS + 1) * DAY_MS
+    days = tuple(range(start_ms // DAY_MS * DAY_MS, next_midnight, DAY_MS))
     end_ms = int(min(next_midnight, bound_ms))
     before_ms, alike = _pre_period_end(exposures, start_ms)
     changed = changed_ms is not None
-    first_ms, days = int(ours_ms.iloc[0]), tuple(midnights)
-    return Window(start_ms, first_ms, last_ms, end_ms, before_ms, alike, changed, closed, days, timezone)
+    return Window(start_ms, first_ms, last_ms, end_ms, before_ms, alike, changed, closed, days)
 
 
 def _last_stretch(shared: pd.DataFrame, alone_ms: pd.Series[int]) -> tuple[int | None, int | None]:
@@ -177,25 +166,11 @@ def _pre_period_end(exposures: pd.DataFrame, start_ms: int) -> tuple[int, tuple[
     return min([end_ms, *alike.values()]), tuple(sorted(alike))
 
 
-def _midnights(start_ms: int, last_ms: int, timezone: str) -> tuple[int, ...]:
-    """Return the midnights of the days between two times, and the midnight after the last day."""
-    try:
-        zone = ZoneInfo(timezone)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise TabrankError(f"--timezone {timezone}: unknown; use a name like UTC or Europe/Berlin") from None
-    first = datetime.fromtimestamp(start_ms / 1e3, zone).date()
-    last = datetime.fromtimestamp(last_ms / 1e3, zone).date()
-    days = (first + timedelta(days=i) for i in range((last - first).days + 2))
-    return tuple(int(datetime.combine(day, time(), zone).timestamp() * 1e3) for day in days)
-
-
 def partial_days(window: Window) -> list[str]:
     """Return the days of which the window covers less than 95 %: perhaps the first and the last."""
-    # Compare with real midnights, because a day may have only 23 hours.
-    bounds = np.array(_midnights(window.midnights_ms[0], window.midnights_ms[-1], window.timezone))
-    covered_ms = np.diff(np.clip(bounds, window.start_ms, window.last_ms))
-    is_partial = covered_ms / np.diff(bounds) < 0.95
-    return [day for day, partial in zip(window.days, is_partial, strict=True) if partial]
+    begin = np.array(window.midnights_ms)
+    covered_ms = np.minimum(begin + DAY_MS, window.last_ms) - np.maximum(begin, window.start_ms)
+    return [day for day, ms in zip(window.days, covered_ms, strict=True) if ms / DAY_MS < 0.95]
 
 
 def utc(ms: int) -> str:

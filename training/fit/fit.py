@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from serve.contract.validation import refuse_existing, refuse_file
+from serve.contract.validation import refuse_existing
 from serve.features.matrix import Matrix
 from serve.features.rows import Schema
 from serve.features.surface import Surface
@@ -26,7 +26,6 @@ from training.evaluation.foresight import doubted
 from training.evaluation.importance import importance
 from training.evaluation.metrics import Values, fit_if_better
 from training.evaluation.outcomes import utility
-from training.evaluation.paired import MARGIN
 from training.evaluation.report import model_card, report_page
 from training.evaluation.verdict import verdict
 from training.examination.examination import Examination
@@ -45,8 +44,6 @@ def fit(
     log: Path,
     out: Path,
     configure: Callable[[int], FitConfig],
-    *,
-    storage: Path | None = None,
     progress: Progress = lambda share: None,
 ) -> dict[str, Any]:
     """Train on a log, calibrate and measure on its last tenth by time, and write an artifact.
@@ -54,8 +51,6 @@ def fit(
     Args:
         configure: returns the settings for a number of training rows, as
             `training.fit.sizing.sized` does.
-        storage: the folder that keeps the state from which a killed fit resumes; None means a
-            temporary folder.
         progress: is called with the share of the features that are computed.
 
     Returns:
@@ -65,11 +60,8 @@ def fit(
         TabrankError: the log is invalid, there is too little data, or `out` exists.
     """
     refuse_existing(out)
-    if storage is not None:
-        refuse_file(storage)
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="tabrank-fit-", dir=folder()) as temporary:
-        storage = storage or Path(temporary)
         PARTS.begin("reading the log and computing features")
         prepared = prepare(surface, log, progress)
         encoder, held, num_rows = prepared.encoder, prepared.valid, len(prepared.train)
@@ -78,7 +70,7 @@ def fit(
         PARTS.begin("training LightGBM, which teaches the network")
         rows = taught(prepared.train, prepared.rows, encoder, examinations)
         PARTS.begin(f"training on {num_rows:,} rows")
-        state = train(rows, valid, encoder, config, storage=storage)
+        state = train(rows, valid, encoder, config, storage=Path(temporary))
     PARTS.begin("measuring it on the validation rows")
     model = with_calibration(Model.of(encoder, config.network, state.kept(config)), held, examinations)
     num_parameters = sum(parameter.numel() for parameter in model.network.parameters())
@@ -141,8 +133,6 @@ class Fitted:
     # model's examinations; those of `current` are by its own.
     rivals: Mapping[str, Values] = field(default_factory=dict)
     current: Sequence[Examination] | None = None
-    # How much worse than `current` the model may be (see `training.evaluation.paired`).
-    margin: float = MARGIN
     # If `held` is a sample, the number of rows from which it was taken.
     sampled_from: int = 0
     # Further entries of `evaluation.json`.
@@ -161,7 +151,6 @@ def save(fitted: Fitted, out: Path) -> dict[str, Any]:
             examinations=fitted.examinations,
             current=fitted.current,
             encoder=model.encoder,
-            margin=fitted.margin,
         ),
         "importance": importance(lambda matrix: model.shares(matrix)[:, 0], rows, fitted.examinations[0]),
         STATISTICS: statistics(held.columns, fitted.seen, utility(surface, model.shares(fitted.seen))),

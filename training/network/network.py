@@ -123,7 +123,7 @@ class Inputs:
         except OSError as error:
             raise TabrankError(
                 f"{folder}: the rows to train on cannot be written: {error.strerror or error}; free disk space, or "
-                "name another folder: `fit` takes --storage or the environment variable TMPDIR, `search` takes --out"
+                "name another folder: `fit` takes the environment variable TMPDIR, `search` takes --out"
             ) from error
 
     @classmethod

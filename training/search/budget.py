@@ -87,7 +87,7 @@ class Clock(contextlib.AbstractContextManager["Clock"]):
             self._state = {"spent_s": 0.0}
         elif other:
             raise TabrankError(
-                f"{self.out}: holds a search over another log, surface, seed or --days, or of another version; "
+                f"{self.out}: holds a search over another log, surface or --days, or of another version; "
                 "name another folder or remove it"
             )
         self._state["identity"] = identity

@@ -14,18 +14,18 @@ from serve.features.surface import load_surface
 from serve.model.artifact import current
 from serve.report.rows import columns
 from serve.storage.bucket import is_bucket
-from training.terminal import PARTS, PUBLISHED, LogFolder, Models, Seed, SurfaceName, anywhere
+from training.terminal import PARTS, PUBLISHED, LogFolder, Models, SurfaceName, anywhere
 
 Budget = Annotated[str, typer.Option(help="Total time of the search, such as 5m, 30m or 2h.")]
 MostUs = Annotated[
     float | None,
     typer.Option("--max-us-per-candidate", help="Most µs to score a candidate, on a core of this machine."),
 ]
-Teachers = Annotated[int, typer.Option(min=0, help="Networks that teach the winner, beside LightGBM.")]
+# Networks that teach the winner, beside LightGBM.
+NUM_TEACHERS = 4
 # Exit code of a `refresh` after which the current model stays. Nothing has failed: a night without
 # a better model is a normal one.
 KEPT = 3
-Margin = Annotated[float, typer.Option(help="Share by which it may be worse than the current model.")]
 
 
 def search(
@@ -34,13 +34,10 @@ def search(
     out: Annotated[Path, typer.Option(help="Folder of the search; a killed search resumes there.")],
     budget: Budget = "30m",
     max_us: MostUs = None,
-    teachers: Teachers = 4,
     models: Annotated[
         Path | None,
         anywhere(help="Start from the current model in this folder; publish the winner if it passes."),
     ] = None,
-    margin: Margin = 0.01,
-    seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Search for the best network within a time budget and a serving cost.
@@ -48,8 +45,7 @@ def search(
     The winner is written to OUT/artifact, and its report to OUT/artifact/report.html. Exit code 1:
     the winner does not pass. The last lines say why.
     """
-    given = {"max_us": max_us, "num_teachers": teachers, "models": models, "margin": margin}
-    found = _search(surface, log, out, budget, as_json, **given, seed=seed)
+    found = _search(surface, log, out, budget, as_json, max_us=max_us, models=models)
     raise typer.Exit(0 if found["passed"] else 1)
 
 
@@ -59,27 +55,20 @@ def refresh(
     days: Annotated[float | None, typer.Option(help="Only use the newest days of the log.")] = None,
     budget: Budget = "30m",
     max_us: MostUs = None,
-    teachers: Teachers = 4,
     models: Models = PUBLISHED,
-    margin: Margin = 0.01,
-    out: Annotated[
-        Path | None, typer.Option(help="Search folder; replaces a finished one. Default: MODELS.refresh.")
-    ] = None,
-    as_json: Json = False,
 ) -> None:
     """Search for a successor of the current model, and publish the winner if it passes.
 
     The search starts from the current model's settings. The winner passes if it beats the popular
     order and the surface's rule by two standard errors. On rows that neither has seen, it must also
-    not be worse than the current model by more than --margin, with one standard error to spare.
-    Exit code 0: it is published. 3: it does not pass, so the current model stays, as on most
-    nights. 1: it does not pass, and there is no current model, or a column may know the future.
-    2: the command failed.
+    not be worse than the current model by more than 1 %, with one standard error to spare. The
+    search's folder is MODELS.refresh, and replaces that of a finished one. Exit code 0: the winner
+    is published. 3: it does not pass, so the current model stays, as on most nights. 1: it does not
+    pass, and there is no current model, or a column may know the future. 2: the command failed.
     """
-    given = {"max_us": max_us, "num_teachers": teachers, "models": models, "margin": margin}
     # The search needs a disk, so that of models in a bucket is beside their default.
-    out = out or Path(f"{PUBLISHED if is_bucket(str(models)) else models}.refresh")
-    found = _search(surface, log, out, budget, as_json, **given, days=days, restart=True)
+    out = Path(f"{PUBLISHED if is_bucket(str(models)) else models}.refresh")
+    found = _search(surface, log, out, budget, False, max_us=max_us, models=models, days=days, restart=True)
     is_kept = current(models) is not None and not found["suspects"]
     raise typer.Exit(0 if found["passed"] else KEPT if is_kept else 1)
 
@@ -96,16 +85,15 @@ def not_published(out: Path, models: Path, *, is_doubted: bool = False) -> str:
 
 def _search(surface: str, log: Path, out: Path, budget: str, as_json: bool, **given: Any) -> dict[str, Any]:
     """Search with the settings `given`, print the answer and return it."""
-    from training.evaluation.verdict import leaderboard, teachers
+    from training.evaluation.verdict import leaderboard
     from training.search.search import search as run
     from training.search.task import SearchSettings
 
-    settings = SearchSettings(budget_s=duration_ms(budget, "--budget") / 1e3, **given)
+    budget_s = duration_ms(budget, "--budget") / 1e3
+    settings = SearchSettings(budget_s, num_teachers=NUM_TEACHERS, **given)
     found = run(load_surface(surface), log, out, settings)
     PARTS.end()
     lines = [found["headline"], found["verdict"]]
-    if found["teachers"]:
-        lines.append(columns(teachers(found)))
     lines.append("on the validation rows, which chose the winner:")
     lines.append(columns(leaderboard(found, most=10)))
     lines += [f"NOT passed: {reason}" for reason in found["reasons"]] or ["passed"]

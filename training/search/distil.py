@@ -7,10 +7,8 @@ of one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import ray
@@ -19,9 +17,6 @@ from numpy.typing import NDArray
 
 from serve.model.encoder import Encoder
 from serve.storage.atomic_files import file_draft_of
-from training.data.dataset import Dataset
-from training.evaluation.metrics import Contender
-from training.evaluation.slates import F64, Slates
 from training.fit.loop import Diverged, FitConfig, run
 from training.fit.teaching import mixed
 from training.network.model import Model
@@ -37,15 +32,15 @@ def distilled(
     config: FitConfig,
     num_teachers: int,
     rival: NDArray[np.float64] | None,
-) -> tuple[Inputs, list[NDArray[np.float32]]]:
+) -> tuple[Inputs, int]:
     """Return `rows` with labels mixed with the mean of `num_teachers` networks trained on them.
 
     If there is a `rival`, which is P(label | looked at) `[N]` by another model, it counts as much
-    as all networks together. `folder` holds the teachers' rows as `train`, the newest of these as
-    `valid`, and the test rows as `test`, all written by `Inputs.save`. Ray must be running.
+    as all networks together. `folder` holds the teachers' rows as `train`, and the newest of these
+    as `valid`, written by `Inputs.save`. Ray must be running.
 
-    Also returns the logits `[T]` of each teaching network on the test rows. Each network's
-    predictions are stored beside the rows, so that a killed search can resume.
+    Also returns how many networks teach. Each network's predictions are stored beside the rows, so
+    that a killed search can resume.
     """
     resources = needs()
     teach = ray.remote(num_cpus=resources["cpu"], num_gpus=resources.get("gpu", 0))(_teach)
@@ -59,42 +54,24 @@ def distilled(
         else:
             logits.append(logit)
             print_progress(f"teacher {number}/{num_teachers} is trained")
-    return mixed(rows, [one[: len(rows)] for one in logits], rival), [one[len(rows) :] for one in logits]
-
-
-def brought(test: Dataset, theta: F64, student: F64, taught: Mapping[str, F64]) -> dict[str, Any]:
-    """Measure a network, the mean of its teachers, and that mean without each kind of teacher.
-
-    `student` and `taught`, which is by kind of teacher, are P(label | looked at) `[T]` on the test
-    rows. `theta` `[T]` is the examination of the rows' positions. Each entry holds measures and, as
-    `minus_teachers`, its logloss minus that of all teachers, with its standard error.
-    """
-    groups = {"student": [student], "teachers": [*taught.values()]}
-    for kind in taught if len(taught) > 1 else ():
-        groups[f"teachers without {kind}"] = [score for name, score in taught.items() if name != kind]
-    scores = {name: np.mean(group, axis=0) for name, group in groups.items()}
-    slates = Slates(test.label, test.slate, test.viewer)
-    found = {name: Contender.of(slates, score, score * theta) for name, score in scores.items()}
-    minus = {name: one.minus(found["teachers"], "logloss") for name, one in found.items()}
-    return {name: one.measures() | {"minus_teachers": minus[name]} for name, one in found.items()}
+    return mixed(rows, logits, rival), len(logits)
 
 
 def _teach(folder: Path, encoder: Encoder, config: FitConfig) -> NDArray[np.float32] | None:
-    """Train a network, unless that is done, and return its logits [N + T].
+    """Train a network, unless that is done, and return its logits [N] on the training rows.
 
-    They are on the training rows, followed by the test rows. Returns None if the training diverges.
+    Returns None if the training diverges.
     """
     path = folder / f"teacher-{config.seed}.npy"
     if path.exists():
         return np.asarray(np.load(path), np.float32)
     torch.set_num_threads(1)
-    rows, valid, test = (Inputs.map(folder, name) for name in ("train", "valid", "test"))
+    rows, valid = (Inputs.map(folder, name) for name in ("train", "valid"))
     try:
         state = run(rows, valid, encoder, config, device=device())
     except Diverged:
         return None
-    network = Model.of(encoder, config.network, state.last).network
-    logit = np.concatenate([network.logit(part.x).numpy() for part in (rows, test)])
+    logit = Model.of(encoder, config.network, state.last).network.logit(rows.x).numpy()
     with file_draft_of(path) as draft, draft.open("wb") as file:
         np.save(file, logit)
     return np.asarray(logit, np.float32)

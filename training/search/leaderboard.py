@@ -32,8 +32,6 @@ from training.search.task import Task
 from training.terminal import PARTS
 
 MEASURES = ("name", "kind", "valid_logloss", "valid_auc", "valid_ndcg", "us_per_candidate")
-# What a report has of each network, also of one that was stopped or failed.
-SHOWN = (*MEASURES, "seconds", "rows", "share", "failed", "point")
 # Groups of viewers whose losses an entry keeps. From so many, an error is known to about 7 %.
 GROUPS = 100
 

@@ -45,7 +45,7 @@ def search(surface: Surface, log: Path, out: Path, settings: SearchSettings) -> 
     A winner passes if
 
     - it beats the popular order, and the `[baseline]` if there is one, by two standard errors;
-    - it is not worse than the current model by more than `settings.margin`, on rows that neither
+    - it is not worse than the current model by more than 1 %, on rows that neither
       has seen (`training.evaluation.paired.bounds`);
     - no feature looks like target leakage, and no column that may know the future is unanswered.
 
@@ -79,7 +79,7 @@ def search(surface: Surface, log: Path, out: Path, settings: SearchSettings) -> 
     return {
         "headline": headline(evaluation),
         "verdict": verdict(evaluation),
-        **{name: evaluation["search"][name] for name in ("winner", "config", "teachers")},
+        **{name: evaluation["search"][name] for name in ("winner", "config")},
         "us_per_candidate": winner.us_per_candidate,
         "max_us_per_candidate": max_us,
         "artifact": str(out / "artifact"),

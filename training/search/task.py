@@ -18,7 +18,6 @@ from serve.model.encoder import Encoder
 from training.data.dataset import Dataset, Progress, sample
 from training.data.encoding import category_strings, fit_encoder
 from training.evaluation.foresight import doubted
-from training.evaluation.paired import MARGIN
 from training.examination.estimate import examine_each
 from training.examination.examination import Examination
 from training.fit.loop import FitConfig
@@ -50,8 +49,6 @@ class SearchSettings:
     # The folder of published artifacts. The search starts from the current one, and a winner that
     # passes is published there.
     models: Path | None = None
-    # The winner may be worse by this share of the current model's measures.
-    margin: float = MARGIN
     # Whether to start again if the folder holds a search that has ended, or one over other rows.
     restart: bool = False
     max_trials: int | None = None
@@ -61,8 +58,6 @@ class SearchSettings:
             raise TabrankError(f"--max-us-per-candidate {self.max_us:g}: must be a finite number above 0")
         if self.days is not None and not self.days > 0:
             raise TabrankError(f"--days {self.days:g}: must be above 0")
-        if not 0 <= self.margin < 1:
-            raise TabrankError(f"--margin {self.margin:g}: must be a share from 0 to below 1, such as 0.01")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.random import default_rng
 from numpy.typing import NDArray
-from scipy.special import expit
 
 from serve.features.matrix import Matrix
 from serve.features.surface import Surface
@@ -23,7 +22,6 @@ from training.evaluation.evaluate import MOST_ROWS, score
 from training.evaluation.metrics import Values
 from training.evaluation.rivals import TUNING_SHARE, trees
 from training.evaluation.slates import Slates
-from training.evaluation.verdict import TITLES
 from training.examination.estimate import MIN_VIEWERS
 from training.examination.examination import IGNORED, Examination
 from training.fit.fit import Fitted, save, with_calibration
@@ -33,8 +31,8 @@ from training.fit.teaching import mixed
 from training.fit.trainer import train
 from training.network.model import Model
 from training.search.budget import MONITORED_SHARE, FinalTraining
-from training.search.distil import brought, distilled
-from training.search.leaderboard import SHOWN, BoardEntry
+from training.search.distil import distilled
+from training.search.leaderboard import BoardEntry
 from training.search.space import Space
 from training.search.trials import SearchRun
 from training.terminal import PARTS, print_progress
@@ -62,7 +60,6 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
         "config": winner.point,
         "asked_teachers": task.settings.num_teachers,
         "follows": last.version if last else None,
-        "margin": task.settings.margin,
         "suspects": task.suspects,
     }
     if (out / "artifact").exists():
@@ -71,12 +68,7 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
         # Further trials that changed nothing do not justify another evaluation on the test rows.
         if all(stored.get(name) == value for name, value in stands_for.items()):
             return made.manifest
-    whole, allowed = run.forecast.whole(winner), run.forecast.within(winner, run.clock.left())
-    key = f"end of {winner.name}, {whole.num_teachers} asked"
-    # A killed training resumes with the same size.
-    size = FinalTraining(**run.clock.setdefault(key, asdict(allowed)))
-    if size != whole:
-        print_progress(size.describe_shortfall(whole))
+    size = _size(run, winner)
     newest = task.before.take(slice(len(task.before) - size.num_rows, None))
     rows, held = held_out(newest)
     encoder, test, incumbent = task.encoder_of(rows), task.parts["test"], None
@@ -91,23 +83,17 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
         PARTS.begin(f"training LightGBM on {len(rows):,} rows")
         boosted = trees(encoder, rows, task.examinations, tuned.point)
     rival = boosted(rows.matrix) if boosted and task.settings.num_teachers else None
-    state, logits = _trained(run, winner, size, config, rows, encoder, rival, test)
+    state, num_taught = _trained(run, winner, size, config, rows, encoder, rival)
     model = with_calibration(Model.of(encoder, config.network, state.kept(config)), held, task.examinations)
     PARTS.begin("measuring it on the test rows, beside its rivals")
     rivals: dict[str, Values] = {"lightgbm": boosted(test.matrix)} if boosted else {}
-    judged, known = test.of(0), ~np.isnan(test.outcomes[:, 0])
-    taught = {"networks": expit(np.mean(logits, axis=0))[known, 0]} if logits else {}
-    taught |= {TITLES["lightgbm"]: rivals["lightgbm"][known, 0]} if rival is not None else {}
-    theta = task.examinations[0].at(judged.position)
     current = None
     if last:
         rivals["current"], current = predicted(last, test.matrix, task.schema.surface)
     search = {
-        "teachers": brought(judged, theta, model.shares(judged.matrix)[:, 0], taught) if taught else {},
         "budget_s": run.clock.budget_s,
         "tuning_share": TUNING_SHARE,
         "leaderboard": run.board.table(task.settings.max_us, winner),
-        "trials": [{name: getattr(one, name) for name in SHOWN} for one in run.board.tried()],
         "max_us_per_candidate": task.settings.max_us,
         "test_looks": run.clock.increment(TEST_LOOKS),
         **stands_for,
@@ -125,7 +111,6 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
         examinations=task.examinations,
         rivals=rivals,
         current=current,
-        margin=task.settings.margin,
         sampled_from=num_test,
         about={"history": winner.history, "best_epoch": len(winner.history), "search": search},
         manifest={
@@ -133,7 +118,7 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
             "rows": len(rows),
             "span_ms": (int(rows.ts_ms[0]), int(rows.ts_ms[-1])),
             "seen_until_ms": int(newest.ts_ms[-1]),
-            "teachers": len(logits) + (rival is not None),
+            "teachers": num_taught + (rival is not None),
             "incumbent": incumbent,
             "suspects": task.suspects,
         },
@@ -143,6 +128,17 @@ def finish(run: SearchRun, winner: BoardEntry, last: Artifact | None) -> Mapping
     draft.rename(out / "artifact")
     shutil.rmtree(out / "fit", ignore_errors=True)
     return manifest
+
+
+def _size(run: SearchRun, winner: BoardEntry) -> FinalTraining:
+    """Return the size of the final training, and say what the budget does not allow."""
+    whole, allowed = run.forecast.whole(winner), run.forecast.within(winner, run.clock.left())
+    key = f"end of {winner.name}, {whole.num_teachers} asked"
+    # A killed training resumes with the same size.
+    size = FinalTraining(**run.clock.setdefault(key, asdict(allowed)))
+    if size != whole:
+        print_progress(size.describe_shortfall(whole))
+    return size
 
 
 def predicted(last: Artifact, matrix: Matrix, surface: Surface) -> tuple[Values, list[Examination]]:
@@ -183,12 +179,11 @@ def _trained(
     data: Dataset,
     encoder: Encoder,
     rival: NDArray[np.float64] | None,
-    test: Dataset,
-) -> tuple[State, list[NDArray[np.float32]]]:
+) -> tuple[State, int]:
     """Train the winner's network on `data` and its teachers' labels, those of a `rival` included.
 
-    Also returns the logits `[T, O]` of each network that teaches on the `test` rows. The search's
-    folder holds the state from which a killed training resumes.
+    Also returns how many networks teach. The search's folder holds the state from which a killed
+    training resumes.
     """
     PARTS.begin(
         f"training {winner.name} on {len(data):,} of the {len(run.task.before):,} rows before the test rows; "
@@ -197,16 +192,14 @@ def _trained(
     storage = run.clock.out / "fit"
     watched = data.take(slice(int(len(data) * (1 - MONITORED_SHARE)), None))
     rows, last_rows = (encode_rows(encoder, part, run.task.examinations) for part in (data, watched))
-    logits: list[NDArray[np.float32]] = []
+    num_taught = 0
     if size.num_teachers or rival is not None:
-        taught = f"teachers of {winner.name}, {size.epochs} x {size.num_rows}, {len(test)}"
-        folder = storage.resolve() / taught
+        folder = storage.resolve() / f"teachers of {winner.name}, {size.epochs} x {size.num_rows}"
         # They are taught too, as the network was in its trial.
         mixed(rows, [], rival).save(folder, "train")
         last_rows.save(folder, "valid")
-        encode_rows(encoder, test, run.task.examinations).save(folder, "test")
-        rows, logits = distilled(rows, folder, encoder, config, size.num_teachers, rival)
-    return train(rows, last_rows, encoder, config, storage=storage), logits
+        rows, num_taught = distilled(rows, folder, encoder, config, size.num_teachers, rival)
+    return train(rows, last_rows, encoder, config, storage=storage), num_taught
 
 
 def unseen(test: Dataset, last: Artifact) -> Dataset:

@@ -6,7 +6,6 @@ from abc import ABC
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +17,6 @@ from loadtest.measure.timeline import in_full, in_time, recovered_s
 from loadtest.measure.verdict import listed
 from loadtest.report.report import Report
 from loadtest.targets.running import Target
-from loadtest.targets.services import Document
 from loadtest.workload.profiles import Phase, Slo
 
 First = Literal["none", "in flight", "any"]
@@ -86,24 +84,12 @@ class Fault(ABC):
     allowed: Allowed
     # Number of replicas of each deployment.
     replicas: Mapping[str, int] = ONE
-    # Rate of the load, as a share of the knee.
-    load: float = 0.6
     # Duration of the fault, from `inject` to `heal`.
     hold_s: float = 0.0
     # Seconds of load after the end of the fault.
     watch_s: float = 20.0
     # A request without an answer within this time counts as failed.
     timeout_s: float = CLIENT_TIMEOUT_S
-
-    def missing(self) -> str | None:
-        """Return the reason why the fault is impossible here, or None."""
-        return None
-
-    def prepare(self, document: Document, folder: Path) -> None:  # noqa: B027
-        """Change the `cluster.yaml` before the service starts.
-
-        Paths in it are relative to `folder`, which is the workspace's.
-        """
 
     def aim(self, target: Target) -> None:  # noqa: B027
         """Find what the fault hits. This happens in advance, so that `inject` takes no time."""
@@ -114,9 +100,6 @@ class Fault(ABC):
 
     def heal(self, target: Target) -> None:  # noqa: B027
         """Undo the fault after `hold_s`. By default nothing is done: killed processes restart."""
-
-    def end(self) -> None:  # noqa: B027
-        """End all processes that `prepare` started."""
 
     def measured(self, load: Injected) -> tuple[Report, list[str]]:
         """Return numbers for the report, and a sentence for each limit that did not hold.

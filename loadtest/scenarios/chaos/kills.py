@@ -1,10 +1,9 @@
-"""Faults that kill or stop a process, and faults of the supervisor, which watches the service."""
+"""Faults that kill or stop a process of the service."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import resource
 import signal
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +15,6 @@ from loadtest.errors import LoadtestError
 from loadtest.measure.cluster import read_service
 from loadtest.report.report import Report
 from loadtest.scenarios.chaos.fault import ONE, TWO, Allowed, Fault, Injected
-from loadtest.scenarios.chaos.stores import limit_files
 from loadtest.targets.running import CONTROLLER, HAPROXY, MANAGER, REPLICA, Target, send_signal
 
 # Allowed effects if one of two replicas dies, if nobody may notice anything, if one of two replicas
@@ -59,13 +57,13 @@ class Stop(Kill):
             self._aimed.send_signal(signal.SIGCONT)
 
 
-class Unwatched(Fault):
-    """Fault that disables the supervisor.
+class SupervisorKilled(Fault):
+    """Fault that kills the supervisor with `kill -9`. The next `serve up` starts a new one.
 
-    The service must continue to answer, and `serve status` must report the fault.
+    The service must continue to answer, and `serve status` must report that it is unwatched.
     """
 
-    replicas: Mapping[str, int] = TWO
+    name, what, allowed, replicas = "supervisor", "kill -9 the supervisor; `up` again", NOTHING, TWO
     # `status` must report the fault after 10 s. The start of the command takes some of them.
     hold_s, watch_s = 7.0, 8.0
 
@@ -78,12 +76,17 @@ class Unwatched(Fault):
         except (KeyError, psutil.NoSuchProcess):
             raise LoadtestError("the service has no supervisor; check that it is up") from None
 
+    def inject(self, target: Target) -> None:
+        """Kill the supervisor."""
+        send_signal(self._supervisor, signal.SIGKILL)
+
     def heal(self, target: Target) -> None:
-        """Read the status of the service."""
+        """Read the status, then start the service again from the same file."""
         log = target.folder / "chaos.log"
         self._status = json.loads(
             run_command("serve", "status", "--json", "--run", str(target.run), log=log, accept=(0, 1))
         )
+        target.deploy(target.document())
 
     def measured(self, load: Injected) -> tuple[Report, list[str]]:
         """Return a reason if the status does not report the fault."""
@@ -91,44 +94,6 @@ class Unwatched(Fault):
             return {}, []
         reported = f"after {self.hold_s:g} s `serve status` reported {self._status.get('state')!r}"
         return {}, [f"{reported}, but not that the service is unwatched"]
-
-
-class SupervisorKilled(Unwatched):
-    """Fault that kills the supervisor with `kill -9`. The next `serve up` starts a new one."""
-
-    name, what, allowed = "supervisor", "kill -9 the supervisor; `up` again", NOTHING
-
-    def inject(self, target: Target) -> None:
-        """Kill the supervisor."""
-        send_signal(self._supervisor, signal.SIGKILL)
-
-    def heal(self, target: Target) -> None:
-        """Read the status, then start the service again from the same file."""
-        super().heal(target)
-        target.deploy(target.document())
-
-
-class RunDiskFull(Unwatched):
-    """Fault that fills the disk for the supervisor's files, and kills a Scorer."""
-
-    name, what = "run-disk-full", "disk full for the run folder, and kill -9 one of two Scorers"
-    # That all replicas are back shows in the state which the supervisor writes after the fault.
-    allowed: Allowed = ONE_OF_TWO
-
-    def aim(self, target: Target) -> None:
-        """Find the supervisor and the oldest Scorer."""
-        super().aim(target)
-        self._scorer = target.one(REPLICA + "Scorer")
-
-    def inject(self, target: Target) -> None:
-        """Limit the size of the supervisor's files, then kill the Scorer."""
-        limit_files([self._supervisor], 0)
-        send_signal(self._scorer, signal.SIGKILL)
-
-    def heal(self, target: Target) -> None:
-        """Read the status, then lift the limit."""
-        super().heal(target)
-        limit_files([self._supervisor], resource.RLIM_INFINITY)
 
 
 KILLS: tuple[Fault, ...] = (
@@ -140,4 +105,3 @@ KILLS: tuple[Fault, ...] = (
     Stop("scorer-stopped", "SIGSTOP one of two Scorers for 30 s", REPLICA + "Scorer", HUNG),
 )
 ONLY_SCORER = Kill("only-scorer", "kill -9 the only Scorer", REPLICA + "Scorer", NOTHING, ONE)
-SUPERVISOR: tuple[Fault, ...] = (SupervisorKilled(), RunDiskFull())

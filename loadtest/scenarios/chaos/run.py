@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import replace
@@ -16,27 +16,25 @@ from loadtest.generator.offer import OfferedLoad, offering
 from loadtest.measure.cluster import ClusterSample, look_at_folder
 from loadtest.measure.polling import repeated, within
 from loadtest.measure.timeline import Moment, timeline
-from loadtest.measure.verdict import Verdict, overall, verdict_if_late
+from loadtest.measure.verdict import overall, verdict_if_late
 from loadtest.report.chaos import fault_line, write_chaos
 from loadtest.report.report import Report
-from loadtest.scenarios.chaos.changes import CHANGES
+from loadtest.scenarios.bench import Bench
+from loadtest.scenarios.chaos.disk import DiskFull, StoreCorrupt
 from loadtest.scenarios.chaos.fault import CLIENT_TIMEOUT_S, WARM_S, Fault, Injected, Times, broken, describe
-from loadtest.scenarios.chaos.kills import KILLS, ONLY_SCORER, SUPERVISOR
+from loadtest.scenarios.chaos.kills import KILLS, ONLY_SCORER, SupervisorKilled
 from loadtest.scenarios.chaos.pauses import Pauses
-from loadtest.scenarios.chaos.stores import FILES, DiskFull, RedisKilled
-from loadtest.scenarios.knee import Bench
+from loadtest.scenarios.chaos.redeploy import Redeploy
 from loadtest.scenarios.search import KneePlan
-from loadtest.targets.processes import started
 from loadtest.targets.running import Target, gained
-from loadtest.targets.services import Document, deployments_of, read_document, tabrank, write_document
+from loadtest.targets.services import Document, deployments_of, write_document
 from loadtest.targets.workspace import Progress, Workspace
 from loadtest.workload.profiles import CANDIDATES, Block
 
 # Faults that use the same service follow each other, because a start takes 20 s.
 FAULTS: tuple[Fault, ...] = (
-    *(*KILLS, *FILES, *SUPERVISOR),
-    *(ONLY_SCORER, Pauses(), DiskFull(), *CHANGES),
-    RedisKilled(),
+    *(*KILLS, StoreCorrupt(), SupervisorKilled()),
+    *(ONLY_SCORER, Pauses(), DiskFull(), Redeploy()),
 )
 # Seconds of load before the fault.
 BEFORE_S = 8.0
@@ -50,87 +48,71 @@ PAGE_S = 2.5
 # replicas of each deployment and for their successors.
 SHARE_CPU = 0.25
 SEARCH = KneePlan(start_rps=300, resolution=1.1, warm_up_s=6, step_s=5, confirm_s=10, budget_s=30, rest_s=2)
-# Share of the knee at which most faults are injected. `--rate` replaces the rate at this share.
+# Share of the knee at which faults are injected, unless `--rate` sets a rate.
 KNEE_LOAD = 0.6
 
 
 class ChaosRun:
-    """State of a run: the current service, if there is one, and the knee that sets the loads.
+    """State of a run: the current service, if there is one, and the rate of the load.
 
-    Faults use copies of the workspace's store and models.
+    Faults use a copy of the workspace's store. `rate_rps` is None until it is known.
     """
 
-    def __init__(
-        self, work: Workspace, config: Path, emit: Progress, rate_rps: float | None, up: ExitStack
-    ) -> None:
-        """Make the workspace if it is missing. The caller holds the workspace's lock.
-
-        Raises:
-            LoadtestError: if `config` is unusable.
-        """
-        self.work, self.emit, self._up = work, emit, up
-        # Report an invalid file before the preparation, which takes a minute.
-        self._service = tabrank(work, config)
-        self._base = read_document(work.path / "cluster.yaml")
-        self._base["applications"][0]["args"] |= {"store": "lmdb:chaos/store", "models": "chaos/models"}
-        self.bench = Bench.prepared(work, CANDIDATES, emit)
+    def __init__(self, bench: Bench, rate_rps: float | None, up: ExitStack) -> None:
+        self.bench, self._up = bench, up
+        self._base = Target.of(bench.work, bench.service).document()
+        self._base["applications"][0]["args"]["store"] = "lmdb:chaos/store"
         self.knee_rps: float | None = None
         self._rate_rps = rate_rps
-        self._document: Document | None = None
+        self._replicas: Mapping[str, int] = {}
         self._target: Target | None = None
-        folder = work.path / "chaos"
+        folder = bench.work.path / "chaos"
         shutil.rmtree(folder, ignore_errors=True)
-        for name in ("store", "models"):
-            shutil.copytree(work.data / name, folder / name)
+        shutil.copytree(bench.work.data / "store", folder / "store")
 
     def provide_service(self, fault: Fault) -> Target:
         """Return a service for the fault.
 
-        It is the current one if this suits the fault and is healthy, and otherwise a new one.
+        It is the current one if this has the replicas and is healthy, and otherwise a new one.
         """
-        document = self._required_document(fault)
-        if self._target and self._document == document and _is_healthy(self._target, fault):
+        if self._target and self._replicas == fault.replicas and _is_healthy(self._target, fault):
             return self._target
         self.end_service()
-        counts = ", ".join(f"{number} {name}" for name, number in fault.replicas.items())
-        self.emit(f"starting a service with {counts}")
-        write_document(self.work.path / "cluster.yaml", document)
-        # The service depends on what `prepare` started, so this is ended after the service.
-        self._up.callback(fault.end)
-        self._up.enter_context(started(self._service, self.work, self.bench.bodies[0], CANDIDATES))
-        self._target = Target.of(self.work, self._service)
-        self._document = document
-        return self._target
+        target = Target.of(self.bench.work, self.bench.service)
+        write_document(target.file, with_replicas(self._base, fault.replicas))
+        self._up.enter_context(self.bench.started(self.bench.service))
+        self._target, self._replicas = target, fault.replicas
+        return target
 
     def end_service(self) -> None:
         """End the current service, if there is one."""
-        self._target = self._document = None
+        self._target = None
         self._up.close()
 
-    def rate_rps(self, fault: Fault, target: Target) -> float:
-        """Return the rate of the load for a fault, in requests per second.
+    def rate_rps(self, target: Target) -> float:
+        """Return the rate of the load in requests per second.
 
         The knee is searched once, unless the user has set a rate.
         """
-        if self._rate_rps:
-            return round(fault.load / KNEE_LOAD * self._rate_rps, 1)
-        if self.knee_rps is None:
-            self.emit("searching for the knee of this service")
+        if self._rate_rps is None:
+            self.bench.emit("searching for the knee of this service")
             self.knee_rps, _ = self.bench.require_knee(target.url, SEARCH, "set a rate with --rate")
-        return round(fault.load * self.knee_rps, 1)
+            self._rate_rps = round(KNEE_LOAD * self.knee_rps, 1)
+        return self._rate_rps
 
-    def _required_document(self, fault: Fault) -> Document:
-        document = deepcopy(self._base)
-        for name, deployment in deployments_of(document).items():
-            number = fault.replicas.get(name)
-            if number is not None:
-                deployment.setdefault("ray_actor_options", {})["num_cpus"] = SHARE_CPU
-                if "autoscaling_config" in deployment:
-                    deployment["autoscaling_config"] |= {"min_replicas": number, "max_replicas": number}
-                else:
-                    deployment["num_replicas"] = number
-        fault.prepare(document, self.work.path.resolve())
-        return document
+
+def with_replicas(document: Document, replicas: Mapping[str, int]) -> Document:
+    """Return a copy of a `cluster.yaml` whose deployments have these numbers of replicas."""
+    changed = deepcopy(document)
+    for name, deployment in deployments_of(changed).items():
+        number = replicas.get(name)
+        if number is not None:
+            deployment.setdefault("ray_actor_options", {})["num_cpus"] = SHARE_CPU
+            if "autoscaling_config" in deployment:
+                deployment["autoscaling_config"] |= {"min_replicas": number, "max_replicas": number}
+            else:
+                deployment["num_replicas"] = number
+    return changed
 
 
 def run_chaos(
@@ -145,12 +127,13 @@ def run_chaos(
     """
     faults = select_faults(names)
     lines: dict[str, list[Moment]] = {}
-    with work.locked(), ExitStack() as up:
-        run = ChaosRun(work, config, emit, rate_rps, up)
+    with Bench.locked(work, config, emit) as bench, ExitStack() as up:
+        run = ChaosRun(bench, rate_rps, up)
         found = [run_fault(run, fault, lines) for fault in faults]
-    report = Report(verdict=verdict_of(found), knee_rps=run.knee_rps, rate_rps=rate_rps, faults=found)
-    report |= {"config": str(config), "client_timeout_s": CLIENT_TIMEOUT_S, **run.bench.circumstances()}
-    write_chaos(out, report, lines, run.bench.slo)
+    word = overall(one["verdict"] for one in found)
+    report = Report(verdict=word, knee_rps=run.knee_rps, rate_rps=rate_rps, faults=found)
+    report |= {"config": str(config), "client_timeout_s": CLIENT_TIMEOUT_S, **bench.circumstances()}
+    write_chaos(out, report, lines, bench.slo)
     return report
 
 
@@ -163,34 +146,25 @@ def select_faults(names: Sequence[str]) -> list[Fault]:
     return [known[name] for name in dict.fromkeys(names)] if names else list(FAULTS)
 
 
-def verdict_of(found: Sequence[Report]) -> Verdict:
-    """Return the verdict on all faults that were injected; void if there are none."""
-    run = [one["verdict"] for one in found if one["verdict"] != "not run"]
-    return overall(run) if run else "void"
-
-
 def run_fault(run: ChaosRun, fault: Fault, lines: dict[str, list[Moment]]) -> Report:
     """Inject one fault; return its numbers and verdict, and add its timeline to `lines`."""
     head = {"fault": fault.name, "what": fault.what, "allowed": fault.allowed.describe()}
-    if why := fault.missing():
-        run.emit(f"{fault.name}: not run: {why}")
-        return {**head, "verdict": "not run", "reasons": [f"not run: {why}"]}
     target = run.provide_service(fault)
-    rate_rps = run.rate_rps(fault, target)
-    run.emit(f"{fault.name}: {fault.what}, at {rate_rps:g} req/s")
+    rate_rps = run.rate_rps(target)
+    run.bench.emit(f"{fault.name}: {fault.what}, at {rate_rps:g} req/s")
     try:
         found, more, moments = _under_load(run, fault, target, rate_rps)
     # If one fault cannot be measured, the others are reported all the same.
     except LoadtestError as error:
         run.end_service()
-        run.emit(f"  not held: {error}")
+        run.bench.emit(f"  not held: {error}")
         return {**head, "verdict": "not held", "reasons": [str(error)]}
     reasons = [*broken(found, fault.allowed), *more]
     limit_ms = run.bench.slo.generator_late_ms_p99
     word, reasons = verdict_if_late(reasons, found["generator_late_ms_p99"], limit_ms)
     lines[fault.name] = moments
     report = {**head, "verdict": word, "reasons": reasons, **found}
-    run.emit(fault_line(report))
+    run.bench.emit(fault_line(report))
     return report
 
 

@@ -1,20 +1,25 @@
-"""Tests of the Poisson arrival times."""
+"""Tests of the Poisson arrival times, and of the limit on open requests."""
 
 from __future__ import annotations
 
-from itertools import islice, repeat
+from collections import Counter
+from itertools import repeat
 
+import gevent
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.generator.dispatcher import arrivals
+from loadtest.generator import dispatcher
+from loadtest.generator.dispatcher import Dispatcher, arrivals
+from loadtest.measure.service import Outcome
 from loadtest.workload.profiles import Block
+from serve.client.reply import Reply
 
 
 def schedule(rate, blocks, seed=1):
     pieces = [block if isinstance(block, Block) else Block(block) for block in blocks]
-    return np.array(list(arrivals(lambda: rate, pieces, np.random.default_rng(seed))))
+    return np.array(list(arrivals(rate, pieces, np.random.default_rng(seed))))
 
 
 @given(st.floats(0.5, 300), st.lists(st.floats(0.1, 5), min_size=1, max_size=4), st.integers(0, 2**31))
@@ -42,13 +47,6 @@ def test_the_same_seed_gives_the_same_times_and_another_seed_others():
     assert not np.array_equal(schedule(50, (5.0,), 7), schedule(50, (5.0,), 8))
 
 
-def test_an_endless_schedule_asks_for_its_rate_at_each_block():
-    rates = iter([10, 20, 20])
-    times = list(islice(arrivals(lambda: next(rates), repeat(Block(1.0)), np.random.default_rng(0)), 30))
-    assert sum(time < 1 for time in times) == 10
-    assert sum(1 <= time < 2 for time in times) == 20
-
-
 def test_a_rising_block_sends_what_its_line_integrates_to():
     times = schedule(1000, (Block(10.0, 0.5, 1.5),))
     assert len(times) == 10_000
@@ -63,3 +61,16 @@ def test_a_falling_block_to_nothing_thins_out():
     assert times[-1] <= 10
     # The first half of the triangle has three quarters of its area.
     assert abs(np.sum(times < 5) - 750) < 80
+
+
+def test_what_the_limit_on_open_requests_keeps_back_is_counted(monkeypatch):
+    monkeypatch.setattr(dispatcher, "MAX_IN_FLIGHT", 10)
+    ended = []
+
+    def exchange(request):
+        gevent.sleep(0.2)
+        return Reply(200, request, "", None)
+
+    read = lambda status, body: (Outcome("full", ok=True, full=True), 1)  # noqa: E731
+    Dispatcher(exchange, read, ended.append).run(np.linspace(0, 0.05, 50).tolist(), repeat(b""))
+    assert Counter(one.outcome.name for one in ended) == {"full": 10, "not sent": 40}

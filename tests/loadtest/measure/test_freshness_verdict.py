@@ -65,7 +65,7 @@ def test_events_that_never_showed_are_the_slowest():
 def test_a_few_samples_say_nothing():
     verdict, reasons = judged(viewer=record(10, 200.0), candidate=record(89, 200.0))
     assert verdict == "not held"
-    assert reasons == ["there were only 99 probes, and at least 100 are needed; raise --duration or --probes"]
+    assert reasons == ["there were only 99 probes, and at least 100 are needed; raise --duration"]
 
 
 @pytest.mark.parametrize(

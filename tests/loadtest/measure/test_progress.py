@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from loadtest.generator.dispatcher import progress_line
+import re
+
+import gevent
+
+from loadtest.generator import dispatcher
+from loadtest.generator.dispatcher import progress_line, show_progress
 from loadtest.measure.measure import RequestLog
 from loadtest.measure.service import Outcome
 
@@ -34,3 +39,15 @@ def test_a_percentile_that_failures_keep_from_being_reached_is_a_dash():
 
 def test_a_second_without_answers_has_a_line_too():
     assert progress_line(rows(), 0.0, 1.0, 0.0) == "1 s  0 req/s  p50 -  p99 - ms  errors 0"
+
+
+def test_progress_goes_to_stderr_with_the_requests_since_the_last_line(monkeypatch, capfd):
+    monkeypatch.setattr(dispatcher, "PROGRESS_S", 0.05)
+    log = RequestLog()
+    showing = gevent.spawn(show_progress, log, 60.0)
+    log.add(0.0, 0.0, 8.0, FULL, 55)
+    gevent.sleep(0.12)
+    showing.kill()
+    lines = capfd.readouterr().err.splitlines()
+    assert re.fullmatch(r"0 s  \d+ req/s  p50 8\.0  p99 8\.0 ms  errors 0  \(warm-up\)", lines[0])
+    assert lines[1].startswith("0 s  0 req/s  p50 -")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from loadtest.measure.measure import Measurement
-from loadtest.measure.verdict import EXIT_CODES, judge, judge_slow_clients, overall, verdict_if_late
+from loadtest.measure.verdict import EXIT_CODES, judge, overall, verdict_if_late
 from loadtest.workload.profiles import load_slo
 
 SLO = load_slo()
@@ -68,20 +68,6 @@ def test_a_late_generator_voids_the_run_whatever_else_there_is():
     assert verdict == "void"
     assert "more than 10.1 ms after they were due" in reasons[0]
     assert "p99 is 200" in reasons[1]
-
-
-@pytest.mark.parametrize(
-    ("ratio", "num_failed", "late_ms", "verdict"),
-    [
-        (1.2, 0, 10.0, "held"),
-        (1.21, 0, 10.0, "not held"),
-        (1.0, 1, 0.0, "not held"),
-        (1.0, 0, 10.1, "void"),
-        (9.0, 9, 10.1, "void"),
-    ],
-)
-def test_slow_clients_may_cost_a_fifth_of_latency_and_no_failure(ratio, num_failed, late_ms, verdict):
-    assert judge_slow_clients(ratio, num_failed, late_ms) == verdict
 
 
 @pytest.mark.parametrize(

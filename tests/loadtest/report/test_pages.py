@@ -44,7 +44,7 @@ def chromium():
 def test_a_page_is_accessible_and_whole_at_every_width(folder, chromium, name):
     path = folder / name / "report.html"
     assert path.stat().st_size < 1_500_000
-    for width, dark in [(width, dark) for width in WIDTHS for dark in (False, True)]:
+    for width, dark in zip(WIDTHS, (False, True), strict=True):
         with page_at(chromium, path.as_uri(), width=width, dark=dark) as page:
             page.wait_for_selector(".plot svg")
             assert page.locator(".plot svg").count() == PLOTS[name]

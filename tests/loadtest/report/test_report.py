@@ -51,7 +51,7 @@ def made():
 
 def written(folder, outcome=FULL, samples=()):
     """Return the report of a run, and the page in its folder."""
-    report, _ = report_run(PROFILE, SLO, URL, ended(outcome), samples, folder)
+    report = report_run(PROFILE, SLO, URL, ended(outcome), samples, folder)
     return report, (folder / "report.html").read_text()
 
 
@@ -78,7 +78,7 @@ def test_a_run_leaves_a_page_with_its_plots_and_the_numbers_beside_it(tmp_path):
     assert json.loads((folder / "report.json").read_text()) == report
     assert page.count('class="plot"') == 3
     assert "Held: 100 requests/s within the limits" in page
-    assert "With --cluster the page shows replicas and nodes too." in page
+    assert "Replicas and nodes are shown if" in page
     assert "not valid" not in page
     # fmt: off
     assert set(re.findall(r'(?:src|href)="(?!#)([^"]+)"', page.partition("<script>")[0])) == {
@@ -138,7 +138,7 @@ def test_the_summary_says_verdict_rate_and_limits():
 def test_what_was_watched_is_drawn_with_its_replicas(tmp_path):
     _, page = written(tmp_path / "run", samples=[ClusterSample(0.5, {"Scorer": 2}, 1)])
     assert "Scorer replicas" in page
-    assert "With --cluster" not in page
+    assert "Replicas and nodes are shown if" not in page
 
 
 def test_a_level_run_is_told_without_phases():

@@ -7,8 +7,10 @@ import subprocess
 import sys
 
 import pytest
+from typer.testing import CliRunner
 
-from tests.support.loadtest_command import ENVIRONMENT, ROOT, interrupted, left, run_loadtest
+from loadtest.__main__ import app
+from tests.support.loadtest_command import ENVIRONMENT, ROOT, interrupted, left
 
 pytestmark = pytest.mark.integration
 
@@ -17,7 +19,7 @@ NUMBERS = {"knee_rps", "candidates_per_s", "full_share", "p50_ms", "p90_ms", "p9
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from loadtest.scenarios import compare, knee
+from loadtest.scenarios import bench, compare
 from loadtest.scenarios.compare import run_compare
 from loadtest.scenarios.knee import run_knee
 from loadtest.workload.profiles import Slo
@@ -26,7 +28,7 @@ from loadtest.targets import processes
 from loadtest.targets.workspace import Workspace
 
 processes.SETTLE_S = 0.5
-knee.load_slo = lambda: Slo(8000, 9000, 1.0, 0.0, 9000)
+bench.load_slo = lambda: Slo(8000, 9000, 1.0, 0.0, 9000)
 steps = {"warm_up_s": 1, "step_warmup_s": 0.5, "step_s": 1, "confirm_s": 2}
 plan = KneePlan(start_rps=20, highest_rps=20, warm_up_rps=10, **steps)
 emit = lambda line: print(line, file=sys.stderr)
@@ -96,8 +98,10 @@ def test_compare_measures_both_services_and_leaves_nothing_running(bench, bench_
 
 
 def test_an_interrupted_knee_ends_its_service(bench_work, tmp_path):
-    knee = ("knee", "--work", bench_work.path, "--json", "--out", tmp_path / "out")
-    code, printed, message = interrupted(ROOT, lambda: left(bench_work), *knee)
+    (tmp_path / "var").mkdir()
+    (tmp_path / "var" / "bench").symlink_to(bench_work.path)
+    knee = ("knee", "--config", ROOT / "cluster.yaml", "--json", "--out", "out")
+    code, printed, message = interrupted(tmp_path, lambda: left(bench_work), *knee)
     assert code == 2
     assert "interrupted" in message
     assert "Traceback" not in message
@@ -112,12 +116,14 @@ def test_an_interrupted_knee_ends_its_service(bench_work, tmp_path):
     [
         (("knee", "--config", "none.yaml"), "none.yaml: cannot be read"),
         (("compare", "--out", "."), "exists already"),
-        (("scale", "--part", "replica"), "--part replica: unknown part; use replicas, step"),
+        (("chaos", "--fault", "scorr"), "--fault scorr: unknown fault; use scorer, "),
     ],
 )
-def test_what_cannot_be_run_is_one_sentence(tmp_path, arguments, message):
-    code, printed, messages = run_loadtest(tmp_path, *arguments, "--work", "work")
-    assert code == 2
+def test_what_cannot_be_run_is_one_sentence(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, [*arguments, "--json"])
+    assert done.exit_code == 2
+    printed = json.loads(done.stdout)
     assert printed["verdict"] == "void"
     assert message in printed["reasons"][0]
-    assert "Traceback" not in messages
+    assert printed["reasons"] == [done.stderr.strip()]

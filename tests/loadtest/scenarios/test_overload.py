@@ -17,8 +17,7 @@ from serve.operate.status.scrape import parse
 from tests.support.load_results import BROKEN, FALLBACK, REFUSED, Offering
 
 # 20 s of overload, from second 2.
-PLAN = {"seconds": 20.0, "begins_s": [2.0], "after_s": 8.0}
-BURSTS = Overload.short(4)
+PLAN = {"seconds": 20.0, "begins_s": 2.0, "after_s": 8.0}
 SLO = load_slo()
 KNEE_RPS = 100.0
 
@@ -34,22 +33,6 @@ def reasons(offering, times=2.0, knee_rps=KNEE_RPS, **more):
 def overloaded(rate_rps=200):
     """Load of 30 s with an overload; half is scored, half gets the popular order."""
     return Offering(30, rate_rps=rate_rps).between(2, 22, FALLBACK, every=2)
-
-
-def bursting(begins_s=BURSTS.begins_s):
-    """Load of 63 s whose bursts are answered by popularity; its rate does not matter."""
-    offering = Offering(63, rate_rps=20)
-    for at_s in begins_s:
-        offering.between(at_s, at_s + 3, FALLBACK)
-    return offering
-
-
-def burst(offering):
-    return judged(BURSTS, offering.requests, KNEE_RPS, 100.0, SLO)
-
-
-def burst_reasons(offering):
-    return burst(offering)["reasons"]
 
 
 def test_goodput_is_told_by_rung_and_as_a_share_of_the_knee():
@@ -184,37 +167,6 @@ def test_refusals_that_take_long_in_the_replica_are_not_allowed():
     assert broken == ["the p99 of refusals in the replica is 15 ms (limit 10 ms)"]
 
 
-def test_each_burst_has_its_own_fifteen_seconds():
-    assert Overload.short(4) == BURSTS
-    assert len({begins_s % 15 for begins_s in BURSTS.begins_s}) > 1
-    for index, begins_s in enumerate(BURSTS.begins_s):
-        assert 15 * index + 2 <= begins_s <= 15 * (index + 1) - 3 - 4
-    levels = [(block.factor, block.seconds) for block in BURSTS.blocks]
-    assert [seconds for factor, seconds in levels if factor == 2.0] == [3.0] * 4
-    assert {factor for factor, _ in levels} == {0.7, 2.0}
-
-
-def test_full_answers_may_be_missing_in_bursts_alone():
-    assert burst_reasons(bursting()) == []
-    second = BURSTS.begins_s[1]
-    # The first second after the burst too.
-    assert burst_reasons(bursting().between(second, second + 4, FALLBACK)) == []
-    broken = burst_reasons(bursting().between(second, second + 5, FALLBACK))
-    assert broken == ["two seconds in a row are below half of the mean rate of full answers"]
-    assert burst_reasons(bursting().between(second, second + 1, BROKEN)) == [
-        "requests failed otherwise than by a refusal: 20 HTTP 500"
-    ]
-
-
-@pytest.mark.parametrize("burst", [0, 2])
-def test_full_answers_are_back_soon_after_each_burst(burst):
-    begins_s = BURSTS.begins_s[burst]
-    # One answer in four: less than 99 % are full, but more than half.
-    for seconds, held in ((2, True), (3, False)):
-        broken = burst_reasons(bursting().between(begins_s + 3, begins_s + 3 + seconds, FALLBACK, every=4))
-        assert broken == ([] if held else ["full answers were back 3 s after the overload (limit 2 s)"])
-
-
 @pytest.mark.parametrize(
     ("control", "verdict"), [("not held", "held"), ("held", "not held"), ("void", "void")]
 )
@@ -292,13 +244,11 @@ def test_a_line_opens_with_multiple_and_verdict_and_names_what_did_not_happen():
     line = run_line(found(Offering(30, rate_rps=200).between(2, 30, BROKEN)))
     assert line.startswith("  2×: verdict: not held; requests/s: 200; full of the knee: 0.0%; ")
     assert "failed: 4000 HTTP 500; normal after: –;" in line
-    assert run_line(burst(bursting())).startswith("  4 bursts of 2×: verdict: held; ")
 
 
 @pytest.fixture
 def report():
     runs = [found(overloaded(), times) for times in (3.0, 1.2, 2.0)]
-    runs.append(burst(bursting()))
     knees = {"knee_rps": 100.0, "knee_before_rps": 110.0, "knee_after_rps": 100.0}
     control = runs[2] | {"verdict": "not held", "reasons": []}
     return {"verdict": "void", **knees, "deadline_ms": 100.0, "machine": {}, "runs": runs, "control": control}

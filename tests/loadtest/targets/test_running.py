@@ -71,8 +71,8 @@ def test_the_service_of_var_run_is_found(folder, route):
     url = running_url(None)
     assert url == "http://127.0.0.1:8123" + route.rstrip("/")
     # Its replicas are counted too.
-    assert find_cluster(None, url) is not None
-    assert find_cluster(None, "http://127.0.0.1:81234") is None
+    assert find_cluster(url) is not None
+    assert find_cluster("http://127.0.0.1:81234") is None
 
 
 def test_a_named_url_counts_and_without_a_service_the_default(folder, monkeypatch, tmp_path):

@@ -15,10 +15,10 @@ import psutil
 import pytest
 import yaml
 
-from loadtest.generator.slow_senders import Senders
 from serve.contract.commands import API_KEY
 from serve.http.auth import mint
 from serve.operate.run.local_cluster import down, up
+from tests.support.slow_senders import Senders
 from tests.support.small_surface import TOML
 
 pytestmark = pytest.mark.integration

@@ -13,7 +13,7 @@ from tests.support.browser import WIDTHS, browser, needs_axe, needs_chromium, pa
 from tests.support.evaluation_rows import TRIALS, evaluation
 from tests.support.experiment_log import SURFACE, write_experiment
 from training.evaluation.report import report_page
-from training.evaluation.sweep_page import write
+from training.evaluation.what_if_page import write
 from training.examination.examination import IGNORED
 from training.experiment.declared import Declared
 from training.experiment.page import page as experiment_page

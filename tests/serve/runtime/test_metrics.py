@@ -240,5 +240,5 @@ def test_records_are_counted_with_how_late_they_came(reported):
 
 def test_the_table_is_what_the_code_has():
     rows = re.findall(r"^\| `(ray_tabrank\w+)` \| (\w+) \| (.*?) \| (.*?) \|$", DOCS.read_text(), re.M)
-    labels = [", ".join(f"`{label}`" for label in ("application", *metric.labels)) for metric in METRICS]
+    labels = [", ".join(f"`{label}`" for label in metric.labels) or "–" for metric in METRICS]
     assert rows == [(m.exported, m.kind, at, m.what) for m, at in zip(METRICS, labels, strict=True)]

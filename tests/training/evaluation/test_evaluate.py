@@ -94,9 +94,9 @@ def test_a_baseline_has_a_row_and_a_comparison_but_no_probability(data, surface)
 
 def test_the_current_model_is_compared_for_not_being_better(data, surface):
     scores = {"model": truth(data), "current": np.clip(0.9 * truth(data) ** 2, 0, 1)}
-    found = judge(data, scores, surface, margin=0.02)
+    found = judge(data, scores, surface)
     pair = json.loads(json.dumps(found["paired"]["model-current"]))
-    assert (pair["rows"], pair["margin"]) == (len(data), 0.02)
+    assert (pair["rows"], pair["margin"]) == (len(data), 0.01)
     assert [bound["measure"] for bound in pair["bounds"]] == ["logloss", "ece", "ndcg@10"]
     assert all(bound["holds"] for bound in pair["bounds"])
     other = judge(data, {"model": scores["current"], "current": scores["model"]}, surface)
@@ -260,7 +260,7 @@ def test_each_value_of_a_field_is_judged_with_all_at_once(surface):
 def test_segments_without_a_difference_are_rarely_called_different(surface):
     """Popular is the model with other noise; at 95 % for each, 64 % of logs would err."""
     wrong = 0
-    for seed in range(20):
+    for seed in range(8):
         rng, rows = np.random.default_rng(seed), dataset(surface, num_slates=2_000, seed=seed)
         owned = np.zeros(len(rows), FIELDS)
         owned["viewer"]["age"] = np.repeat(rng.integers(0, 20, 2_000), 6)
@@ -268,7 +268,7 @@ def test_segments_without_a_difference_are_rarely_called_different(surface):
         rows = replace(rows, fields=owned, popular=noisy[0].astype(np.float32))
         parts = judge(rows, {"model": noisy[1]}, surface, field="viewer.age")["segments"]
         wrong += any(part["paired"] and part["paired"].get("shown") for part in parts)
-    assert wrong <= 3
+    assert wrong <= 2
 
 
 def test_a_field_of_too_many_values_is_refused_with_their_number(surface):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import cycle
 
 import pytest
 
@@ -39,7 +40,12 @@ event = "click"
 over = "impression"
 prior = {{ rate = 0.1, weight = 10 }}
 """
+# Each column is in one of the logs.
 LOGS = "news", "shop"
+
+
+def named(value: Column | str) -> str:
+    return value if isinstance(value, str) else value.__name__
 
 
 def surface(column: Column, word: str = "") -> Surface:
@@ -62,8 +68,7 @@ def rows(tmp_path_factory):
     return of
 
 
-@pytest.mark.parametrize("log", LOGS)
-@pytest.mark.parametrize("column", LEAKS, ids=lambda column: column.__name__)
+@pytest.mark.parametrize(("column", "log"), [*zip(LEAKS, cycle(LOGS))], ids=named)
 def test_a_leak_is_asked_about_until_a_person_has_said_that_it_is_known(rows, column, log):
     data = rows(column, log)
     (told,) = doubted(data, surface(column))
@@ -71,8 +76,7 @@ def test_a_leak_is_asked_about_until_a_person_has_said_that_it_is_known(rows, co
     assert doubted(data, surface(column, ", known_before = true")) == []
 
 
-@pytest.mark.parametrize("log", LOGS)
-@pytest.mark.parametrize("column", HONEST, ids=lambda column: column.__name__)
+@pytest.mark.parametrize(("column", "log"), [*zip(HONEST, cycle(LOGS))], ids=named)
 def test_a_strong_column_is_asked_about_at_most_once(rows, column, log):
     data = rows(column, log)
     assert {one.column for one in questions(data, surface(column))} <= {f"candidate.{column.__name__}"}

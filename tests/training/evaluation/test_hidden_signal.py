@@ -12,7 +12,7 @@ from scipy.special import expit
 from tests.support.expected import expected
 from tests.support.hidden_world import DECAY, FLAT, PER, WORTH, Judged, hidden
 from training.evaluation.metrics import Z95, Contender
-from training.evaluation.paired import MARGIN, bounds
+from training.evaluation.paired import bounds
 from training.evaluation.slates import Slates
 from training.evaluation.verdict import not_beaten
 from training.examination.examination import Examination
@@ -62,7 +62,7 @@ def test_an_order_that_earns_a_twentieth_more_is_accepted(surface, rival, runs, 
             ours, theirs = judged.model(), judged.model(taste)
             pair = judged.pair(ours, theirs)
             both = [one.measures() | {"expected_labels": 1.0} for one in (ours, theirs)]
-            found = bounds(pair, *both, float(judged.slates.label.mean()), MARGIN)
+            found = bounds(pair, *both, float(judged.slates.label.mean()))
             assert found[0]["measure"] == "ndcg@10"
             accepted += all(one["holds"] for one in found)
     assert accepted >= 0.8 * runs

@@ -37,7 +37,7 @@ def weighed(hide: float = -2.0):
 
 @pytest.fixture(scope="module")
 def world():
-    made, num = trade(4_000, 0), 80_000
+    made, num = trade(2_000, 0), 40_000
     bare = Matrix(np.empty((num, 0), np.float32), np.empty((num, 0), np.uint64))
     return replace(made, rows=replace(made.rows, columns=Columns((), (), ()), matrix=bare))
 
@@ -115,11 +115,11 @@ def test_ndcg_gains_the_worth_of_rows_and_costs_lower_it():
 
 def test_rows_with_an_open_window_count_for_the_other_outcomes_alone(world, found):
     outcomes = world.rows.outcomes.copy()
-    outcomes[60_000:, 1] = np.nan
+    outcomes[30_000:, 1] = np.nan
     rows = replace(world.rows, outcomes=outcomes)
     part = assess(rows, {"model": world.shares}, weighed(), examinations=BOTH)
     assert part["rows"] == found["rows"]
-    assert part["outcomes"]["hide"]["rows"] == 60_000
+    assert part["outcomes"]["hide"]["rows"] == 30_000
     assert part["outcomes"]["join"]["model"]["auc"] == found["outcomes"]["join"]["model"]["auc"]
     # No window of an outcome has closed: it has no figures, and the rows do not support the sum.
     outcomes[:, 1] = np.nan
@@ -174,17 +174,17 @@ def test_each_outcome_is_bounded_against_the_current_model(world):
     assert all(bound["holds"] for bound in equal["paired"]["model-current"]["bounds"])
 
 
-@pytest.mark.parametrize("one_in", [1, 4])
-def test_equal_models_of_a_rare_outcome_are_within_its_bounds(one_in):
-    held = []
-    for seed in range(20):
+def test_equal_models_of_a_rare_outcome_are_within_its_bounds():
+    """Rows that stand for two count as one viewer's."""
+    held, one_in = [], 2
+    for seed in range(10):
         rng = np.random.default_rng(seed)
         logit = -5.8 + rng.normal(size=15_000)
         label = (rng.random(15_000) < 1 / (1 + np.exp(-logit))).astype(np.float32)
         shares = [1 / (1 + np.exp(-logit - 0.3 * rng.normal(size=15_000))) for _ in range(2)]
         label, *shares = (np.tile(values, one_in) for values in (label, *shares))
         about = _rare(label, *(calibrated(label, share) for share in shares), one_in)
-        held += [bound["holds"] for bound in outcome_bounds("hide", about, 0.01)]
+        held += [bound["holds"] for bound in outcome_bounds("hide", about)]
     assert np.mean(held) >= 0.95
 
 

@@ -75,16 +75,16 @@ def test_a_learned_examination_needs_ndcg_to_agree(ndcg, agrees):
     assert found == {"by": "expected_labels", "beats": agrees, "agrees": agrees}
     assert shown(pair | {"gate": found}) == ("better" if agrees else "doubtful")
     # Against the current model, NDCG@10 must not be shown worse by an error.
-    limits = bounds(pair | {"gate": found}, THEIRS, THEIRS, 0.1, MARGIN)
+    limits = bounds(pair | {"gate": found}, THEIRS, THEIRS, 0.1)
     assert {one["measure"] for one in limits if not one["holds"]} == ({"ndcg@10"} if ndcg < 0 else set())
     text = standing(pair | {"gate": found, "bounds": limits, "rows": 100, "margin": MARGIN})
     assert ("the old ranker may have known more" in text) == (ndcg < 0)
     assert ("NDCG@10 at least 0.0200 worse" in text) == (ndcg < 0)
-    by_chance = bounds(pair | {"gate": found, "ndcg@10": -0.013}, THEIRS, THEIRS, 0.1, MARGIN)
+    by_chance = bounds(pair | {"gate": found, "ndcg@10": -0.013}, THEIRS, THEIRS, 0.1)
     assert all(one["holds"] for one in by_chance)
     # Where both say that it is worse, nothing is in doubt.
     worse = pair | {"gate": found, "expected_labels": -0.3, "rows": 100, "margin": MARGIN}
-    text = standing(worse | {"bounds": bounds(worse, THEIRS, THEIRS, 0.1, MARGIN)})
+    text = standing(worse | {"bounds": bounds(worse, THEIRS, THEIRS, 0.1)})
     assert "the old ranker may have known more" not in text
 
 
@@ -113,7 +113,7 @@ def exceeded(ahead: float, error: float, *, by="ndcg@10", logloss=0.0, ece=0.0, 
     pair = {"ndcg@10": ahead, "se": error, "logloss": logloss, "logloss_se": error, "gate": {"by": by}}
     pair |= {"expected_labels": ahead, "expected_labels_se": error}
     ours = THEIRS | {"ece": THEIRS["ece"] + ece, "logloss": THEIRS["logloss"] + logloss}
-    return {bound["measure"] for bound in bounds(pair, ours, THEIRS, rate, MARGIN) if not bound["holds"]}
+    return {bound["measure"] for bound in bounds(pair, ours, THEIRS, rate) if not bound["holds"]}
 
 
 @pytest.mark.parametrize("error", [0.001, 0.01, 0.1])

@@ -14,7 +14,7 @@ from tests.support.evaluation_rows import evaluation as make_evaluation
 from tests.support.networks import artifact_files, random_encoder, random_network
 from tests.support.page_parser import Page
 from training.evaluation.report import model_card, regenerate, report_page
-from training.evaluation.verdict import headline, leaderboard, outcome, teachers, tiles, verdict
+from training.evaluation.verdict import headline, leaderboard, outcome, tiles, verdict
 from training.examination.examination import IGNORED
 from training.network.network import NetworkConfig
 
@@ -131,23 +131,6 @@ def test_a_booster_that_leads_is_said_in_the_first_line(evaluation, changes, by)
     # Within two errors, it does not lead.
     changed["paired"]["model-lightgbm"] |= {"logloss_se": 0.02, "se": 0.02}
     assert headline(changed).endswith(" won the search.")
-
-
-def test_a_search_says_what_each_kind_of_teachers_brought(evaluation):
-    changed = copy.deepcopy(evaluation)
-    assert "minus the teachers" not in model_card(MANIFEST, changed) + report_page(MANIFEST, changed)
-    changed["search"]["teachers"] = {}
-    assert len(teachers(changed["search"])) == 1
-    changed["search"]["teachers"] = {
-        "student": {"logloss": 0.39, "auc": 0.8, "minus_teachers": [0.002, 0.0005]},
-        "teachers": {"logloss": 0.388, "auc": 0.81, "minus_teachers": [0.0, 0.0]},
-        "teachers without networks": {"logloss": 0.395, "auc": 0.79, "minus_teachers": [0.007, 0.001]},
-        "teachers without LightGBM": {"logloss": 0.389, "auc": None, "minus_teachers": [None, None]},
-    }
-    card, page = model_card(MANIFEST, changed), report_page(MANIFEST, changed)
-    assert "| teachers without networks | 0.3950 | 0.7900 | +0.0070 [+0.0050, +0.0090] |\n" in card
-    assert "| teachers without LightGBM | 0.3890 | – | – |\n" in card
-    assert '<td class="number">+0.0020 [+0.0010, +0.0030]</td>' in page
 
 
 def test_the_deciding_difference_has_its_sign_its_interval_and_the_better_side(evaluation):

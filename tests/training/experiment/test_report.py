@@ -42,7 +42,7 @@ from training.experiment.page import page, text
 from training.experiment.panel import panel
 from training.experiment.served_log import hashed, read_events, read_exposures
 from training.experiment.verdict import by_denominator
-from training.experiment.window import partial_days, utc, window
+from training.experiment.window import utc, window
 
 # The logs here are of few days.
 LAUNCH = Declared("launch", min_days=2)
@@ -81,20 +81,28 @@ def did(viewer, kind, hours, **more):
     return {"viewer": viewer, "kind": kind, "ts_ms": START_MS + int(hours * HOUR_MS)} | more
 
 
-def panel_of(log, declaration=LAUNCH, timezone="UTC"):
+def panel_of(log, declaration=LAUNCH):
     exposures = read_exposures(log, "launch").rows
-    return panel(exposures, read_events(log), window(exposures, declaration, timezone), SURFACE.outcomes)
+    return panel(exposures, read_events(log), window(exposures, declaration), SURFACE.outcomes)
 
 
 def run(*arguments):
     return CliRunner().invoke(app, ["experiment", *map(str, arguments)])
 
 
+APPLICATION = (
+    "- {import_path: 'serve.app:build', args: {surface: %s}, deployments: "
+    "[{name: FeatureFetch, user_config: {experiment: {name: %s}}}]}\n"
+)
+
+
 @pytest.fixture(scope="module")
-def surface_file(tmp_path_factory):
-    path = tmp_path_factory.mktemp("surface") / "surface.toml"
-    path.write_text(SURFACE.text)
-    return path
+def config(tmp_path_factory):
+    """A file that names the surface, and declares another experiment."""
+    folder = tmp_path_factory.mktemp("config")
+    (folder / "mine.toml").write_text(SURFACE.text)
+    (folder / "cluster.yaml").write_text("applications:\n" + APPLICATION % ("mine.toml", "other"))
+    return folder / "cluster.yaml"
 
 
 def test_each_viewers_sums_are_those_of_its_own_exposures(tmp_path):
@@ -201,19 +209,6 @@ def test_the_days_needed_are_by_the_whole_days_or_by_all_if_none_is_whole(tmp_pa
     assert (days(4, [False, True]), days(None, [False, True])) == (0, None)
     # An arm lacks one of three viewers, and another comes with it.
     assert (days(0, [True, True]), days(0, [True, True], 3)) == (0, 1)
-
-
-def test_days_are_those_of_the_time_zone(tmp_path):
-    log = write_rows(tmp_path / "log", [shown("ann", 22.5), shown("ann", 23.5), shown("bob", 1, "popular")])
-    assert panel_of(log).totals()["active_days"].tolist() == [1, 1]
-    people = panel_of(log, timezone="Europe/Berlin")
-    assert people.totals()["active_days"][people.arm == "model"].tolist() == [1]
-    later = write_rows(
-        tmp_path / "later", [shown("ann", 22.5), shown("ann", 23.5), shown("bob", 23, "popular")]
-    )
-    assert panel_of(later, timezone="Asia/Tokyo").totals()["active_days"].tolist() == [1, 1]
-    with pytest.raises(TabrankError, match="--timezone Mars: unknown"):
-        panel_of(log, timezone="Mars")
 
 
 def test_an_exposure_that_the_log_holds_twice_counts_once(tmp_path):
@@ -339,28 +334,6 @@ def test_a_winner_shipped_before_the_declared_end_is_judged_as_at_any_look(tmp_p
     assert result["outlook"] == "no further days come: one arm has all viewers from then on"
 
 
-def test_the_report_until_a_time_is_that_of_a_log_that_ends_there(tmp_path):
-    exposures = [shown(f"v{i % 200}", i / 20, ("popular", "model")[i % 2]) for i in range(2_000)]
-    events = [did(f"v{i % 200}", "join", i / 20, request_id=f"r{i}") for i in range(0, 2_000, 3)]
-    log = write_rows(tmp_path / "log", exposures, events)
-    short = write_rows(
-        tmp_path / "short", exposures[:1_200], [e for e in events if int(e["request_id"][1:]) < 1_200]
-    )
-    until = START_MS + 60 * HOUR_MS
-    found = report(log, LAUNCH, until_ms=until)
-    assert effects_of(found) == effects_of(report(short, LAUNCH))
-    assert (found["window"]["closed"], found["window"]["end"]) == ("--until", utc(until))
-    # The data may have chosen this end.
-    declared_later = Declared("launch", end_ms=START_MS + 70 * HOUR_MS)
-    assert not report(log, declared_later, until_ms=until)["window"]["ended"]
-    assert report(log, declared_later)["window"]["ended"]
-    assert report(log, declared_later, until_ms=START_MS + 80 * HOUR_MS)["window"]["ended"]
-    done = run("report", "--log", log, "--experiment", "launch", "--until", utc(until), "--json")
-    assert json.loads(done.stdout)["window"]["end"] == utc(until)
-    done = run("report", "--log", log, "--experiment", "launch", "--until", "noon")
-    assert (done.exit_code, "--until: 'noon' is not a time" in done.stderr) == (2, True)
-
-
 def test_a_time_of_one_arm_alone_parts_two_windows_and_a_late_replica_does_not(tmp_path):
     def arms(hours, num=40):
         return [shown(f"v{i}", hours + i / 10, ("popular", "model")[i % 2]) for i in range(num)]
@@ -449,18 +422,14 @@ def test_a_different_share_of_fallbacks_is_flagged_with_its_interval(tmp_path):
     assert row["low"] < 0 < row["high"]
 
 
-def test_the_days_of_the_period_before_are_those_of_the_time_zone(tmp_path):
-    before = [shown("ann", hours, None, experiment=None, share=None) for hours in (-26.5, -25.5)]
-    log = write_rows(tmp_path / "log", [*before, shown("ann", 1), shown("bob", 2, "popular")])
-    days = [
-        panel_of(log, timezone=zone).before["active_days before"].tolist()
-        for zone in ("UTC", "Europe/Berlin")
-    ]
-    assert days == [[1, 0], [2, 0]]
-    # A day without a midnight, in April.
-    before = [shown("ann", hours - 161 * 24, None, experiment=None, share=None) for hours in (9, 10)]
-    log = write_rows(tmp_path / "april", [*before, shown("ann", 1), shown("bob", 2, "popular")])
-    assert panel_of(log, timezone="Africa/Cairo").before["active_days before"].tolist() == [1, 0]
+def test_days_begin_at_midnight_utc(tmp_path):
+    before = [shown("ann", hours, None, experiment=None, share=None) for hours in (-26.5, -25.5, -1)]
+    log = write_rows(
+        tmp_path / "log", [*before, shown("ann", 22.5), shown("ann", 24), shown("bob", 2, "popular")]
+    )
+    people = panel_of(log)
+    assert people.totals()["active_days"].tolist() == [1, 2]
+    assert people.before["active_days before"].tolist() == [0, 2]
 
 
 def clicks_of(result, name="click_per_viewer"):
@@ -491,7 +460,7 @@ def test_an_earlier_experiment_without_a_named_arm_counts_too(tmp_path):
         before = "a" if arm == "popular" else None
         rows += [shown(f"v{i}", i / 100, before, experiment="rehearsal"), shown(f"v{i}", 24 + i / 100, arm)]
     exposures = read_exposures(write_rows(tmp_path / "log", rows), "launch").rows
-    found = window(exposures, LAUNCH, "UTC")
+    found = window(exposures, LAUNCH)
     assert (found.assigned_alike, found.before_ms) == (("rehearsal",), START_MS)
 
 
@@ -871,26 +840,19 @@ def test_a_log_may_hold_many_models_and_earlier_experiments(tmp_path):
 
 def test_where_no_arm_is_known_to_be_popular_one_has_to_be_named(tmp_path):
     log = write_rows(tmp_path / "log", [shown(f"v{i}", i, ("old", "new")[i % 2]) for i in range(9)])
-    with pytest.raises(TabrankError, match="name the one to compare with; its arms are new, old"):
+    with pytest.raises(
+        TabrankError, match="--arms: name the control and the treatment to compare; the arms of launch are"
+    ):
         report(log, LAUNCH)
-    assert report(log, LAUNCH, control="old")["treatment"] == "new"
-
-
-def test_a_day_of_23_hours_is_whole_after_23_hours(tmp_path):
-    # Midnight in Berlin.
-    spring = int(np.datetime64("2025-03-29T23:00", "ms").astype(int)) - START_MS
-    hours = spring / HOUR_MS + np.arange(0, 23, 0.5)
-    log = write_rows(tmp_path / "log", [shown(f"v{i}", at) for i, at in enumerate(hours)])
-    span = window(read_exposures(log, "launch").rows, LAUNCH, "Europe/Berlin")
-    assert (span.days, partial_days(span)) == (["2025-03-30"], [])
+    assert report(log, LAUNCH, compare=("old", "new"))["treatment"] == "new"
 
 
 def test_of_three_arms_the_two_that_are_named_are_compared(tmp_path):
     arms = ("popular", "model", "shuffle")
     log = write_rows(tmp_path / "log", [shown(f"v{i}", i / 10, arms[i % 3], share=1 / 3) for i in range(60)])
-    with pytest.raises(TabrankError, match="--treatment: name the arm to compare with popular"):
+    with pytest.raises(TabrankError, match="--arms: name the control and the treatment"):
         report(log, LAUNCH)
-    result = report(log, LAUNCH, treatment="shuffle")
+    result = report(log, LAUNCH, compare=("popular", "shuffle"))
     assert result["sample_ratio"]["viewers"] == {"popular": 20, "shuffle": 20}
     assert result["left_out"]["viewers_of_other_arms"] == 20
 
@@ -969,8 +931,8 @@ def test_an_arm_without_viewers_makes_it_invalid(tmp_path):
     assert "arm 'popular' has 0 viewers" in result["reason"]
 
 
-def test_the_verdict_comes_first(won, tmp_path, surface_file):
-    known = ("--experiment", "launch", "--surface", surface_file)
+def test_the_verdict_comes_first(won, tmp_path, config):
+    known = ("--experiment", "launch", "--config", config)
     done = run("report", "--log", won, *known, "--out", tmp_path / "out")
     assert done.exit_code == 0, done.stderr
     assert done.stdout.startswith("won: Join per viewer +")
@@ -982,8 +944,7 @@ def test_the_verdict_comes_first(won, tmp_path, surface_file):
     assert '<dd class="value">as planned</dd>' in page
     read = Page(page)
     assert read.links == ["report.json"]
-    # The primary metric also has a picture of its periods.
-    assert read.tags.count("figure") == 2 + len(METRICS)
+    assert read.tags.count("figure") == 1 + len(METRICS)
     assert json.loads((tmp_path / "out" / "report.json").read_text())["verdict"] == "won"
 
 
@@ -991,10 +952,8 @@ def test_the_verdict_comes_first(won, tmp_path, surface_file):
     ("arguments", "message"),
     [
         (("--experiment", "lunch"), "it has launch"),
-        (("--experiment", "launch", "--control", "best"), "no arm 'best'"),
-        (("--experiment", "launch", "--control", "best"), "its arms are model, popular"),
-        (("--experiment", "launch", "--treatment", "popular"), "name the arm to compare with popular"),
-        (("--experiment", "launch", "--timezone", "Mars"), "--timezone Mars: unknown"),
+        (("--experiment", "launch", "--arms", "best", "model"), "the arms of launch are model, popular"),
+        (("--experiment", "launch", "--arms", "model", "model"), "--arms model model: name the control"),
     ],
 )
 def test_invalid_arguments_are_refused_in_a_sentence(won, arguments, message):
@@ -1016,9 +975,6 @@ def test_an_end_before_all_exposures_is_named_with_what_sets_it(won):
         TabrankError, match=rf"before {utc(early.end_ms)} \(end in the log's declaration\); correct"
     ):
         report(won, early)
-    until_ms = START_MS - 2 * HOUR_MS
-    with pytest.raises(TabrankError, match=rf"before {utc(until_ms)} \(--until\); correct"):
-        report(won, early, until_ms=until_ms)
 
 
 @pytest.mark.parametrize("per", ["viewer", "exposure"])
@@ -1098,37 +1054,19 @@ def test_a_cluster_file_that_cannot_be_read_is_refused_in_a_sentence(won, tmp_pa
     assert "Traceback" not in done.stderr
 
 
-def test_without_a_cluster_file_the_report_uses_the_log_and_the_surface_that_is_given(
-    won, tmp_path, monkeypatch, surface_file
-):
-    monkeypatch.chdir(tmp_path)
-    done = run("report", "--log", won, "--experiment", "launch", "--surface", surface_file)
+def test_what_the_file_does_not_declare_is_taken_from_the_log(won, config):
+    done = run("report", "--log", won, "--experiment", "launch", "--config", config)
     assert done.exit_code == 0, done.stderr
-    assert "cluster.yaml does not exist: using the log alone" in done.stderr
-    done = run("report", "--log", won, "--experiment", "launch")
-    assert done.exit_code == 2
-    assert (
-        "cluster.yaml names no surface; give the one that was served, such as --surface spaces" in done.stderr
-    )
+    assert "declares no experiment 'launch': using the log alone" in done.stderr
 
 
-def test_the_surface_is_that_of_the_application_beside_the_file(won, tmp_path, surface_file):
-    (tmp_path / "mine.toml").write_text(SURFACE.text)
+def test_a_file_without_the_surface_is_refused(won, tmp_path, config):
     path = tmp_path / "cluster.yaml"
-    application = (
-        "- {import_path: 'serve.app:build', args: {surface: %s}, deployments: "
-        "[{name: FeatureFetch, user_config: {experiment: {name: %s}}}]}\n"
-    )
-    path.write_text("applications:\n" + application % ("mine.toml", "other"))
-    _, args = declared(path, "launch")
-    assert args.load_surface(path.parent).name == "launch"
-    path.write_text(path.read_text() + application % ("spaces", "another"))
+    path.write_text(config.read_text() + APPLICATION % ("spaces", "another"))
     assert declared(path, "launch") == (Declared("launch"), None)
     known = ("report", "--log", won, "--experiment", "launch", "--config", path)
     done = run(*known)
-    assert (done.exit_code, "names no surface" in done.stderr) == (2, True)
-    # One that is given stands for one of the file, also if that is missing.
+    assert (done.exit_code, "names no surface; add that which was served" in done.stderr) == (2, True)
     arms = "{model: {scorer: current, share: 0.5}, popular: {scorer: popular, share: 0.5}}"
-    path.write_text("applications:\n" + application % ("missing.toml", f"launch, salt: s, arms: {arms}"))
+    path.write_text("applications:\n" + APPLICATION % ("missing.toml", f"launch, salt: s, arms: {arms}"))
     assert "missing.toml: no such surface file" in run(*known).stderr
-    assert run(*known, "--surface", surface_file).exit_code == 0

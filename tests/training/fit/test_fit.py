@@ -33,7 +33,7 @@ def configured(num_rows: int) -> FitConfig:
 def fitted(tmp_path_factory):
     """Fit a model of a log in this process; return both."""
     folder = tmp_path_factory.mktemp("fit")
-    write_shop(folder / "log", slates=1_000)
+    write_shop(folder / "log", slates=600)
     surface = read_surface(draft(folder / "log").text)
     fit(surface, folder / "log", folder / "model", configured)
     return folder / "log", folder / "model", surface
@@ -68,6 +68,7 @@ def test_more_rows_than_are_measured_are_a_sample_that_is_said(fitted, monkeypat
     num_shown = len(pc.list_flatten(read_log(log, surface).exposures["candidates"]))
     most = num_shown // 4
     monkeypatch.setattr("training.evaluation.evaluate.MOST_ROWS", most)
+    monkeypatch.setattr("training.evaluation.rivals.MAX_TRIES", 1)
     found = evaluate(model, log, log, lambda share: None, baselines=True, by=None)
     assert 0.9 * most < found["rows"] <= most
     assert found["sampled_from"] == found["lightgbm_sampled_from"] == num_shown

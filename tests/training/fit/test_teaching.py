@@ -19,7 +19,7 @@ from training.fit.teaching import TEACHER_SHARE, taught
 def prepared(tmp_path_factory):
     """Return the prepared rows of a log."""
     folder = tmp_path_factory.mktemp("teaching")
-    write_shop(folder / "log", slates=1_000)
+    write_shop(folder / "log", slates=600)
     return prepare(read_surface(draft(folder / "log").text), folder / "log")
 
 

@@ -68,7 +68,7 @@ def _statistics(module: torch.nn.Module) -> dict[str, Tensor]:
     return {name: buffer for name, buffer in module.state_dict().items() if name.endswith(statistics)}
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from(["entmax", "sparsemax"]), st.integers(8, 90), st.integers(1, 3))
 def test_steps_are_those_of_pytorch_tabnet(
     seed: int, mask_type: str, num_rows: int, num_outcomes: int
@@ -112,10 +112,10 @@ def test_masks_of_many_columns_sum_to_one_in_float32(mask_type: Any, scale: floa
 
 
 @pytest.mark.parametrize("mask_type", ["entmax", "sparsemax"])
-@pytest.mark.parametrize("num_columns", [5, 20, 80, 300])
+@pytest.mark.parametrize("num_columns", [5, 300])
 def test_float32_selects_no_column_that_float64_leaves_out(mask_type: Any, num_columns: int) -> None:
     """Rounding may choose a column within 1e-5 of the least one that is selected, and no other."""
-    logits = torch.randn(num_columns, 20_000, generator=torch.Generator().manual_seed(num_columns))
+    logits = torch.randn(num_columns, 4_000, generator=torch.Generator().manual_seed(num_columns))
     exact = Mask.apply(logits.double(), mask_type)
     chosen = Mask.apply(logits, mask_type)
     least = torch.where(exact > 0, logits, torch.inf).amin(0)

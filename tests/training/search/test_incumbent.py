@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from serve.contract.errors import TabrankError
 from serve.features.rows import Schema
 from serve.features.surface import Surface, read_surface
 from serve.model.artifact import CURRENT, FILES, current, point, save
@@ -24,7 +23,6 @@ from training.fit.loop import FitConfig
 from training.network.network import NetworkConfig
 from training.search.commands import not_published
 from training.search.search import configuration, followed, reasons, take_place
-from training.search.task import SearchSettings
 from training.search.winner import is_enough, predicted, unseen
 
 EQUAL = {"ndcg@10": 0.0, "se": 0.004, "logloss": 0.0, "logloss_se": 0.001}
@@ -117,11 +115,6 @@ def test_only_rows_after_all_that_the_current_model_has_seen_compare_it(surface)
     assert not is_enough(mixed)
 
 
-def test_a_margin_that_is_not_a_share_is_refused():
-    with pytest.raises(TabrankError, match=r"--margin 5: must be a share from 0 to below 1"):
-        SearchSettings(60.0, margin=5.0)
-
-
 def test_a_winner_that_is_not_published_leaves_what_is_current(models, tmp_path):
     assert not_published(tmp_path / "out", models) == "not published: the current model stays"
     text = not_published(tmp_path / "my out", tmp_path / "none")
@@ -142,7 +135,7 @@ NIGHTS = [
 def test_a_refresh_tells_a_normal_night_from_a_failure_and_works_beside_the_models(
     folder, night, code, models, monkeypatch
 ):
-    found = {"headline": "", "verdict": "", "teachers": {}, "leaderboard": [], "reasons": [], "test_looks": 1}
+    found = {"headline": "", "verdict": "", "leaderboard": [], "reasons": [], "test_looks": 1}
     found |= {"published": False, "artifact": "", "passed": False, "suspects": []} | night
     outs = []
     monkeypatch.setattr("training.search.search.search", lambda _, log, out, __: outs.append(out) or found)

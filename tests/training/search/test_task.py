@@ -18,7 +18,7 @@ from training.search.task import SearchSettings, Task
 def shop(tmp_path_factory):
     """Return a log of five days and its surface."""
     folder = tmp_path_factory.mktemp("task") / "log"
-    write_shop(folder, slates=1_000)
+    write_shop(folder, slates=600)
     return read_surface(draft(folder).text), folder
 
 
@@ -28,8 +28,15 @@ def read(shop, days=None):
     return Task.read(*shop, SearchSettings(60.0, days=days), told.append), len(told)
 
 
-def test_the_rows_of_the_newest_days_have_the_features_of_the_whole_log(shop):
-    (whole, _), (newest, _) = read(shop), read(shop, days=1)
+@pytest.fixture(scope="module")
+def whole(shop):
+    return read(shop)
+
+
+def test_the_rows_of_the_newest_days_have_the_features_of_the_whole_log(shop, whole):
+    (whole, num_told), (newest, num_of_newest) = whole, read(shop, days=1)
+    # The features of older rows are not computed.
+    assert num_of_newest < num_told / 4
     late = whole.data.take(slice(len(whole.data) - len(newest.data), None))
     assert 0 < late.ts_ms[-1] - late.ts_ms[0] <= 86_400_000
     for name, array in newest.data.arrays().items():
@@ -38,12 +45,8 @@ def test_the_rows_of_the_newest_days_have_the_features_of_the_whole_log(shop):
     np.testing.assert_array_equal(newest.data.matrix.category, late.matrix.category)
 
 
-def test_features_are_computed_for_the_newest_days_alone(shop):
-    assert read(shop, days=1)[1] < read(shop)[1] / 4
-
-
-def test_rows_that_requests_pinned_do_not_compare_the_models(shop):
-    task, _ = read(shop)
+def test_rows_that_requests_pinned_do_not_compare_the_models(whole):
+    task, _ = whole
     pinned = replace(task, data=replace(task.data, pinned=task.data.position == 1))
     assert len(pinned.parts["validation"]) == len(task.valid)
     assert (pinned.valid.position != 1).all()

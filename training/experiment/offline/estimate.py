@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 
 from serve.contract.errors import TabrankError
-from serve.features.surface import read_surface
-from serve.model.artifact import load as load_artifact
 from serve.ranking.exploration import log_weight
 from serve.report.rows import columns
 from training.data.dataset import Progress
 from training.evaluation.attraction import attraction, ranked
 from training.evaluation.counterfactual import ESTIMATORS, MIN_EFFECTIVE, Counterfactual, Drawn, Estimate
+from training.evaluation.evaluate import opened
 from training.evaluation.metrics import is_shown
 from training.examination.placements import F64, Bins, place_counts
 from training.experiment.offline.explored import explored
@@ -34,17 +33,9 @@ SHOWN_PLACES = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1_000)
 SEED = 0
 
 
-def offline(
-    folder: Path,
-    model: Path,
-    *,
-    event: str | None = None,
-    positions: int | None = None,
-    progress: Progress = lambda share: None,
-) -> dict[str, Any]:
-    """Estimate how many candidates per exposure get an `event` in a model's ranking.
+def offline(folder: Path, model: Path, progress: Progress = lambda share: None) -> dict[str, Any]:
+    """Estimate how many candidates per exposure get the primary outcome's event in a ranking.
 
-    By default, `event` is that of the primary outcome. Only the first `positions` count, or all.
     The result holds that of `compare`, what `Explored` says `about` the exposures, `event` and
     `version`. No ranking here applies the arms' rules, and pins keep their places in each.
 
@@ -52,27 +43,22 @@ def offline(
         TabrankError: the artifact or the log is invalid, the log has no propensities, or it has too
             few events.
     """
-    artifact = load_artifact(model)
-    surface = read_surface((model / "surface.toml").read_text(), str(model / "surface.toml"))
-    event = event or surface.primary.event
-    found = explored(folder, artifact, surface, event, progress)
+    artifact, surface = opened(model)
+    found = explored(folder, artifact, surface, progress)
     return {
-        "event": event,
+        "event": surface.primary.event,
         "version": artifact.version,
         **found.about,
-        **compare(found.drawn, found.score, positions, is_probability=found.is_probability),
+        **compare(found.drawn, found.score, is_probability=found.is_probability),
     }
 
 
-def compare(
-    drawn: Drawn, score: F64, positions: int | None = None, *, is_probability: bool = True
-) -> dict[str, Any]:
+def compare(drawn: Drawn, score: F64, *, is_probability: bool = True) -> dict[str, Any]:
     """Compare the ranking by `score` `[N, C]` with the ranking by the logged scores.
 
     Candidates are in the order shown. The result holds
 
-    * `positions`, and `exposures`, `viewers` and `events` of the drawn exposures, where events
-      count in the first `positions` only.
+    * `exposures`, `viewers` and `events` of the drawn exposures.
     * `model`, `served`: the estimates `snips` and `dr`, each {value, interval}; `effective_events`;
       and `clipped`, the share of the weight that was clipped.
     * `drawn`: {value, interval}, the actual reward of the drawn orders.
@@ -88,13 +74,12 @@ def compare(
     Raises:
         TabrankError: there are too few events, or too few effective events.
     """
-    num_places = min(positions or drawn.weight.shape[1], drawn.weight.shape[1])
     bins = Bins(drawn.weight.shape[1])
     known = Counterfactual(drawn, bins, place_counts(drawn.weight, bins, np.random.default_rng(SEED)))
     places = {"model": ranked(score, known.is_drawn), "served": ranked(drawn.weight, known.is_drawn)}
     weight = log_weight(score, is_probability=is_probability)
     worth = attraction(known, np.stack([drawn.weight, weight], axis=2))
-    sums = {name: known.value(place, worth, num_places) for name, place in places.items()}
+    sums = {name: known.value(place, worth) for name, place in places.items()}
     for name, one in sums.items():
         if one.effective < MIN_EFFECTIVE:
             raise TabrankError(
@@ -102,7 +87,7 @@ def compare(
                 f"{MIN_EFFECTIVE:.0f}; collect more, or raise the arm's `explore`"
             )
     value = {(name, how): of(one) for name, one in sums.items() for how, of in ESTIMATORS.items()}
-    logged = known.logged(num_places)
+    logged = known.logged()
     difference = {
         "served": {how: _difference(value["model", how], value["served", how], drawn) for how in ESTIMATORS},
         "drawn": {how: _difference(value["model", how], logged, drawn) for how in ESTIMATORS},
@@ -118,8 +103,7 @@ def compare(
     return {
         "exposures": len(drawn),
         "viewers": len(np.unique(drawn.cluster)),
-        "events": int(drawn.reward[:, :num_places].sum()),
-        "positions": positions,
+        "events": int(drawn.reward.sum()),
         **rankings,
         "drawn": _summary(logged, drawn),
         "difference": difference,
@@ -155,7 +139,6 @@ def text(result: Mapping[str, Any]) -> str:
     """Format the result as text, with the verdict first."""
     against = result["difference"]["served"][VERDICT_BY]
     relative = "" if against["relative"] is None else f" ({against['relative']:+.1%})"
-    scope = "all positions" if result["positions"] is None else f"the first {result['positions']} positions"
     what = result.get("event", "event")
     rows = [["ranking", "estimate", "value", "95 %", "effective events", "weight clipped"]]
     for name in ("model", "served"):
@@ -167,7 +150,7 @@ def text(result: Mapping[str, Any]) -> str:
         f"{result['verdict']}: {against['value']:+.4f}{relative} {what}s an exposure, 95 % "
         f"{_span(against['interval'])}, against the ranking that was served",
         f"{result['exposures']} exposures with a drawn order, {result['viewers']} viewers, "
-        f"{result['events']} {what}s, {scope}",
+        f"{result['events']} {what}s",
         columns(rows),
     ]
     if against["more_log"] and not is_shown(against):

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from serve.contract.errors import TabrankError
-from serve.contract.validation import one_of
 from serve.features.matrix import Features
 from serve.features.rows import Schema
 from serve.features.surface import Surface
@@ -39,16 +38,16 @@ class Explored:
     The score is the utility by the surface's weights. If there is one outcome of weight 1, that is
     its probability. `about` is plain data for JSON:
 
-    * `within_ms`: the window of the event. It is that of the first outcome that the event begins,
-      or else the longest window.
+    * `within_ms`: the window of the primary outcome, whose event is the reward.
     * `served_versions`: the number of exposures by the version whose scores the order was drawn
-    from. * `seen_in_training`: how many exposures are from the artifact's training period. *
-    `rules`: the rules of the arms in words, which drawn orders do not apply. * `pinned_candidates`:
-    how many candidates have a place that the request chose. * `left_out`: how many drawn exposures
-    cannot be used. `cut`: the request's limit hid candidates.
-      `open`: the event may still come. `before_snapshot`: the features cannot be recomputed.
-      `outside`: a known viewer outside of the experiment, such as a tester, or before its start or
-      after its end.
+      from.
+    * `seen_in_training`: how many exposures are from the artifact's training period.
+    * `rules`: the rules of the arms in words, which drawn orders do not apply.
+    * `pinned_candidates`: how many candidates have a place that the request chose.
+    * `left_out`: how many drawn exposures cannot be used. `cut`: the request's limit hid
+      candidates. `open`: the event may still come. `before_snapshot`: the features cannot be
+      recomputed. `outside`: a known viewer outside of the experiment, such as a tester, or before
+      its start or after its end.
     """
 
     drawn: Drawn
@@ -58,15 +57,14 @@ class Explored:
 
 
 def explored(
-    folder: Path, artifact: Artifact, surface: Surface, event: str, progress: Progress = lambda share: None
+    folder: Path, artifact: Artifact, surface: Surface, progress: Progress = lambda share: None
 ) -> Explored:
     """Read a served log and score its explored exposures.
 
     Raises:
-        TabrankError: the log is invalid, the surface does not have the event or the artifact's
-            features, the log has no propensities, or no exposure can be used.
+        TabrankError: the log is invalid, the surface does not have the artifact's features, the log
+            has no propensities, or no exposure can be used.
     """
-    one_of(event, surface.events, "--event")
     features = Features(Schema(surface))
     artifact.encoder.check(features.columns)
     log = read_log(folder, surface)
@@ -77,8 +75,7 @@ def explored(
             "ranking cannot be evaluated; set `explore` for the arm in cluster.yaml, and use the log served after that"
         )
     replay = Replay(features.schema, log)
-    windows = (outcome.within_ms for outcome in surface.outcomes.values() if outcome.event == event)
-    within_ms = next(windows, surface.longest_window_ms)
+    within_ms = surface.primary.within_ms
     open_ms = log.ends_ms - within_ms
     why: dict[int, str] = {}
     for i, draw in draws.items():
@@ -107,7 +104,7 @@ def explored(
     at = np.where(is_shown, replay.first[rows][:, None] + np.arange(lengths.max()), len(replay.shown))
     weight = np.full(is_shown.shape, -np.inf)
     weight[is_shown] = np.concatenate([draws[i].weight for i in rows.tolist()])
-    reward = np.append(_earned(replay, log, event, within_ms), 0.0)[at]
+    reward = np.append(_earned(replay, log, surface.primary.event, within_ms), 0.0)[at]
     viewer = replay.exposure_viewer[rows]
     scores = np.full(len(replay.shown) + 1, np.nan)
     scorer, weighing = load_scorer(artifact.path, "onnx"), Weighings(surface).of({}, artifact)

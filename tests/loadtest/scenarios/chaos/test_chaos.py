@@ -1,21 +1,18 @@
-"""Tests of one fault, and of a short soak, on the real service."""
+"""Test of one fault on the real service."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
 
 import pytest
 
-from loadtest.generator.ids import read_log_ids
+from loadtest.scenarios.bench import Bench
 from loadtest.scenarios.chaos import run as chaos
 from loadtest.scenarios.chaos.fault import ONE
 from loadtest.scenarios.chaos.kills import NOTHING, Kill
-from loadtest.scenarios.soak import run_soak, soak_profile
 from loadtest.targets import processes
 from loadtest.targets.running import CONTROLLER
-from loadtest.workload.profiles import CANDIDATES
 
 pytestmark = [pytest.mark.integration, pytest.mark.proof]
 
@@ -36,22 +33,8 @@ def run(bench_work):
     with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as up:
         patch.setattr(processes, "SETTLE_S", 0.0)
         patch.setattr(chaos, "BEFORE_S", 4.0)
-        with bench_work.locked():
-            yield chaos.ChaosRun(bench_work, ROOT / "cluster.yaml", print, RATE_RPS, up)
-
-
-def test_a_short_soak_tells_latency_memory_and_files(run, tmp_path):
-    target = run.provide_service(Controller())
-    out = tmp_path / "out"
-    ids = read_log_ids(run.work.log, CANDIDATES)
-    profile = soak_profile(RATE_RPS, 3.0, warmup_s=1.0)
-    report = run_soak(profile, target.url, ids, target.run, out, lambda line: None)
-    assert json.loads((out / "report.json").read_text()) == report
-    assert (report["requests"], report["errors"]) == (120, 0)
-    assert report["samples"] >= 4
-    assert report["memory_mib"][0] > 100
-    assert report["files"][0] > 100
-    assert 'class="plot"' in (out / "report.html").read_text()
+        with Bench.locked(bench_work, ROOT / "cluster.yaml", print) as bench:
+            yield chaos.ChaosRun(bench, RATE_RPS, up)
 
 
 def test_a_killed_controller_is_replaced_and_no_request_fails(run):

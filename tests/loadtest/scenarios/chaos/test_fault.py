@@ -11,7 +11,7 @@ from loadtest.measure.cluster import ClusterSample
 from loadtest.report.chaos import chaos_summary, write_chaos
 from loadtest.scenarios.chaos import run as chaos
 from loadtest.scenarios.chaos.fault import Allowed, Times, broken, describe
-from loadtest.scenarios.chaos.run import FAULTS, run_fault, select_faults, verdict_of
+from loadtest.scenarios.chaos.run import FAULTS, run_fault, select_faults
 from loadtest.workload.profiles import load_slo
 from tests.support.load_results import CLOSED, FALLBACK, Offering
 
@@ -117,22 +117,12 @@ def test_a_fault_has_a_name_and_says_what_is_allowed():
         select_faults(["scorr"])
 
 
-def test_a_run_is_void_only_where_each_fault_that_did_not_hold_is():
-    held, void, not_held, not_run = (
-        {"verdict": verdict} for verdict in ("held", "void", "not held", "not run")
-    )
-    assert verdict_of([held, not_run]) == "held"
-    assert verdict_of([not_run]) == "void"
-    assert verdict_of([held, void]) == "void"
-    assert verdict_of([not_held, void]) == "not held"
-
-
 def test_a_fault_without_a_measurement_does_not_stop_the_report(monkeypatch, tmp_path):
     left, lines = [], []
     run = SimpleNamespace(
         provide_service=lambda fault: None,
         rate_rps=lambda *_: 10.0,
-        emit=lines.append,
+        bench=SimpleNamespace(emit=lines.append),
         end_service=lambda: left.append(True),
     )
 
@@ -155,38 +145,26 @@ def test_a_fault_without_a_measurement_does_not_stop_the_report(monkeypatch, tmp
     assert "process 7 ended" in (tmp_path / "out" / "report.html").read_text()
 
 
-NOT_RUN = {
-    "fault": "redis",
-    "what": "stop Redis",
-    "allowed": "none",
-    "verdict": "not run",
-    "reasons": ["not run: no"],
-}
-
-
-def chaos_page(folder, monkeypatch, offering, *more, rate_rps=None):
+def chaos_page(folder, monkeypatch, offering, rate_rps=None):
     """Return the report of a fault during an offer, and its page."""
     run = SimpleNamespace(
         provide_service=lambda fault: None,
         rate_rps=lambda *_: 10.0,
-        emit=lambda _: None,
-        bench=SimpleNamespace(slo=SLO),
+        bench=SimpleNamespace(slo=SLO, emit=lambda _: None),
     )
     monkeypatch.setattr(chaos, "_under_load", lambda *_: (found(offering), [], []))
     result = run_fault(run, select_faults(["scorer"])[0], {})
-    report = {"verdict": verdict_of([result, *more]), "faults": [result, *more], "rate_rps": rate_rps}
+    report = {"verdict": result["verdict"], "faults": [result], "rate_rps": rate_rps}
     report |= {"knee_rps": None, "client_timeout_s": 0.25, "machine": {"cores": 2}}
     write_chaos(folder / "out", report, {}, SLO)
     return result, (folder / "out" / "report.html").read_text()
 
 
-def test_the_page_names_what_was_not_run_and_the_load_that_was_named(tmp_path, monkeypatch):
-    result, page = chaos_page(tmp_path, monkeypatch, Offering(28), NOT_RUN, rate_rps=90.0)
+def test_the_page_names_the_load_that_was_named(tmp_path, monkeypatch):
+    result, page = chaos_page(tmp_path, monkeypatch, Offering(28), rate_rps=90.0)
     assert result["verdict"] == "held"
     assert "Held: survival of faults under load (1 run)" in page
-    assert ">1 of 2<" in page
-    assert ">1 not run<" in page
-    assert "Not run: redis." in page
+    assert ">1 of 1<" in page
     assert (
         '<dt>load</dt><dd class="value">90 /s</dd><dd class="note">as the command was told; no knee was measured'
         in page
@@ -203,16 +181,7 @@ def test_a_late_generator_is_the_reason_of_a_fault_without_a_verdict(tmp_path, m
     assert "not valid" in page
 
 
-def test_without_a_fault_that_was_run_the_page_says_why(tmp_path):
-    report = {"verdict": "void", "faults": [NOT_RUN], "knee_rps": None, "client_timeout_s": 0.25}
-    write_chaos(tmp_path / "out", {**report, "machine": {"cores": 2}}, {}, SLO)
-    page = (tmp_path / "out" / "report.html").read_text()
-    assert "No verdict on survival of faults under load" in page
-    assert "<p>redis: not run: no.</p>" in page
-
-
 def test_a_named_rate_is_the_load_and_no_knee():
     run = object.__new__(chaos.ChaosRun)
     run.knee_rps, run._rate_rps = None, 90.0
-    loads = [run.rate_rps(SimpleNamespace(load=load), None) for load in (0.6, 0.8)]
-    assert (loads, run.knee_rps) == ([90.0, 120.0], None)
+    assert (run.rate_rps(None), run.knee_rps) == (90.0, None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -12,7 +11,7 @@ import psutil
 import pytest
 
 from loadtest.errors import LoadtestError
-from loadtest.scenarios.chaos.kills import RunDiskFull, SupervisorKilled
+from loadtest.scenarios.chaos.kills import SupervisorKilled
 from loadtest.targets.running import Target
 
 
@@ -50,16 +49,5 @@ def test_the_supervisor_is_found_and_killed(target, processes):
         fault.aim(target)
 
 
-def test_no_file_of_the_supervisor_can_grow_until_the_fault_ends(target, processes):
-    supervisor, scorer = processes
-    fault = RunDiskFull()
-    fault.aim(target)
-    fault.inject(target)
-    assert scorer.wait(10) == -9
-    assert psutil.Process(supervisor.pid).rlimit(resource.RLIMIT_FSIZE)[0] == 0
-    fault.heal(target)
-    assert psutil.Process(supervisor.pid).rlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
-
-
 def test_a_service_that_is_not_reported_as_unwatched_does_not_hold():
-    assert "but not that the service is unwatched" in RunDiskFull().measured(None)[1][0]
+    assert "but not that the service is unwatched" in SupervisorKilled().measured(None)[1][0]

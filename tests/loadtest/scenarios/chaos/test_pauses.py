@@ -20,7 +20,7 @@ from loadtest.scenarios.chaos import pauses
 from loadtest.scenarios.chaos import run as chaos
 from loadtest.scenarios.chaos.fault import Injected
 from loadtest.scenarios.chaos.pauses import Pauses, describe_pauses, pauses_line
-from loadtest.scenarios.chaos.run import run_fault, select_faults, verdict_of
+from loadtest.scenarios.chaos.run import run_fault, select_faults
 from loadtest.targets.running import Target
 from loadtest.workload.profiles import CANDIDATES, load_slo
 from tests.support.load_results import CLOSED, FALLBACK, REFUSED, Offering
@@ -193,12 +193,11 @@ def test_a_run_reports_each_length_on_its_page(stub, process, tmp_path, monkeypa
     run = SimpleNamespace(
         provide_service=lambda fault: Stubbed(stub.url, tmp_path, "none"),
         rate_rps=lambda *_: 100.0,
-        emit=lambda line: None,
         end_service=lambda: None,
-        bench=SimpleNamespace(slo=slo, bodies=bodies),
+        bench=SimpleNamespace(slo=slo, bodies=bodies, emit=lambda line: None),
     )
     found = run_fault(run, fault, lines)
-    report = {"verdict": verdict_of([found]), "faults": [found], "rate_rps": 100.0, "knee_rps": None}
+    report = {"verdict": found["verdict"], "faults": [found], "rate_rps": 100.0, "knee_rps": None}
     report |= {"client_timeout_s": 0.25, "machine": {"cores": 2}}
     write_chaos(tmp_path / "out", report, lines, slo)
     page = (tmp_path / "out" / "report.html").read_text()

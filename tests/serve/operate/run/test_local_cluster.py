@@ -146,6 +146,16 @@ def until(holds, seconds=20.0):
         time.sleep(0.1)
 
 
+def titled(run, title):
+    """Return the process of this title, which Ray changes for the time of a call."""
+    for _ in range(100):
+        for process in run.processes():
+            if process.cmdline()[:1] == [title]:
+                return process
+        time.sleep(0.05)
+    raise AssertionError(f"no process is named {title}")
+
+
 def idle_process(marker: str, *words: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-c", "print(flush=True); input()", *words]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
@@ -562,7 +572,7 @@ def test_a_supervisor_on_a_full_disk_goes_on_and_reports_restarts_later(folder, 
     # As on a full disk: not a byte more of its log and its state is written.
     supervisor.rlimit(psutil.RLIMIT_FSIZE, (0, psutil.RLIM_INFINITY))
     for title in ("ray::ServeReplica:tab:Scorer", "ray::ServeController"):
-        next(one for one in run.processes() if one.cmdline()[:1] == [title]).kill()
+        titled(run, title).kill()
     until(lambda: status(folder / "run").state == "unwatched")
     assert "make room" in str(status(folder / "run").supervision)
     assert answer(port)["knob"] == 4
@@ -579,7 +589,7 @@ def test_a_supervisor_on_a_full_disk_goes_on_and_reports_restarts_later(folder, 
 def test_down_waits_only_some_seconds_for_a_replica_that_hangs(folder, port):
     service(folder, port)
     run = RunFolder(folder / "run")
-    next(one for one in run.processes() if one.cmdline()[:1] == ["ray::ServeReplica:tab:Scorer"]).suspend()
+    titled(run, "ray::ServeReplica:tab:Scorer").suspend()
     assert down(folder / "run")["seconds"] <= 10
     assert_nothing_is_left(folder, port)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -27,7 +26,8 @@ from tests.support.stub_artifact import MODEL
 from tests.support.trade_world import KNOWN, PER
 from training.__main__ import app
 from training.data.dataset import DatasetPlan
-from training.evaluation.slate_cost_page import page, text
+from training.evaluation.what_if_page import slate_page as page
+from training.evaluation.what_if_page import slate_text as text
 from training.examination.examination import Examination
 
 NOBODY = Rule(boost=Boost({"candidate.partner": Wanted(("perhaps",))}, 5.0))
@@ -46,8 +46,7 @@ def found(world):
 
 def told(found):
     """Return a result with what a log adds to it."""
-    left_out = {"rankings": 0, "candidates": 7}
-    return {"arm": "model", "version": "v1", "units": {}, "left_out": left_out} | found
+    return {"arm": "model", "version": "v1", "sampled_from": 2_000_000} | found
 
 
 def test_all_rules_are_compared_with_none_and_each_with_the_others_alone(world, found):
@@ -138,7 +137,7 @@ def test_the_text_has_the_sentence_first_and_the_page_a_picture_of_each_outcome(
     assert head.split() == ["rule", "join", "hide"]
     assert every.startswith("all rules ")
     assert rest[4].split()[:3] == ["rule", "rankings", "changed"]
-    assert "left out: 0 rankings and 7 candidates (they were unknown" in text(told(found))
+    assert "the rows are a sample, evenly over time, of 2,000,000" in text(told(found))
     html = page(told(found))
     for words in ("Change of join", "Change of hide", "2. spread candidate.host", "What this does not say"):
         assert words in html
@@ -240,18 +239,15 @@ def run(home, *arguments):
     return CliRunner().invoke(app, [*known, *map(str, arguments)])
 
 
-def test_the_command_prints_json_and_writes_a_page(home, tmp_path):
-    done = run(home, "--arm", "model", "--json", "--out", tmp_path / "out")
+def test_the_command_prints_the_costs_and_writes_a_page(home, tmp_path):
+    done = run(home, "--arm", "model", "--out", tmp_path / "out")
     assert done.exit_code == 0, done.output
-    result = json.loads(done.stdout)
+    result = json.loads((tmp_path / "out" / "report.json").read_text())
     assert (result["arm"], result["slates"], result["rows"]) == ("model", 400, 2_400)
     assert result["rules"][0] == "boost by +0.1 where candidate.host = ida"
     assert result["by"] == "candidate.host"
     assert result["costs"][0]["outcomes"]["join"]["value"][0] > 0.5
-    # Of the last ranking it is not known yet what followed.
-    assert result["left_out"] == {"rankings": 1, "candidates": 0}
-    assert json.loads((tmp_path / "out" / "report.json").read_text()) == result
-    assert f"the page is {tmp_path / 'out' / 'report.html'}" in done.stderr
+    assert done.stdout == text(result) + "\n"
     assert "rankings 100 %" in done.stderr
     assert (tmp_path / "out" / "report.html").read_text() == page(result)
 
@@ -295,71 +291,6 @@ def test_a_rule_of_an_unknown_field_is_refused_with_its_place(home, tmp_path):
     wrong.write_text(CLUSTER.replace('{candidate.host: "ida"}', '{candidate.hots: "ida"}'))
     done = run(home, "--arm", "model", "--config", wrong)
     assert "arm model: slate[0].boost.where.candidate.hots: unknown field or feature" in done.stderr
-
-
-def in_experiment(exposures):
-    """Return the exposures as an experiment's, whose viewers of even numbers have a model."""
-    arms = ["spaced" if int(viewer[1:]) % 2 else "model" for viewer in exposures["viewer"]]
-    num = len(arms)
-    more = {"experiment": ["launch"] * num, "arm": arms, "share": [0.5] * num, "rung": ["full"] * num}
-    exposures.update(more)
-    return exposures
-
-
-def report(home, *arguments):
-    known = ["--log", home / "log", "--experiment", "launch", "--config", home / "cluster.yaml"]
-    known += ["--control", "spaced", "--treatment", "model", "--out", home / "out", *arguments]
-    return CliRunner().invoke(app, ["experiment", "report", *map(str, known)])
-
-
-def test_the_report_of_an_experiment_tells_it_of_the_exposures_of_each_arm(home, tmp_path):
-    shutil.copytree(home, tmp_path / "here")
-    shutil.rmtree(tmp_path / "here" / "log")
-    write_drawn(tmp_path / "here" / "log", in_experiment)
-    until = np.datetime64(100_000 + 20_000 * 200, "ms")
-    done = report(tmp_path / "here", "--until", f"{until}Z")
-    assert "ranking the exposures of arm model again" in done.stderr
-    found = json.loads((tmp_path / "here" / "out" / "report.json").read_text())["slate"]
-    assert {arm: cost["slates"] for arm, cost in found.items()} == {"model": 100, "spaced": 100}
-    assert found["model"]["rules"][0].startswith("boost by +0.1")
-    html = (tmp_path / "here" / "out" / "report.html").read_text()
-    assert "The rules of arm model" in html
-    assert "The rules of arm spaced" in html
-    assert "All rules of arm spaced together change" in done.stdout
-
-
-@pytest.mark.parametrize("one_in", [1, 5])
-def test_a_report_ranks_few_rows_again_evenly_over_time_and_counts_the_others(
-    home, tmp_path, monkeypatch, one_in
-):
-    shutil.copytree(home, tmp_path / "here")
-    shutil.rmtree(tmp_path / "here" / "log")
-
-    def sampled(exposures):
-        exposures["one_in"] = [one_in] * 401
-        return in_experiment(exposures)
-
-    write_drawn(tmp_path / "here" / "log", sampled)
-    monkeypatch.setattr("training.experiment.report.COST_ROWS", 600)
-    done = report(tmp_path / "here")
-    found = json.loads((tmp_path / "here" / "out" / "report.json").read_text())["slate"]
-    assert all(100 - one_in <= cost["slates"] <= 100 for cost in found.values())
-    # The window of the last one may be open, so that nothing is known of it.
-    assert sum(cost["slates"] + cost["left_out"]["rankings"] for cost in found.values()) == 401 * one_in
-    assert "rankings and 0 candidates (they were unknown, or" in done.stdout
-
-
-def test_a_report_whose_models_are_missing_says_why_it_does_not_know_the_cost(home, tmp_path):
-    write_drawn(tmp_path / "log", in_experiment)
-    (tmp_path / "tiny.toml").write_text(TOML)
-    (tmp_path / "cluster.yaml").write_text(CLUSTER)
-    done = report(tmp_path)
-    found = json.loads((tmp_path / "out" / "report.json").read_text())["slate"]
-    assert "arm model ranks by current, and" in found["model"]["reason"]
-    assert "It is not known what the rules of arm model cost: " in done.stdout
-    assert (
-        "It is not known what the rules of arm model cost: " in (tmp_path / "out" / "report.html").read_text()
-    )
 
 
 def test_pinned_rows_keep_their_places_whatever_the_rules(world):

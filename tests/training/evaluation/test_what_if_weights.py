@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import asdict, replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,9 +18,10 @@ from serve.model.artifact import FILES, save
 from tests.support.small_surface import TOML, tables
 from tests.support.trade_world import KNOWN, surface, trade
 from training.__main__ import app
-from training.evaluation import sweep as module
-from training.evaluation.sweep import exchange, swept_weights
-from training.evaluation.sweep_page import page, text
+from training.evaluation import what_if as module
+from training.evaluation.what_if import exchange, swept_weights
+from training.evaluation.what_if_page import weights_page as page
+from training.evaluation.what_if_page import weights_text as text
 
 VERSION = "20260101T000000Z-abcd"
 PAIR = {"ndcg@10": 0.1, "se": 0.01, "logloss": -0.1, "logloss_se": 0.01}
@@ -191,16 +193,16 @@ def test_an_amount_has_its_unit_and_an_outcome_without_support_its_reason(world)
 )
 def test_a_sweep_that_cannot_be_is_refused(given, words):
     with pytest.raises(TabrankError, match=f"--sweep {given}: ") as refused:
-        swept_weights(given, surface(), 11)
+        swept_weights(given, surface())
     assert words in str(refused.value)
 
 
 def test_a_sweep_of_the_only_outcome_or_of_a_bad_one_is_refused():
     with pytest.raises(TabrankError, match="it predicts join, and the surface has join"):
-        swept_weights("join=0..1", read_surface(TOML), 11)
+        swept_weights("join=0..1", read_surface(TOML))
     bad = read_surface(surface().text.replace('within = "20s"', 'within = "20s", bad = true'))
     with pytest.raises(TabrankError, match="5 rewards a bad outcome; end the sweep at 0"):
-        swept_weights("hide=-5..5", bad, 11)
+        swept_weights("hide=-5..5", bad)
 
 
 def test_weights_are_what_is_printed():
@@ -238,15 +240,13 @@ def command(world, tmp_path, monkeypatch):
     return ["weights", "--model", str(tmp_path / "model"), "--log", str(tmp_path / "log")]
 
 
-def test_the_command_prints_json_and_writes_the_report(command, tmp_path):
+def test_the_command_prints_the_table_and_writes_the_report(command, tmp_path):
     out = tmp_path / "out"
-    done = CliRunner().invoke(
-        app, [*command, "--sweep", "hide=-50..0", "--steps", "3", "--out", str(out), "--json"]
-    )
+    done = CliRunner().invoke(app, [*command, "--sweep", "hide=-50..0", "--out", str(out)])
     assert done.exit_code == 0, done.output
-    result = json.loads(done.stdout)
-    assert [point["weight"] for point in result["points"]] == [-50, -25, 0]
-    assert json.loads((out / "report.json").read_text()) == result
+    result = json.loads((out / "report.json").read_text())
+    assert [point["weight"] for point in result["points"]] == [*range(-50, 1, 5)]
+    assert done.stdout == text(result) + "\n"
     assert (out / "report.html").read_text() == page(result)
     assert "20 rows are from the time on which the model was trained" in done.stderr
     again = CliRunner().invoke(app, [*command, "--sweep", "hide=-50..0", "--out", str(out)])
@@ -255,24 +255,23 @@ def test_the_command_prints_json_and_writes_the_report(command, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("pairs", "suspects", "doubt"),
+    ("pair", "suspects", "doubt"),
     [
-        ({}, (), "its manifest does not say whether it beats popular, so fit it again"),
-        ({"model-popular": PAIR}, (), None),
-        ({"model-popular": PAIR}, ["candidate.dwell knows the future"], "candidate.dwell knows the future"),
+        (PAIR, (), None),
+        (PAIR, ["candidate.dwell knows the future"], "candidate.dwell knows the future"),
         (
-            {
-                "model-popular": PAIR
-                | {"ndcg@10": 0.01, "logloss": 0.0, "gate": {"by": "ndcg@10", "beats": False}}
-            },
+            PAIR | {"ndcg@10": 0.01, "logloss": 0.0, "gate": {"by": "ndcg@10", "beats": False}},
             (),
             "the model does not beat popular by two standard errors: NDCG@10 +0.0100",
         ),
     ],
 )
-def test_no_weight_is_recommended_for_a_model_that_did_not_pass(command, tmp_path, pairs, suspects, doubt):
-    write_model(tmp_path / "other", pairs, suspects)
-    given = [*command, "--model", str(tmp_path / "other"), "--sweep", "hide=-50..-40", "--give", "0.5"]
+def test_no_weight_is_recommended_for_a_model_that_did_not_pass(
+    command, tmp_path, monkeypatch, pair, suspects, doubt
+):
+    write_model(tmp_path / "other", {"model-popular": pair}, suspects)
+    monkeypatch.setattr(module, "exchange", partial(exchange, give=0.5))
+    given = [*command, "--model", str(tmp_path / "other"), "--sweep", "hide=-50..-40"]
     done = CliRunner().invoke(app, given)
     assert done.exit_code == 0, done.output
     assert done.stdout.endswith("weights: {hide: -50}\n" if doubt is None else "hide keeps -2\n")
