@@ -32,8 +32,8 @@ from loadtest.generator.connections import Connections
 from loadtest.generator.dispatcher import Dispatcher
 from loadtest.generator.ids import find_ids
 from loadtest.measure.measure import milliseconds
-from loadtest.measure.service import PATH, Ended, read_answer
-from loadtest.measure.tally import Tally, bucket_ms
+from loadtest.measure.service import Ended, read_answer
+from loadtest.measure.tally import bucket_ms, entry_name, judge_entries
 from loadtest.measure.verdict import EXIT_CODES, REMEDY, Verdict
 from loadtest.targets.running import running_url
 from loadtest.workload.profiles import load_profile, load_slo
@@ -55,13 +55,13 @@ class ClosedLoopUser(User):  # type: ignore[misc]  # Locust is untyped to mypy
     def on_start(self) -> None:
         """Prepare the user's own connection."""
         self._connections = Connections(self.host)
-        read = partial(read_answer, num_candidates=self.environment.load.candidates)
+        read = partial(read_answer, num_candidates=self.environment.candidates)
         self._dispatcher = Dispatcher(self._connections.exchange, read, self._ended)
 
     @task  # type: ignore[untyped-decorator]
     def rank(self) -> None:
         """Ask for one ranking and wait for its answer."""
-        body = random.choice(self.environment.load.bodies)
+        body = random.choice(self.environment.bodies)
         self._dispatcher.send(self._connections.prepare(body))
 
     def on_stop(self) -> None:
@@ -69,14 +69,12 @@ class ClosedLoopUser(User):  # type: ignore[misc]  # Locust is untyped to mypy
         self._connections.close()
 
     def _ended(self, ended: Ended) -> None:
-        self.environment.load.tally.keep(ended)
-        ok = ended.outcome.ok
         self.environment.events.request.fire(
             request_type="POST",
-            name=f"{PATH} {ended.outcome.name}" if ok else PATH,
+            name=entry_name(ended.outcome),
             response_time=ended.latency_ms,
             response_length=ended.num_bytes,
-            exception=None if ok else RequestError(ended.outcome.name),
+            exception=None if ended.outcome.ok else RequestError(ended.outcome.name),
             context={},
         )
 
@@ -92,82 +90,53 @@ def add_arguments(parser: Any) -> None:
         parser.add_argument(name, default=default, help=told, include_in_web_ui=False)
 
 
-class Run:
-    """Requests that one Locust process sends, and the verdict on the answers.
+def log_verdict(environment: Any, **_: Any) -> Verdict:
+    """Log and return the verdict on a test; the web UI shows it among its logs."""
+    measured, verdict, reasons = judge_entries(environment.stats.entries.values(), environment.slo)
+    runner = environment.runner
+    if verdict == "not held" and (runner.cpu_warning_emitted or runner.worker_cpu_warning_emitted):
+        late = f"Locust had too little CPU and may have been late; {REMEDY}"
+        verdict, reasons = "void", [late, *reasons]
+    found = ""
+    if measured:
+        found = f", p90 {milliseconds(measured.p90_ms)}, p99 {milliseconds(measured.p99_ms)}"
+        found += f", {measured.errors} of {measured.requests:,} requests failed"
+    logging.info("SLO %s%s", verdict, "; ".join(["", *reasons]) if reasons else found)
+    return verdict
 
-    Raises:
-        TabrankError: if an option is unusable.
+
+def end(environment: Any, **_: Any) -> None:
+    """Set the exit code by the verdict.
+
+    A master that a signal ended first gathers the reports of its workers.
     """
+    if isinstance(environment.runner, MasterRunner):
+        environment.runner.quit()
+    environment.process_exit_code = EXIT_CODES[log_verdict(environment)]
 
-    def __init__(self, environment: Any) -> None:
-        options = environment.parsed_options
-        self.tally = Tally()
-        self._environment = environment
-        self._slo = load_slo(Path(options.slo) if options.slo else None)
+
+@events.init.add_listener  # type: ignore[untyped-decorator]
+def set_up(environment: Any, runner: Any, web_ui: Any = None, **_: Any) -> None:
+    """Prepare this process for its tests; exit with 2 if an option is unusable."""
+    options = environment.parsed_options
+    # Locust's start takes a second. Without this call `--run-time` would include it.
+    gevent.get_hub().loop.update_now()
+    try:
+        environment.slo = load_slo(Path(options.slo) if options.slo else None)
         ids, profile = find_ids(
             Path(options.ids) if options.ids else None,
             Path(options.log),
             load_profile("headline"),
             partial(print, file=sys.stderr),
         )
-        self.candidates, self.bodies = profile.candidates, make_bodies(ids, profile)
-
-    def start(self, **_: Any) -> None:
-        """Forget the requests of an earlier test."""
-        self.tally.clear()
-
-    def send(self, data: dict[str, Any], **_: Any) -> None:
-        """Add the requests since the last report to the report that a worker sends its master."""
-        data["ended"] = self.tally.take()
-
-    def receive(self, data: dict[str, Any], **_: Any) -> None:
-        """Count the requests of a worker's report."""
-        self.tally.add(data["ended"])
-
-    def log_verdict(self, **_: Any) -> Verdict:
-        """Log and return the verdict on the test; the web UI shows it among its logs."""
-        measured, verdict, reasons = self.tally.judged(self._slo)
-        runner = self._environment.runner
-        if verdict == "not held" and (runner.cpu_warning_emitted or runner.worker_cpu_warning_emitted):
-            late = f"Locust had too little CPU and may have been late; {REMEDY}"
-            verdict, reasons = "void", [late, *reasons]
-        found = ""
-        if measured:
-            found = f", p90 {milliseconds(measured.p90_ms)}, p99 {milliseconds(measured.p99_ms)}"
-            found += f", {measured.errors} of {measured.requests:,} requests failed"
-        logging.info("SLO %s%s", verdict, "; ".join(["", *reasons]) if reasons else found)
-        return verdict
-
-    def end(self, **_: Any) -> None:
-        """Set the exit code by the verdict.
-
-        A master that a signal ended first gathers the reports of its workers.
-        """
-        if isinstance(self._environment.runner, MasterRunner):
-            self._environment.runner.quit()
-        self._environment.process_exit_code = EXIT_CODES[self.log_verdict()]
-
-
-@events.init.add_listener  # type: ignore[untyped-decorator]
-def set_up(environment: Any, runner: Any, web_ui: Any = None, **_: Any) -> None:
-    """Prepare this process for its tests; exit with 2 if an option is unusable."""
-    hooks = environment.events
-    # Locust's start takes a second. Without this call `--run-time` would include it.
-    gevent.get_hub().loop.update_now()
-    try:
-        run = environment.load = Run(environment)
+        environment.candidates, environment.bodies = profile.candidates, make_bodies(ids, profile)
         if not isinstance(runner, WorkerRunner):
             environment.host = running_url(environment.host, "--host")
     except TabrankError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
-    hooks.test_start.add_listener(run.start)
-    if isinstance(runner, WorkerRunner):
-        hooks.report_to_master.add_listener(run.send)
-        return
-    hooks.worker_report.add_listener(run.receive)
-    if environment.parsed_options.headless:
+    if options.headless and not isinstance(runner, WorkerRunner):
         # Any earlier hook would miss the last reports of the workers.
-        hooks.quitting.add_listener(run.end)
+        environment.events.quitting.add_listener(end)
     if web_ui:
-        hooks.test_stop.add_listener(run.log_verdict)
+        environment.events.test_stop.add_listener(log_verdict)
