@@ -159,11 +159,11 @@ def compare(
     Exit code 0: both services were measured at all loads. 1: a service was not measured at a load.
     2: there is no valid measurement, because the load generator was late or the run failed.
     """
-    from loadtest.report.compare import compare_summary
+    from loadtest.report.compare import compare_findings
     from loadtest.scenarios.compare import run_compare
 
     measured = partial(run_compare, WORK, emit=print_progress, seconds=seconds)
-    run_scenario("compare", out, measured, compare_summary, as_json)
+    run_scenario("compare", out, measured, compare_findings, as_json)
 
 
 @app.command()
@@ -197,7 +197,7 @@ def overload(
     Exit code 0: the limits held. 1: they did not hold. 2: there is no valid measurement, because
     the load generator was late or the run failed.
     """
-    from loadtest.report.overload import overload_summary
+    from loadtest.report.overload import overload_findings
     from loadtest.scenarios.overload import read_times, run_overload
     from loadtest.scenarios.overload_verdict import Overload
 
@@ -205,7 +205,7 @@ def overload(
         loads = [Overload(each) for each in read_times(times)]
         return run_overload(WORK, config, loads, folder, print_progress, knee)
 
-    run_scenario("overload", out, measured, overload_summary, as_json)
+    run_scenario("overload", out, measured, overload_findings, as_json)
 
 
 @app.command()
@@ -224,11 +224,11 @@ def chaos(
     Exit code 0: all limits held. 1: a limit did not hold. 2: there is no valid measurement, because
     the load generator was late or the run failed.
     """
-    from loadtest.report.chaos import chaos_summary
+    from loadtest.report.chaos import chaos_findings
     from loadtest.scenarios.chaos.run import run_chaos
 
     measured = partial(run_chaos, WORK, config, fault or (), rate, emit=print_progress)
-    run_scenario("chaos", out, measured, chaos_summary, as_json)
+    run_scenario("chaos", out, measured, chaos_findings, as_json)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,7 @@ from typing import Any
 
 import msgspec
 
-from loadtest.measure.verdict import Verdict
-from loadtest.report.report import SAME_CORES, Findings, Report, Row, doubts, verdict, write_report
+from loadtest.report.report import Findings, Report, Row, doubts, write_report
 from loadtest.report.run import SCORED, findings, latency_distribution
 from loadtest.workload.profiles import Slo, load_profile
 from serve.contract.rankings import Reason
@@ -26,54 +25,52 @@ LINKS = {
     "model/MODEL_CARD.md": "The model's card",
 }
 PLACE, GAIN = "place of the new room", "model − popular"
-TILES = ("requests a second", SCORED, "p90", "p99", PLACE, GAIN)
+FIRST = ("requests a second", SCORED, "p90", "p99", PLACE, GAIN)
 COMPARED = "The model is compared with popular on logged rankings, not with people."
 
 
-def demo_verdict(report: Report) -> Verdict:
-    """Return the verdict: the new room must rise, and the limits must hold under load."""
-    word: Verdict = report["load"]["verdict"]
-    return word if report["topic"]["rose"] else "not held"
-
-
 def demo_findings(report: Report) -> Findings:
-    """Return the numbers of the load, of the new room, and of the model against popular."""
+    """Return the numbers of the load, of the new room, and of the model against popular.
+
+    The verdict is held if the new room rose and the limits held under load.
+    """
     load, topic, tried = report["load"], report["topic"], report["headline"]
     viewer, control = topic["viewer"], topic["control"]
     within = "not in time" if topic["seconds"] is None else f"after {topic['seconds']:.2f} s, at most 1 s"
-    rows = [
-        # A load that could not run has no numbers.
-        *(findings(load).rows if "slo" in load else ()),
-        (PLACE, f"{viewer['before']} → {viewer['after']}", within),
-        ("the same for a control viewer", f"{control['before']} → {control['after']}", "rises less"),
-        _gain(report["train"]["paired"]),
-    ]
+    place, gain = (PLACE, f"{viewer['before']} → {viewer['after']}", within), _gain(report["train"]["paired"])
+    # A load that could not run has no numbers.
+    of_load = findings(load).rows if "slo" in load else ()
+    others = ("the same for a control viewer", f"{control['before']} → {control['after']}", "rises less")
     notes = ["the new room did not rise for the viewer in time"] * (not topic["rose"]) + load["reasons"]
     if load["verdict"] == "void" and "slo" in load:
         notes.append("the machine was too busy to measure the load; the other results stand")
     if tried != load:
         failed = "gave no verdict" if tried["verdict"] == "void" else "did not hold on this machine"
         notes.append(f"{_rate(tried):g} rankings/s {failed}: {'; '.join(tried['reasons'])}")
-    return Findings("tabrank: the demo", demo_verdict(report), spelled(report["seconds"]), rows, notes)
+    return Findings(
+        title="tabrank: the demo",
+        word=load["verdict"] if topic["rose"] else "not held",
+        claim=f"{_rate(load):g} rankings/s in time, and rankings that follow the viewer",
+        held=f"A new room went from place {place[1]} {within}; {' '.join([f'{GAIN}:', *gain[1:]])}",
+        doubt=doubts(report, "The world is simulated.", COMPARED),
+        lead=spelled(report["seconds"]),
+        rows=[*of_load, place, others, gain],
+        notes=notes,
+        first=FIRST,
+    )
 
 
-def write_demo(report: Report, folder: Path) -> str:
-    """Write `report.json` and `report.html` into `folder`; return the findings as text."""
+def write_demo(report: Report, folder: Path) -> Findings:
+    """Write `report.json` and `report.html` into `folder`; return the findings."""
     found, load, topic = demo_findings(report), report["load"], report["topic"]
-    values = {name: (value, limit) for name, value, limit in found.rows}
-    gain, error = values[GAIN]
-    held = f"A new room went from place {values[PLACE][0]} {values[PLACE][1]}; {GAIN}: {gain} {error}"
-    claim = f"{_rate(load):g} rankings/s in time, and rankings that follow the viewer"
-    doubt = doubts(report, "The world is simulated.", COMPARED)
-    head = verdict({**report, "verdict": found.word}, claim, held, found.notes, doubt)
     plot = latency_distribution(load, Slo(**load["slo"])) if "slo" in load else ""
-    body = [
-        *found.body(head, [name for name in TILES if name in values], {"Latency under load": plot}),
+    parts = [
+        section("Latency under load", plot),
         section(f"One viewer joins five rooms on {topic['topic']}", *_story(topic)),
         section("Where to go next", _next(folder)),
     ]
-    write_report(folder, report, found.title, body, SAME_CORES, new=False)
-    return str(found)
+    write_report(folder, report, found, parts, new=False)
+    return found
 
 
 def _rate(load: Report) -> float:

@@ -11,15 +11,17 @@ import numpy as np
 
 from loadtest.measure.measure import Floats, Measurement, Requests, milliseconds, percentile, rounded, tail
 from loadtest.measure.verdict import FRESHNESS_LIMIT_MS, MIN_ACHIEVED, MIN_SAMPLES
-from loadtest.report.plots import distribution, freshness_over_time
-from loadtest.report.report import SAME_CORES, Findings, Report, doubts, indented, verdict, write_report
+from loadtest.report.plots import distribution
+from loadtest.report.report import Findings, Report, doubts, indented, write_report
 from serve.contract.validation import spelled
-from serve.report.page import bullets
+from serve.report.page import section
 
 # Numbers of the posts in the report.
 OF_EVENTS = ("p50_ms", "p90_ms", "p99_ms", "max_ms", "errors", "error_kinds", "generator_late_ms_p99")
-# Numbers at the top of the page.
-TILES = ("p50 of all", "p99 of all", "probe events", "rankings a second", "events a second, acknowledged")
+HOW = (
+    "Freshness is the time from sending an event to the first ranking that shows it. An event that never showed counts "
+    "as slower than all others."
+)
 
 
 def freshness_numbers(probes: Mapping[str, Requests]) -> Report:
@@ -60,17 +62,8 @@ def write_freshness(folder: Path, report: Report, probes: Mapping[str, Requests]
     shown_ms = np.concatenate([part.latency_ms[part.ok] for part in probes.values()])
     lines["all"] = tail(shown_ms, sum(len(part.ok) for part in probes.values()))
     limit = (f"p99 < {FRESHNESS_LIMIT_MS:g} ms", FRESHNESS_LIMIT_MS, 0.01)
-    plots = {
-        "Freshness over time": freshness_over_time(probes, FRESHNESS_LIMIT_MS),
-        "Freshness distribution": distribution("ms from the event to the ranking", lines, [limit]),
-    }
-    found = freshness_findings(report)
-    claim = "events in rankings within a second"
-    held = f"the p99 from event to ranking is {milliseconds(report['freshness_ms']['p99'])}"
-    polled = "Rankings are polled every 20 ms, so the times are too long by up to 20 ms and one ranking."
-    head = verdict(report, claim, held, report["reasons"], doubts(report, polled))
-    body = found.body(head + bullets(found.notes[len(report["reasons"]) :]), TILES, plots)
-    write_report(folder, report, found.title, body, FOOTER)
+    picture = distribution("ms from the event to the ranking", lines, [limit])
+    write_report(folder, report, freshness_findings(report), [section("Freshness", picture)], HOW)
 
 
 def freshness_findings(report: Report) -> Findings:
@@ -78,29 +71,52 @@ def freshness_findings(report: Report) -> Findings:
     fresh, rank, events = report["freshness_ms"], report["rank"], report["events"]
     at_least = f"at least {MIN_ACHIEVED:.0%} of"
     acknowledged = f"{events['acknowledged_per_s']:,.1f}"
-    rows = [
-        ("p50 of all", milliseconds(fresh["p50"]), ""),
-        ("p90 of all", milliseconds(fresh["p90"]), ""),
-        ("p99 of all", milliseconds(fresh["p99"]), f"below {FRESHNESS_LIMIT_MS:g} ms"),
-        ("max of all", milliseconds(fresh["max"]), ""),
-        ("probe events", str(fresh["samples"]), f"at least {MIN_SAMPLES}"),
-        *indented(fresh["missed_kinds"]),
-        *((f"p99 of a new {kind}", milliseconds(fresh[kind]["p99"]), "") for kind in ("candidate", "viewer")),
-        ("p99 of the freshness in answers", milliseconds(report["answered_freshness_ms"]["p99"]), ""),
-        ("rankings a second", f"{rank['rps']:,.1f}", f"{at_least} {rank['target_rps']:g}"),
-        ("rankings, p99", milliseconds(rank["p99_ms"]), ""),
-        ("full answers from a model", f"{rank['full_share']:.3%}", ""),
-        ("rankings that failed", f"{rank['errors']:,} of {rank['requests']:,}", "none allowed"),
-        *indented(rank["error_kinds"]),
-        ("events a second, acknowledged", acknowledged, f"{at_least} {events['target_per_s']:g}"),
-        ("acknowledgement, p50", milliseconds(events["p50_ms"]), ""),
-        ("acknowledgement, p99", milliseconds(events["p99_ms"]), ""),
-        (f"posts of {events['events_a_post']}, failed", f"{events['errors']:,} of {events['posts']:,}", ""),
-        *indented(events["error_kinds"]),
-    ]
-    lead = f"{spelled(report['seconds'])} at {report['url']}"
-    notes = [*report["reasons"], *(f"left behind: {what}" for what in report["left_behind"])]
-    return Findings("Event to visible in a ranking", report["verdict"], lead, rows, notes)
+    polled = "Rankings are polled every 20 ms, so the times are too long by up to 20 ms and one ranking."
+    left = [f"left behind: {what}" for what in report["left_behind"]]
+    held = f"the p99 from event to ranking is {milliseconds(fresh['p99'])}"
+    return Findings(
+        title="Event to visible in a ranking",
+        word=report["verdict"],
+        claim="events in rankings within a second",
+        held=held,
+        doubt=doubts(report, polled),
+        lead=f"{spelled(report['seconds'])} at {report['url']}",
+        rows=[
+            ("p50 of all", milliseconds(fresh["p50"]), ""),
+            ("p90 of all", milliseconds(fresh["p90"]), ""),
+            ("p99 of all", milliseconds(fresh["p99"]), f"below {FRESHNESS_LIMIT_MS:g} ms"),
+            ("max of all", milliseconds(fresh["max"]), ""),
+            ("probe events", str(fresh["samples"]), f"at least {MIN_SAMPLES}"),
+            *indented(fresh["missed_kinds"]),
+            *(
+                (f"p99 of a new {kind}", milliseconds(fresh[kind]["p99"]), "")
+                for kind in ("candidate", "viewer")
+            ),
+            ("p99 of the freshness in answers", milliseconds(report["answered_freshness_ms"]["p99"]), ""),
+            ("rankings a second", f"{rank['rps']:,.1f}", f"{at_least} {rank['target_rps']:g}"),
+            ("rankings, p99", milliseconds(rank["p99_ms"]), ""),
+            ("full answers from a model", f"{rank['full_share']:.3%}", ""),
+            ("rankings that failed", f"{rank['errors']:,} of {rank['requests']:,}", "none allowed"),
+            *indented(rank["error_kinds"]),
+            ("events a second, acknowledged", acknowledged, f"{at_least} {events['target_per_s']:g}"),
+            ("acknowledgement, p50", milliseconds(events["p50_ms"]), ""),
+            ("acknowledgement, p99", milliseconds(events["p99_ms"]), ""),
+            (
+                f"posts of {events['events_a_post']}, failed",
+                f"{events['errors']:,} of {events['posts']:,}",
+                "",
+            ),
+            *indented(events["error_kinds"]),
+        ],
+        notes=[*(report["reasons"] or [held] * bool(left)), *left],
+        first=(
+            "p50 of all",
+            "p99 of all",
+            "probe events",
+            "rankings a second",
+            "events a second, acknowledged",
+        ),
+    )
 
 
 def _probes_of(parts: Sequence[Requests]) -> Report:
@@ -109,7 +125,3 @@ def _probes_of(parts: Sequence[Requests]) -> Report:
     missed = sum((part.where(~part.ok).named_counts() for part in parts), Counter())
     counts = {"samples": len(ok), "missed": missed.total(), "missed_kinds": dict(missed)}
     return spread(latency_ms, ok) | counts
-
-
-FOOTER = f"""{SAME_CORES}Freshness is the time from sending an event to the first ranking that
-shows it. An event that never showed counts as slower than all others."""

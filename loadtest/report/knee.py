@@ -7,7 +7,7 @@ from pathlib import Path
 
 from loadtest.measure.verdict import WORDS
 from loadtest.report.plots import PERCENTILES, latency_against_rate
-from loadtest.report.report import SAME_CORES, Findings, Report, doubts, verdict, write_report
+from loadtest.report.report import Findings, Report, doubts, write_report
 from loadtest.report.run import FULL, SCORED
 from loadtest.workload.profiles import Slo
 from serve.contract.validation import spelled
@@ -15,7 +15,7 @@ from serve.report.page import section, table
 from serve.report.rows import number
 
 PHASES = {"warm-up": "warm-up", "look": "look", "search": "", "confirm": "confirmation"}
-TILES = ("requests a second", SCORED, "p50", "p90", "p99", FULL)
+HOW = "The knee held its limits in two of the three last, longer steps."
 
 
 def write_knee(folder: Path, report: Report) -> None:
@@ -23,38 +23,42 @@ def write_knee(folder: Path, report: Report) -> None:
     # Of several steps at a rate, the last one decides.
     steps = {step["rate_rps"]: step for step in report["steps"]}
     lines = {name: [(rate, step[f"{name}_ms"]) for rate, step in steps.items()] for name in PERCENTILES}
-    found, slo = knee_findings(report), Slo(**report["slo"])
-    held = f"The highest rate that held in two of the three last steps; p99 {_ms(report['p99_ms'])}"
-    claim = f"a knee at {number(report['knee_rps'])} requests/s"
-    claim = claim if report["verdict"] == "held" else "a rate within the limits"
-    doubt = doubts(report, "Near the knee, chance decides a step: another search may end some percent off.")
-    plots = {"Latency against rate": latency_against_rate(lines, slo)}
-    body = found.body(verdict(report, claim, held, found.notes, doubt), TILES, plots)
-    write_report(folder, report, found.title, [*body, section("Steps", _steps(report))], FOOTER)
+    picture = section("Latency against rate", latency_against_rate(lines, Slo(**report["slo"])))
+    write_report(folder, report, knee_findings(report), [picture, section("Steps", _steps(report))], HOW)
 
 
 def knee_findings(report: Report) -> Findings:
     """Return the numbers at the knee with their limits."""
-    slo, knee = report["slo"], number(report["knee_rps"])
-    rows = [
-        ("requests a second", knee, ""),
-        (SCORED, number(report["candidates_per_s"]), ""),
-        ("p50", _ms(report["p50_ms"]), ""),
-        ("p90", _ms(report["p90_ms"]), f"at most {slo['p90_ms']:g} ms"),
-        ("p99", _ms(report["p99_ms"]), f"at most {slo['p99_ms']:g} ms"),
-        (FULL, _share(report["full_share"]), ""),
-        ("p99 and full answers of each confirming step", _each(report["confirming"]), ""),
-        ("seconds to the first full answer", number(report["start_s"]), ""),
-        ("memory when idle, MiB", number(report["memory_mib"]), ""),
-        ("processes", number(report["num_processes"]), ""),
-    ]
-    notes = []
+    slo, knee, notes = report["slo"], number(report["knee_rps"]), list[str]()
     if report["knee_rps"] is None:
         # The last of the steps at the lowest rate.
         lowest = min(reversed(report["steps"]), key=lambda step: step["rate_rps"])
         notes = [f"no rate held; the lowest tried was {lowest['rate_rps']:g} req/s", *lowest["reasons"]]
-    title = f"The knee: {knee} requests a second of {report['candidates']} candidates"
-    return Findings(title, report["verdict"], f"found in {spelled(report['seconds'])}", rows, notes)
+    held = report["verdict"] == "held"
+    return Findings(
+        title=f"The knee: {knee} requests a second of {report['candidates']} candidates",
+        word=report["verdict"],
+        claim=f"a knee at {knee} requests/s" if held else "a rate within the limits",
+        held=f"The highest rate that held in two of the three last steps; p99 {_ms(report['p99_ms'])}",
+        doubt=doubts(
+            report, "Near the knee, chance decides a step: another search may end some percent off."
+        ),
+        lead=f"found in {spelled(report['seconds'])}",
+        rows=[
+            ("requests a second", knee, ""),
+            (SCORED, number(report["candidates_per_s"]), ""),
+            ("p50", _ms(report["p50_ms"]), ""),
+            ("p90", _ms(report["p90_ms"]), f"at most {slo['p90_ms']:g} ms"),
+            ("p99", _ms(report["p99_ms"]), f"at most {slo['p99_ms']:g} ms"),
+            (FULL, _share(report["full_share"]), ""),
+            ("p99 and full answers of each confirming step", _each(report["confirming"]), ""),
+            ("seconds to the first full answer", number(report["start_s"]), ""),
+            ("memory when idle, MiB", number(report["memory_mib"]), ""),
+            ("processes", number(report["num_processes"]), ""),
+        ],
+        notes=notes,
+        first=("requests a second", SCORED, "p50", "p90", "p99", FULL),
+    )
 
 
 def step_line(step: Report) -> str:
@@ -94,7 +98,3 @@ def _share(value: float | None) -> str:
 
 def _each(steps: Iterable[Report]) -> str:
     return ", ".join(f"{_ms(step['p99_ms'])} with {_share(step['full_share'])}" for step in steps) or "–"
-
-
-FOOTER = f"""{SAME_CORES}Open loop: requests are sent at random times (Poisson arrivals) and wait for no answer.
-Latency counts from when a request is due. The knee held its limits in two of the three last, longer steps."""

@@ -1,4 +1,4 @@
-"""Plots of load, latency and freshness over time, of their distributions, and against the rate."""
+"""Plots of load and latency over time, of their distributions, and against the rate."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from loadtest.measure.measure import Requests
 from loadtest.measure.timeline import Moment
 from loadtest.workload.profiles import Slo
 from serve.report.charts import Axis, Limit, Series, plot
@@ -78,18 +77,6 @@ def latency_against_rate(lines: Mapping[str, Sequence[Point]], slo: Slo) -> str:
     series = [line(name, sorted(points, key=tuple), PERCENTILES[name]) for name, points in lines.items()]
     x, y = Axis("requests/s offered", log=True), Axis("ms from the due time", log=True)
     return plot("", x, y, series, _limits(slo))
-
-
-def freshness_over_time(probes: Mapping[str, Requests], limit_ms: float) -> str:
-    """Plot a mark for each probe, by its kind, even for one that never showed."""
-    series = []
-    for (kind, part), colour in zip(probes.items(), ("model", "popular"), strict=True):
-        shown, missed_s = part.where(part.ok), part.at_s[~part.ok]
-        at_limit = [limit_ms] * len(missed_s)
-        series.append(Series(f"new {kind}", shown.at_s, shown.latency_ms, "points", colour=colour))
-        series.append(Series(f"{kind} never shown", missed_s, at_limit, "points", colour="bad"))
-    y = Axis("ms from the event to the ranking", zero=True)
-    return plot("", SECOND, y, series, [Limit("limit of p99", y=limit_ms)])
 
 
 def _limits(slo: Slo) -> list[Limit]:

@@ -1,4 +1,4 @@
-"""Write the folder of a report: report.json, report.html and more files, complete or not at all."""
+"""What each report says, and its folder: report.json, report.html and more files."""
 
 from __future__ import annotations
 
@@ -12,59 +12,101 @@ from types import MappingProxyType
 from typing import Any
 
 from loadtest.measure.verdict import Verdict
-from serve.report.page import Tone, banner, bullets, figures, footer, paragraph, table, tiles, whole_page
+from serve.report.page import Tone, banner, bullets, footer, paragraph, section, table, tiles, whole_page
 from serve.storage.atomic_files import draft_of, write_whole
 
 Report = dict[str, Any]
 Row = tuple[str, str, str]
 """Name of a number, its measured value, and what is required."""
-# Follows the machine in a footer.
-SAME_CORES = ", the load generator on the same cores. "
 TONES: Mapping[Verdict, Tone] = {"held": "good", "not held": "bad", "void": "unsure"}
+# Ends each page, before what is special about its scenario.
+OPEN_LOOP = (
+    ". Open loop: requests are sent at random times (Poisson arrivals) and wait for no answer. Latency counts from "
+    "when a request is due. "
+)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Findings of a scenario, for the terminal and for the page.
+
+    Attributes:
+        title: title of the page.
+        word: verdict on the claim.
+        claim: what the verdict is on, a noun phrase.
+        held: reason of the verdict where nothing is wrong.
+        doubt: sentences on what the report cannot say.
+        lead: what was measured, such as how long and where.
+        rows: numbers of the whole.
+        notes: sentences; the first is the reason of the verdict.
+        first: names of the rows on the first screen; all if it is empty.
+        records: numbers of each part, by the names of their columns. The first names the part.
+    """
+
+    title: str
+    word: Verdict
+    claim: str
+    held: str
+    doubt: str
+    lead: str
+    rows: Sequence[Row]
+    notes: Sequence[str]
+    first: Sequence[str] = ()
+    records: Sequence[Mapping[str, str]] = ()
+
+    def __str__(self) -> str:
+        """Return the findings as lines for a terminal."""
+        lines = [f"{self.title}: {self.word}, {self.lead}"]
+        lines += [f"  {name}: {', '.join(filter(None, values))}" for name, *values in self.rows]
+        lines += map(record_line, self.records)
+        return "\n".join([*lines, *(f"  - {note}" for note in self.notes)])
+
+    def parts(self, pictures: Iterable[str]) -> list[str]:
+        """Return the parts of the page: the verdict, the first numbers, pictures and all numbers."""
+        void = self.word == "void"
+        headline = f"No verdict on {self.claim}" if void else f"{self.word.capitalize()}: {self.claim}"
+        reason, *others = self.notes or [self.held]
+        shown = banner(TONES[self.word], headline, f"{reason.rstrip('.')}.", self.doubt)
+        mark = "not valid" if void else ""
+        first = [row for row in self.rows if row[0] in self.first] or self.rows
+        rest = self.rows if len(first) < len(self.rows) else []
+        return [
+            # No line ends between a number and its unit.
+            re.sub(r"(?<=\d) (?=(%|/s|m?s)\W)", "\u00a0", shown),
+            bullets(others),
+            tiles((name, value, ", ".join(filter(None, (mark, note)))) for name, value, note in first),
+            paragraph(f"{self.lead}."),
+            table(
+                [[*self.records[0]], *([*record.values()] for record in self.records)] if self.records else []
+            ),
+            *pictures,
+            section("All numbers", table([("", "measured", "compared with"), *rest])),
+        ]
 
 
 def write_report(
     folder: Path,
     report: Report,
-    title: str,
-    body: Iterable[str],
-    ending: str,
+    found: Findings,
+    parts: Iterable[str],
+    how: str = "",
     more: Mapping[str, str] = MappingProxyType({}),
     *,
     new: bool = True,
 ) -> None:
     """Write report.json, report.html and the files in `more` to a new folder, or an existing one.
 
-    A new folder is complete or not there at all. `title` and `ending` are text; `body` holds parts
-    in HTML. The page ends with the machine, the ending, and links to the files.
+    A new folder is complete or not there at all. `parts` are HTML, such as pictures; `how` is text.
+    The page ends with the machine, how it was measured, and links to the files.
 
     Raises:
         TabrankError: if a new `folder` exists.
     """
     files = {"report.json": json.dumps(report, indent=2) + "\n", **more}
-    page = whole_page(title, [*body, footer(report["machine"], ending, files)])
+    page = whole_page(found.title, [*found.parts(parts), footer(report["machine"], OPEN_LOOP + how, files)])
     with draft_of(folder) if new else nullcontext(folder) as target:
         for name, text in {**files, "report.html": page}.items():
             write_whole(target / name, text.encode())
-
-
-def verdict(report: Report, claim: str, held: str, reasons: Sequence[str], doubt: str) -> str:
-    """Return the banner of a report, and below it the reasons after the first.
-
-    The verdict is on the `claim`, a noun phrase; `held` says why where nothing is wrong.
-    """
-    word: Verdict = report["verdict"]
-    headline = f"No verdict on {claim}" if word == "void" else f"{word.capitalize()}: {claim}"
-    first, *others = reasons or [held]
-    shown = banner(TONES[word], headline, f"{first.rstrip('.')}.", doubt)
-    # No line ends between a number and its unit.
-    return "\n".join((re.sub(r"(?<=\d) (?=(%|/s|m?s)\W)", "\u00a0", shown), bullets(others)))
-
-
-def marked(word: Verdict, numbers: Iterable[Row]) -> list[Row]:
-    """Return figures for `tiles`, marked where the measurement is not valid."""
-    mark = "not valid" if word == "void" else ""
-    return [(name, value, ", ".join(filter(None, (mark, note)))) for name, value, note in numbers]
 
 
 def doubts(report: Report, *more: str) -> str:
@@ -74,43 +116,15 @@ def doubts(report: Report, *more: str) -> str:
     return " ".join((shared, *more))
 
 
-@dataclass(frozen=True)
-class Findings:
-    """Findings on one load, for the terminal and for the page; `notes` are sentences."""
-
-    title: str
-    word: Verdict
-    lead: str
-    rows: Sequence[Row]
-    notes: Sequence[str]
-
-    def __str__(self) -> str:
-        """Return the findings as lines for a terminal."""
-        lines = [f"{self.title}: {self.word}, {self.lead}"]
-        lines += [f"  {name}: {', '.join(filter(None, values))}" for name, *values in self.rows]
-        return "\n".join([*lines, *(f"  - {note}" for note in self.notes)])
-
-    def body(self, banner: str, first: Sequence[str], plots: Mapping[str, str]) -> list[str]:
-        """Return the parts of a page: banner, rows named in `first` as tiles, plots, all rows."""
-        named = {name: (name, value, required) for name, value, required in self.rows}
-        numbers = table([("", "measured", "compared with"), *self.rows])
-        shown = marked(self.word, (named[name] for name in first))
-        return [banner, tiles(shown), figures({**plots, "All numbers": paragraph(self.lead) + numbers})]
+def record_line(record: Mapping[str, str]) -> str:
+    """Return a record as a line for a terminal, which opens with its first cell."""
+    (_, first), *others = record.items()
+    return f"  {first}: {'; '.join(f'{name}: {value}' for name, value in others)}"
 
 
-def row_line(cells: Mapping[str, str], reasons: Iterable[str]) -> str:
-    """Return a row of a table as a line for a terminal, with the reasons below it.
-
-    `cells` has the cells by the names of their columns. The line opens with the first cell.
-    """
-    first, *others = cells.items()
-    line = f"  {first[1]}: {'; '.join(f'{name}: {value}' for name, value in others)}"
-    return "\n".join([line, *(f"    - {reason}" for reason in reasons)])
-
-
-def rows_table(rows: Sequence[Mapping[str, str]]) -> str:
-    """Return rows, whose cells have the same names, as a table of a page."""
-    return table([[*rows[0]], *([*row.values()] for row in rows)])
+def reasons_of(parts: Mapping[str, Report]) -> list[str]:
+    """Return the reasons of all parts, each after the name of its part."""
+    return [f"{name}: {reason}" for name, part in parts.items() for reason in part["reasons"]]
 
 
 def indented(numbers: Mapping[str, Any]) -> list[Row]:

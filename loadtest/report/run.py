@@ -11,16 +11,17 @@ from loadtest.measure.measure import Requests, measure, milliseconds, rounded, t
 from loadtest.measure.timeline import Moment, describe_phases, describe_steps, phase_rows, timeline
 from loadtest.measure.verdict import judge
 from loadtest.report.plots import distribution, load_and_cluster
-from loadtest.report.report import Findings, Report, doubts, indented, verdict, write_report
+from loadtest.report.report import Findings, Report, doubts, indented, write_report
 from loadtest.workload.profiles import Profile, Slo
 from serve.contract.validation import spelled
 from serve.operate.host.machine import describe_machine
-from serve.report.page import paragraph
+from serve.report.page import paragraph, section
 from serve.report.rows import csv_text
 
-# Numbers at the top of the page.
 SCORED, FULL = "candidates a second, scored by the model", "full answers from a model"
-TILES = ("requests a second", SCORED, "p90", "p99", "errors", FULL)
+# Numbers at the top of the page.
+FIRST = ("requests a second", SCORED, "p90", "p99", "errors", FULL)
+UNWATCHED = "Replicas and nodes are shown if var/run is the run folder of the service."
 
 
 def report_run(
@@ -35,23 +36,13 @@ def report_run(
     """
     moments = timeline(requests, profile.duration_s, samples, profile.warmup_s)
     report = make_report(profile, url, slo, requests, moments)
-    files = {"timeline.csv": timeline_csv(moments)}
-    found = findings(report)
-    claim = f"{profile.offered_rps:,.0f} requests/s within the limits"
-    held = f"p99 {milliseconds(report['p99_ms'])} of {slo.p99_ms:g} ms allowed, {report['errors']} errors"
-    doubt = doubts(report, f"It took {spelled(report['seconds'])}, so it tells little of drift and leaks.")
-    head = verdict(report, claim, held, report["reasons"], doubt)
-    watched = (
-        ""
-        if report["watched"]
-        else "Replicas and nodes are shown if var/run is the run folder of the service."
-    )
-    plots = {
-        "Load and latency over time": load_and_cluster(moments, slo) + paragraph(watched),
-        "Latency distribution": latency_distribution(report, slo),
-    }
-    body = found.body(head, TILES, plots)
-    write_report(out, report, found.title, body, RUN_FOOTER, files)
+    pictures = [
+        section("Load and latency over time", load_and_cluster(moments, slo)),
+        paragraph(UNWATCHED * (not report["watched"])),
+        section("Latency distribution", latency_distribution(report, slo)),
+    ]
+    how = "A failed request counts as never answered."
+    write_report(out, report, findings(report), pictures, how, {"timeline.csv": timeline_csv(moments)})
     return report
 
 
@@ -100,27 +91,35 @@ def timeline_csv(moments: Sequence[Moment]) -> str:
 
 def findings(report: Report) -> Findings:
     """Return the numbers of a report with their limits."""
-    slo, late = report["slo"], milliseconds(report["generator_late_ms_p99"])
+    slo, late, p99 = (
+        report["slo"],
+        milliseconds(report["generator_late_ms_p99"]),
+        milliseconds(report["p99_ms"]),
+    )
     errors = f"{report['errors']:,} of {report['requests']:,}"
     allowed = f"at most {slo['max_error_share']:.3%} of them" if slo["max_error_share"] else "none allowed"
-    rows = [
-        ("requests a second", f"{report['rps']:,.1f}", f"{report['offered_rps']:,.1f} offered"),
-        (SCORED, f"{report['candidates_per_s']:,.0f}", ""),
-        (FULL, f"{report['full_share']:.3%}", f"at least {slo['min_full_share']:.3%}"),
-        ("p50", milliseconds(report["p50_ms"]), ""),
-        ("p90", milliseconds(report["p90_ms"]), f"at most {slo['p90_ms']:g} ms"),
-        ("p99", milliseconds(report["p99_ms"]), f"at most {slo['p99_ms']:g} ms"),
-        ("slowest", milliseconds(report["max_ms"]), ""),
-        ("errors", errors, allowed),
-        *indented(report["error_kinds"]),
-        *phase_rows(report),
-        *((f"answered at rung {rung}", f"{number:,}", "") for rung, number in report["rungs"].items()),
-        ("generator late, p99", late, f"at most {slo['generator_late_ms_p99']:g} ms"),
-    ]
-    title = f"Load test, profile {report['profile']}"
-    lead = f"{spelled(report['seconds'])} at {report['url']}"
-    return Findings(title, report["verdict"], lead, rows, report["reasons"])
-
-
-RUN_FOOTER = """. Open loop: requests are sent at random times (Poisson arrivals) and wait for no answer. Latency counts
-from when a request is due, and a failed request counts as never answered."""
+    lasted = spelled(report["seconds"])
+    return Findings(
+        title=f"Load test, profile {report['profile']}",
+        word=report["verdict"],
+        claim=f"{report['offered_rps']:,.0f} requests/s within the limits",
+        held=f"p99 {p99} of {slo['p99_ms']:g} ms allowed, {report['errors']} errors",
+        doubt=doubts(report, f"It took {lasted}, so it tells little of drift and leaks."),
+        lead=f"{lasted} at {report['url']}",
+        rows=[
+            ("requests a second", f"{report['rps']:,.1f}", f"{report['offered_rps']:,.1f} offered"),
+            (SCORED, f"{report['candidates_per_s']:,.0f}", ""),
+            (FULL, f"{report['full_share']:.3%}", f"at least {slo['min_full_share']:.3%}"),
+            ("p50", milliseconds(report["p50_ms"]), ""),
+            ("p90", milliseconds(report["p90_ms"]), f"at most {slo['p90_ms']:g} ms"),
+            ("p99", p99, f"at most {slo['p99_ms']:g} ms"),
+            ("slowest", milliseconds(report["max_ms"]), ""),
+            ("errors", errors, allowed),
+            *indented(report["error_kinds"]),
+            *phase_rows(report),
+            *((f"answered at rung {rung}", f"{number:,}", "") for rung, number in report["rungs"].items()),
+            ("generator late, p99", late, f"at most {slo['generator_late_ms_p99']:g} ms"),
+        ],
+        notes=report["reasons"],
+        first=FIRST,
+    )

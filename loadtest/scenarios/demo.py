@@ -13,9 +13,9 @@ from pathlib import Path
 from loadtest.commands import die_with_parent, run_command
 from loadtest.errors import INTERRUPTED
 from loadtest.measure.verdict import EXIT_CODES
-from loadtest.report.demo import demo_verdict, write_demo
+from loadtest.report.demo import write_demo
 from loadtest.report.report import Report
-from loadtest.report.run import TILES, findings
+from loadtest.report.run import FIRST, findings
 from loadtest.scenarios.topic_story import NUM_JOINS, TopicStory
 from loadtest.targets.services import free_port, read_document, write_document
 from serve.contract.commands import Parts
@@ -85,9 +85,10 @@ def _demo() -> int:
         "seconds": round(time.monotonic() - begun, 1),
     }
     PARTS.end()
-    show("\n" + write_demo(report, DEMO))
+    found = write_demo(report, DEMO)
+    show(f"\n{found}")
     show(f"\nFull report: {DEMO / 'report.html'} ({spelled(report['seconds'])})")
-    return EXIT_CODES[demo_verdict(report)]
+    return EXIT_CODES[found.word]
 
 
 def _simulate() -> None:
@@ -175,7 +176,7 @@ def _load(profile: str, url: str) -> Report:
     # The report of a run that was impossible has no figures.
     load = {"profile": profile, **found}
     rows = findings(load).rows if "slo" in load else ()
-    figures = [f"{name}: {value}" for name, value, _ in rows if name in TILES]
+    figures = [f"{name}: {value}" for name, value, _ in rows if name in FIRST]
     for line in ("; ".join([load["verdict"], *figures]), *load["reasons"]):
         show(f"     {line}")
     return load

@@ -44,6 +44,7 @@ def load_report(verdict="held", **changes):
         "generator_late_ms_p99": 1.0,
         "latency_tail": tail,
         "slo": asdict(load_slo()),
+        "machine": describe_machine(),
         "verdict": verdict,
         "reasons": [],
         **changes,

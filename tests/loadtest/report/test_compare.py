@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
-from loadtest.report.compare import compare_summary, window_line, write_compare
+from loadtest.report.compare import compare_findings, window_line, write_compare
 from loadtest.workload.profiles import load_slo
 from serve.operate.host.machine import describe_machine
 
@@ -47,7 +47,7 @@ def test_the_folder_holds_the_report_and_a_page_that_names_the_machine(tmp_path)
     write_compare(tmp_path / "out", comparison())
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == comparison()
     page = (tmp_path / "out" / "report.html").read_text().replace(' class="number"', "")
-    assert "5 of 6 s at each load</h1>" in page
+    assert "5 windows of 6 s at each load" in page
     assert "Not held: tabrank and FastAPI" in page
     assert "fastapi gave &lt;no&gt; full answer" in page
     assert "<td>1,500.0</td><td>4.2</td><td>–</td><td>7 HTTP 429</td><td>3</td>" in page
@@ -56,9 +56,9 @@ def test_the_folder_holds_the_report_and_a_page_that_names_the_machine(tmp_path)
 
 
 def test_the_summary_names_who_falls_behind_and_calls_a_wide_ratio_meaningless():
-    summary = compare_summary(comparison())
+    summary = str(compare_findings(comparison()))
     assert "fastapi (does not keep up)" in summary
-    assert "requests/s 1.50 (1.40 to 1.60), p50 ms meaningless (1.00 to 2.00), p99 ms –" in summary
+    assert "open loop, 900/s: requests/s 1.50 (1.40 to 1.60), p50 ms meaningless (1.00 to 2.00), p99 ms –" in summary
 
 
 def test_a_window_is_one_line():

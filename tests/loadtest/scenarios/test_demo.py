@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from loadtest.errors import LoadtestError
-from loadtest.report.demo import GAIN, PLACE, demo_findings, demo_verdict, write_demo
+from loadtest.report.demo import GAIN, PLACE, demo_findings, write_demo
 from loadtest.scenarios import demo, topic_story
 from loadtest.scenarios.topic_story import NEW_SPACE, TopicStory
 from tests.support.demo_report import demo_report, load_report
@@ -200,14 +200,14 @@ def test_figures_without_a_verdict_are_marked(tmp_path):
 
 
 def test_a_demo_holds_only_if_the_room_rose_and_the_load_held():
-    assert demo_verdict(demo_report()) == "held"
-    assert demo_verdict(demo_report(load=load_report("void"))) == "void"
+    assert demo_findings(demo_report()).word == "held"
+    assert demo_findings(demo_report(load=load_report("void"))).word == "void"
     sank = demo_report()["topic"] | {"rose": False}
-    assert demo_verdict(demo_report(topic=sank, load=load_report("void"))) == "not held"
+    assert demo_findings(demo_report(topic=sank, load=load_report("void"))).word == "not held"
 
 
 def test_the_report_tells_the_story_with_short_numbers(tmp_path):
-    lines = write_demo(demo_report(), tmp_path)
+    lines = str(write_demo(demo_report(), tmp_path))
     assert lines.startswith(
         "tabrank: the demo: held, 3 min 20 s\n  requests a second: 900.2, 900.0 offered\n"
     )

@@ -8,7 +8,7 @@ import pytest
 
 from loadtest.errors import LoadtestError
 from loadtest.measure.cluster import ClusterSample
-from loadtest.report.chaos import chaos_summary, write_chaos
+from loadtest.report.chaos import chaos_findings, write_chaos
 from loadtest.scenarios.chaos import run as chaos
 from loadtest.scenarios.chaos.fault import Allowed, Times, broken, describe
 from loadtest.scenarios.chaos.run import FAULTS, run_fault, select_faults
@@ -140,7 +140,7 @@ def test_a_fault_without_a_measurement_does_not_stop_the_report(monkeypatch, tmp
         "seconds": 1.0,
     }
     report |= {"faults": [result]}
-    assert "process 7 ended" in chaos_summary(report)
+    assert "process 7 ended" in str(chaos_findings(report))
     write_chaos(tmp_path / "out", report, {}, SLO)
     assert "process 7 ended" in (tmp_path / "out" / "report.html").read_text()
 
@@ -155,7 +155,7 @@ def chaos_page(folder, monkeypatch, offering, rate_rps=None):
     monkeypatch.setattr(chaos, "_under_load", lambda *_: (found(offering), [], []))
     result = run_fault(run, select_faults(["scorer"])[0], {})
     report = {"verdict": result["verdict"], "faults": [result], "rate_rps": rate_rps}
-    report |= {"knee_rps": None, "client_timeout_s": 0.25, "machine": {"cores": 2}}
+    report |= {"knee_rps": None, "client_timeout_s": 0.25, "machine": {"cores": 2}, "seconds": 28.0}
     write_chaos(folder / "out", report, {}, SLO)
     return result, (folder / "out" / "report.html").read_text()
 

@@ -198,7 +198,7 @@ def test_a_run_reports_each_length_on_its_page(stub, process, tmp_path, monkeypa
     )
     found = run_fault(run, fault, lines)
     report = {"verdict": found["verdict"], "faults": [found], "rate_rps": 100.0, "knee_rps": None}
-    report |= {"client_timeout_s": 0.25, "machine": {"cores": 2}}
+    report |= {"client_timeout_s": 0.25, "machine": {"cores": 2}, "seconds": 28.0}
     write_chaos(tmp_path / "out", report, lines, slo)
     page = (tmp_path / "out" / "report.html").read_text()
     assert report["verdict"] == "not held"
