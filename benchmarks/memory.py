@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import psutil
 
-from serve.report.rows import columns
 from training.terminal import print_progress
 
 # The memory of all processes is summed at this interval.
@@ -60,20 +60,15 @@ def memory(rows: Sequence[int], out: Path) -> list[dict[str, Any]]:
 
 def table(lines: Sequence[dict[str, Any]]) -> str:
     """Return the lines as a table."""
-    rows = [("command", "rows", "seconds", "seconds per million rows", "GiB beyond the imports")]
-    for line in lines:
-        failed = " (failed)" if line["failed"] else ""
-        each, peak = line["seconds"] / line["rows"] * 1e6, line["peak_bytes"] / 2**30
-        rows.append(
-            (
-                f"{line['command']}{failed}",
-                f"{line['rows']:,}",
-                f"{line['seconds']:.0f}",
-                f"{each:.0f}",
-                f"{peak:.2f}",
-            )
-        )
-    return columns(rows)
+    found = pd.DataFrame(lines)
+    shown = {
+        "command": found["command"] + found["failed"].map({True: " (failed)", False: ""}),
+        "rows": found["rows"].map("{:,}".format),
+        "seconds": found["seconds"].map("{:.0f}".format),
+        "seconds per million rows": (found["seconds"] / found["rows"] * 1e6).map("{:.0f}".format),
+        "GiB beyond the imports": (found["peak_bytes"] / 2**30).map("{:.2f}".format),
+    }
+    return pd.DataFrame(shown).to_string(index=False)
 
 
 def _run(name: str, *given: Any) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from loadtest.generator.connections import Exchange, error_kind
 from loadtest.measure.measure import RequestLog, Requests, percentile
 from loadtest.measure.service import TIMEOUT_S, Ended, Outcome
 from loadtest.workload.profiles import Block
+from serve.report.rows import number
 
 # Most requests that may wait for an answer at once. At 900 requests per second it is reached when
 # answers take longer than a second; then the service is far beyond any SLO.
@@ -62,11 +63,11 @@ class Dispatcher:
     def run(self, times_s: Iterable[float], requests: Iterable[bytes]) -> None:
         """Send a request at each time (seconds from now, ascending), then wait for all answers."""
         self._begins = perf_counter()
-        for number, (at_s, request) in enumerate(zip(times_s, requests, strict=False)):
+        for index, (at_s, request) in enumerate(zip(times_s, requests, strict=False)):
             gevent.sleep(max(0.0, self._begins + at_s - perf_counter()))
             if len(self._due) < MAX_IN_FLIGHT:
-                self._due[number] = at_s
-                gevent.spawn_raw(self._send, number, at_s, request)
+                self._due[index] = at_s
+                gevent.spawn_raw(self._send, index, at_s, request)
             else:
                 late_ms = self._since_ms(at_s)
                 self.on_end(Ended(at_s, late_ms, late_ms, NOT_SENT, 0, 0))
@@ -93,10 +94,10 @@ class Dispatcher:
         """Send one request now, and wait for its answer."""
         self.on_end(self._ended(perf_counter() - self._begins, request))
 
-    def _send(self, number: int, at_s: float, request: bytes) -> None:
+    def _send(self, index: int, at_s: float, request: bytes) -> None:
         """Send a request of the open loop; ignore its end if `_drain` counted it as a timeout."""
         ended = self._ended(at_s, request)
-        if self._due.pop(number, None) is not None:
+        if self._due.pop(index, None) is not None:
             self.on_end(ended)
 
     def _ended(self, at_s: float, request: bytes) -> Ended:
@@ -159,19 +160,13 @@ def _places(block: Block, share: NDArray[np.float64]) -> NDArray[np.float64]:
 def progress_line(requests: Requests, since_s: float, now_s: float, warmup_s: float) -> str:
     """Return the progress line for requests that ended from `since_s` to `now_s`.
 
-    Example: `12 s  903 req/s  p50 8.1  p99 21 ms  errors 0`.
+    Example: `12 s  903 req/s  p50 8.1  p99 21.4 ms  errors 0`.
     """
     ok = int(requests.ok.sum())
-    p50_ms, p99_ms = (percentile(requests.latency_ms, share, requests.ok) for share in (0.5, 0.99))
-    rate = f"{ok / (now_s - since_s):.0f} req/s"
-    line = f"{now_s:.0f} s  {rate}  p50 {_ms(p50_ms)}  p99 {_ms(p99_ms)} ms  errors {len(requests.ok) - ok}"
+    p50, p99 = (number(percentile(requests.latency_ms, share, requests.ok), ".1f") for share in (0.5, 0.99))
+    rate, errors = f"{ok / (now_s - since_s):.0f} req/s", len(requests.ok) - ok
+    line = f"{now_s:.0f} s  {rate}  p50 {p50}  p99 {p99} ms  errors {errors}"
     return line + ("  (warm-up)" if now_s < warmup_s else "")
-
-
-def _ms(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.1f}" if value < 10 else f"{value:.0f}"
 
 
 def show_progress(record: RequestLog, warmup_s: float) -> None:

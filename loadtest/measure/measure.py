@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from struct import Struct
 from typing import Any
@@ -188,12 +187,7 @@ def milliseconds(value: float | None) -> str:
 def rounded(value: Any) -> Any:
     """Return a value with its floats rounded to three decimals, also within a list or a dict."""
     if isinstance(value, dict):
-        return rounded_numbers(value)
+        return {name: rounded(each) for name, each in value.items()}
     if isinstance(value, list):
         return [rounded(each) for each in value]
     return round(value, 3) if isinstance(value, float) else value
-
-
-def rounded_numbers(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Return numbers by name with their floats rounded to three decimals."""
-    return {name: rounded(value) for name, value in found.items()}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from loadtest.measure.cluster import PERIOD_S, ClusterSample
-from loadtest.measure.measure import Measurement, Requests, measure, milliseconds, percentile, rounded
+from loadtest.measure.measure import Measurement, Requests, measure, percentile, rounded
 from loadtest.workload.profiles import Phase, Profile, Slo, phases, steps_up
 
 # Samples of replicas and nodes are used for this long. Those that an older one names may be gone.
@@ -140,34 +140,12 @@ def recovered_s(requests: Requests, step: Phase, holds: Callable[[Measurement], 
     return None
 
 
-def phase_rows(report: Report) -> list[tuple[str, str, str]]:
-    """Return the phases and steps as rows of (name, requests, result).
-
-    A constant load has no rows.
-    """
-    if len(report["phases"]) == 1 and not report["steps"]:
-        return []
-    rows = [
-        (f"\u2003{phase['name']}, {_span(phase)}", f"{phase['requests']:,} requests", _result(phase))
-        for phase in report["phases"]
-    ]
-    return rows + [
-        (f"\u2003{step['name']}, at {round(step['begins_s'], 1):g} s", "", recovery(step))
+def step_rows(report: Report) -> list[tuple[str, str, str]]:
+    """Return the steps up as rows of (name, recovery, nothing); report.json has the phases too."""
+    return [
+        (f"\u2003{step['name']}, at {round(step['begins_s'], 1):g} s", recovery(step), "")
         for step in report["steps"]
     ]
-
-
-def _span(phase: Report) -> str:
-    """Return the time range of a phase as text: `3.3–6.7 s`."""
-    return f"{round(phase['begins_s'], 1):g}–{round(phase['ends_s'], 1):g} s"
-
-
-def _result(phase: Report) -> str:
-    """Return the numbers of a phase as text; a phase without requests has none."""
-    if not phase["requests"]:
-        return ""
-    p99 = milliseconds(phase["p99_ms"])
-    return f"p99 {p99}, {phase['full_share']:.2%} full, {phase['errors']} errors"
 
 
 def recovery(step: Report) -> str:

@@ -64,11 +64,6 @@ def overall(verdicts: Iterable[Verdict]) -> Verdict:
     return "void" if failed == {"void"} else "not held"
 
 
-def verdict_if_late(broken: list[str], late_ms: float, limit_ms: float) -> tuple[Verdict, list[str]]:
-    """Return the verdict as `verdict_on` does, but do not void a run that held."""
-    return verdict_on(broken, late_ms if broken else 0.0, limit_ms)
-
-
 def judge_freshness(report: Mapping[str, Any], late_limit_ms: float) -> tuple[Verdict, list[str]]:
     """Compare a report of freshness with its limits; return the verdict and its reasons.
 

@@ -83,24 +83,17 @@ def freshness_findings(report: Report) -> Findings:
         lead=f"{spelled(report['seconds'])} at {report['url']}",
         rows=[
             ("p50 of all", milliseconds(fresh["p50"]), ""),
-            ("p90 of all", milliseconds(fresh["p90"]), ""),
             ("p99 of all", milliseconds(fresh["p99"]), f"below {FRESHNESS_LIMIT_MS:g} ms"),
-            ("max of all", milliseconds(fresh["max"]), ""),
             ("probe events", str(fresh["samples"]), f"at least {MIN_SAMPLES}"),
             *indented(fresh["missed_kinds"]),
             *(
                 (f"p99 of a new {kind}", milliseconds(fresh[kind]["p99"]), "")
                 for kind in ("candidate", "viewer")
             ),
-            ("p99 of the freshness in answers", milliseconds(report["answered_freshness_ms"]["p99"]), ""),
             ("rankings a second", f"{rank['rps']:,.1f}", f"{at_least} {rank['target_rps']:g}"),
-            ("rankings, p99", milliseconds(rank["p99_ms"]), ""),
-            ("full answers from a model", f"{rank['full_share']:.3%}", ""),
             ("rankings that failed", f"{rank['errors']:,} of {rank['requests']:,}", "none allowed"),
             *indented(rank["error_kinds"]),
             ("events a second, acknowledged", acknowledged, f"{at_least} {events['target_per_s']:g}"),
-            ("acknowledgement, p50", milliseconds(events["p50_ms"]), ""),
-            ("acknowledgement, p99", milliseconds(events["p99_ms"]), ""),
             (
                 f"posts of {events['events_a_post']}, failed",
                 f"{events['errors']:,} of {events['posts']:,}",

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from loadtest.measure.verdict import WORDS
 from loadtest.report.plots import PERCENTILES, latency_against_rate
 from loadtest.report.report import Findings, Report, doubts, write_report
 from loadtest.report.run import FULL, SCORED
 from loadtest.workload.profiles import Slo
 from serve.contract.validation import spelled
-from serve.report.page import section, table
+from serve.report.page import section
 from serve.report.rows import number
 
 PHASES = {"warm-up": "warm-up", "look": "look", "search": "", "confirm": "confirmation"}
@@ -24,7 +23,7 @@ def write_knee(folder: Path, report: Report) -> None:
     steps = {step["rate_rps"]: step for step in report["steps"]}
     lines = {name: [(rate, step[f"{name}_ms"]) for rate, step in steps.items()] for name in PERCENTILES}
     picture = section("Latency against rate", latency_against_rate(lines, Slo(**report["slo"])))
-    write_report(folder, report, knee_findings(report), [picture, section("Steps", _steps(report))], HOW)
+    write_report(folder, report, knee_findings(report), [picture], HOW)
 
 
 def knee_findings(report: Report) -> Findings:
@@ -68,24 +67,6 @@ def step_line(step: Report) -> str:
     latencies = ", ".join(f"{name} {_ms(step[f'{name}_ms'])}" for name in ("p50", "p90", "p99"))
     reasons = f" ({'; '.join(step['reasons'])})" if step["reasons"] and verdict else ""
     return f"  {step['rate_rps']:g} req/s{f' ({phase})' if phase else ''}:{verdict} {latencies}{reasons}"
-
-
-def _steps(report: Report) -> str:
-    head = ("offered", "", "verdict", "p50", "p90", "p99", "full", "errors", "generator late", "reasons")
-    rows = [
-        (
-            f"{step['rate_rps']:g}",
-            PHASES[step["phase"]],
-            WORDS[step["verdict"]],
-            *(_ms(step[f"{name}_ms"]) for name in ("p50", "p90", "p99")),
-            _share(step["full_share"]),
-            str(step["errors"]),
-            _ms(step["generator_late_ms_p99"]),
-            "; ".join(step["reasons"]),
-        )
-        for step in report["steps"]
-    ]
-    return table([head, *rows])
 
 
 def _ms(value: float | None) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from loadtest.measure.cluster import ClusterSample
 from loadtest.measure.measure import Requests, measure, milliseconds, rounded, tail
-from loadtest.measure.timeline import Moment, describe_phases, describe_steps, phase_rows, timeline
+from loadtest.measure.timeline import Moment, describe_phases, describe_steps, step_rows, timeline
 from loadtest.measure.verdict import judge
 from loadtest.report.plots import distribution, load_and_cluster
 from loadtest.report.report import Findings, Report, doubts, indented, write_report
@@ -116,7 +116,7 @@ def findings(report: Report) -> Findings:
             ("slowest", milliseconds(report["max_ms"]), ""),
             ("errors", errors, allowed),
             *indented(report["error_kinds"]),
-            *phase_rows(report),
+            *step_rows(report),
             *((f"answered at rung {rung}", f"{number:,}", "") for rung, number in report["rungs"].items()),
             ("generator late, p99", late, f"at most {slo['generator_late_ms_p99']:g} ms"),
         ],

@@ -13,7 +13,7 @@ from loadtest.errors import LoadtestError
 from loadtest.generator.bodies import make_bodies
 from loadtest.generator.ids import read_log_ids
 from loadtest.generator.offer import OfferedLoad, offered
-from loadtest.measure.measure import measure, rounded_numbers
+from loadtest.measure.measure import measure, rounded
 from loadtest.measure.verdict import judge
 from loadtest.report.knee import step_line
 from loadtest.report.report import Report
@@ -104,7 +104,7 @@ class Bench:
         measured = measure(offered(load).requests.counted_from(warmup_s), seconds)
         verdict, reasons = judge(measured, self.slo)
         kept_up = measured.candidates_per_s >= KEPT_UP * rate_rps * self.candidates
-        numbers = rounded_numbers(asdict(measured)) | {"full_share": round(measured.full_share, 6)}
+        numbers = rounded(asdict(measured)) | {"full_share": round(measured.full_share, 6)}
         step = KneeStep(rate_rps, verdict, reasons, kept_up, phase, numbers)
         self.emit(step_line(step.plain()))
         return step

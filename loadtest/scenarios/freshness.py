@@ -20,7 +20,7 @@ from loadtest.generator.dispatcher import Dispatcher, allow_open_files, arrivals
 from loadtest.generator.ids import Ids
 from loadtest.generator.offer import OfferedLoad, offering
 from loadtest.generator.prober import CANDIDATE, VIEWER, Prober
-from loadtest.measure.measure import RequestLog, measure, rounded_numbers
+from loadtest.measure.measure import RequestLog, measure, rounded
 from loadtest.measure.service import EVENTS_PATH, MODEL_PATH, ask, post_records, probe, read_acknowledgement
 from loadtest.measure.verdict import judge_freshness
 from loadtest.report.freshness import event_numbers, freshness_numbers, spread, write_freshness
@@ -91,7 +91,7 @@ def run_freshness(
         "seconds": seconds,
         "freshness_ms": freshness_numbers(probes),
         "answered_freshness_ms": spread(np.array(prober.answered_ms)),
-        "rank": {"target_rps": profile.target_rps, **rounded_numbers(asdict(measure(rankings, seconds)))},
+        "rank": {"target_rps": profile.target_rps, **rounded(asdict(measure(rankings, seconds)))},
         "events": event_numbers(plan.events_per_s, plan.batch, posted),
         "left_behind": left_behind,
         "machine": describe_machine(),

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from loadtest.measure.measure import Requests, milliseconds, percentile, rounded_numbers
+from loadtest.measure.measure import Requests, milliseconds, percentile, rounded
 from loadtest.measure.timeline import Moment, timeline
 from loadtest.measure.verdict import Verdict, listed
 from loadtest.report.report import Report
@@ -148,7 +148,7 @@ def judged(
     if late > MOST_LATE * seconds:
         verdict = "void"
         broken = [f"the load generator was late in {late} of {seconds} seconds", *broken]
-    return {"verdict": verdict, "reasons": broken, **rounded_numbers(found)}
+    return {"verdict": verdict, "reasons": broken, **rounded(found)}
 
 
 def _broken(found: Mapping[str, Any], slo: Slo) -> Iterator[str]:

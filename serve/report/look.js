@@ -198,9 +198,7 @@ for (const place of document.querySelectorAll(".plot")) {
   }
   // Rows that are named on the axis need no legend, and one line only for its latest value.
   if ((series.length > 1 || latest(series[0], given)) && !series.every((one) => one.y.every((row) => row === one.name))) {
-    // Small plots beside each other share one.
-    const all = place.closest(".multiples") ?? place;
-    if (!all.previousElementSibling?.matches(".legend")) all.before(legendOf(given));
+    place.before(legendOf(given));
   }
   // The label of the place describes the plot; its numbers are in the page's tables.
   const inside = document.createElement("div");

@@ -122,16 +122,6 @@ def bullets(lines: Iterable[str]) -> str:
     return f"<ul>{items}</ul>" if items else ""
 
 
-def figures(plots: Mapping[str, str]) -> str:
-    """Return plots, or other parts, below their titles."""
-    return "\n".join(section(title, part) for title, part in plots.items())
-
-
-def multiples(*plots: str) -> str:
-    """Return small plots of the same kinds of series beside each other, below one legend."""
-    return f'<div class="multiples">{"".join(plots)}</div>' if any(plots) else ""
-
-
 def _is_numeric(column: Sequence[str]) -> bool:
     known = [cell.strip() for cell in column if cell.strip() not in MISSING]
     return bool(known) and all(NUMBER.match(cell) for cell in known)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from serve.report.charts import Axis, Limit, Series, plot
+from serve.report.charts import Axis, Series, plot
 from training.evaluation.verdict import MEASURES, TITLES
 
 MOST_FEATURES = 20
@@ -25,18 +25,6 @@ def contenders(evaluation: Mapping[str, Any], by: str) -> str:
     return _rows(f"{MEASURES[by]} of each", MEASURES[by], series, caption=caption, pixels=34)
 
 
-def learning(history: Sequence[Mapping[str, Any]], best_epoch: int) -> str:
-    """Plot training and validation logloss by epoch."""
-    epochs = [line["epoch"] for line in history]
-    lines = [
-        Series("training", epochs, [line["train_logloss"] for line in history], colour="muted", dashed=True),
-        Series("validation", epochs, [line["valid_logloss"] for line in history], colour="model"),
-    ]
-    caption = "Where the lines part, the network overfits its training rows."
-    best = [Limit("best", x=best_epoch, colour="muted")]
-    return plot("", Axis("epoch", whole=True, is_time=True), Axis("logloss"), lines, best, caption=caption)
-
-
 def importance(lines: Sequence[Mapping[str, Any]]) -> str:
     """Plot each feature's share of the permutation loss."""
     shown = list(lines)[:MOST_FEATURES]
@@ -46,35 +34,6 @@ def importance(lines: Sequence[Mapping[str, Any]]) -> str:
     caption = "How much worse predictions are once a feature is shuffled. One that another can replace loses little."
     bars = [Series("logloss lost when permuted", losses, names, "bars", colour="model")]
     return _rows("", "% of all features", bars, caption=caption, pixels=30)
-
-
-def costs(search: Mapping[str, Any]) -> str:
-    """Plot cost against validation logloss of all networks tried; rivals are horizontal lines."""
-    board, x = search["leaderboard"], Axis("µs a candidate, served on one core", log=True)
-    tried = [line for line in board if line["kind"] == "tabnet"]
-    rest = [line for line in tried if line["name"] != search["winner"]]
-    groups = {
-        "network": ([line for line in rest if line["fits"]], "muted"),
-        "over the budget": ([line for line in rest if not line["fits"]], "line"),
-        "winner": ([line for line in tried if line["name"] == search["winner"]], "model"),
-    }
-    series = []
-    for name, (lines, colour) in groups.items():
-        us, losses, notes = (
-            [line[key] for line in lines] for key in ("us_per_candidate", "valid_logloss", "name")
-        )
-        series.append(Series(name, us, losses, "points", colour=colour, notes=notes))
-    # Beyond the dots, so that one dot has lines beside it too.
-    ends = [by * pick(line["us_per_candidate"] for line in tried) for pick, by in ((min, 0.9), (max, 1.1))]
-    for line in board:
-        if line["kind"] != "tabnet":
-            series.append(Series(line["name"], ends, [line["valid_logloss"]] * 2, dashed=True))
-    most_us = search["max_us_per_candidate"]
-    budget = [] if most_us is None else [Limit("budget", x=most_us)]
-    caption = (
-        "Each dot is a network: lower is better, further left is cheaper. Dashed lines are other models."
-    )
-    return plot("", x, Axis("validation logloss"), series, budget, caption=caption, height=320)
 
 
 def _rows(title: str, x: str, series: Sequence[Series], *, caption: str, pixels: int) -> str:

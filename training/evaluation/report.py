@@ -78,7 +78,7 @@ def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
         chosen = "These rows chose the winner, so its figures on them are optimistic. A tie is level with it"
         board = table(verdict.leaderboard(search), chosen)
         best = details("Leaderboard: the best 20 models on the validation rows", board)
-        parts.append(section("Search", charts.costs(search), paragraph(budget), best))
+        parts.append(section("Search", paragraph(budget), best))
     measured = (
         f"{evaluation['rows']:,} {rows}, {evaluation['positives']:,} of them positive, "
         f"{verdict.order(evaluation)}; {span}."
@@ -91,7 +91,6 @@ def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
         "NDCG@10 rewards orders that resemble the one that was shown. In brackets are 95 % intervals; one slice in "
         "twenty is outside its own by chance. A dash stands where there are too few rows"
     )
-    learned = "These are of the winning trial. The model itself was then trained again, on more rows."
     parts += [
         section(
             "Measures",
@@ -104,11 +103,6 @@ def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
         section("Features", paragraph(moves(evaluation)), charts.importance(evaluation["importance"])),
         section("Slices", table(verdict.slices(evaluation["slices"]), sliced)),
         section("Reliability", reliability(evaluation["curves"]["reliability"])),
-        section(
-            "Learning",
-            paragraph(learned if search else ""),
-            charts.learning(evaluation["history"], evaluation["best_epoch"]),
-        ),
         footer(
             {"made": manifest["created"], "revision": manifest["git"] or "unknown"},
             ".",

@@ -30,7 +30,10 @@ ORDERS = (
     "values have as many impressions, and near 1 if one has nearly all. A place is unmet if each candidate that was "
     "left broke a rule. The share of the rankings that have such a place is in brackets."
 )
-CAPTION = "All rules against none, and each against the others alone. Intervals are at 95 %, with viewers as clusters."
+CAPTION = (
+    "Change of what an exposure brings: all rules against none, and each against the others alone. Intervals are at "
+    "95 %, with viewers as clusters."
+)
 
 
 def write(out: Path, result: Mapping[str, Any], html: str) -> None:
@@ -72,15 +75,9 @@ def slate_text(result: Mapping[str, Any]) -> str:
 
 
 def slate_page(result: Mapping[str, Any]) -> str:
-    """Return report.html: what the rules cost in words, in a plot of each outcome, in tables."""
+    """Return report.html: what the rules cost in words and in tables."""
     parts = [kit.banner("neutral", f"The rules of arm {result['arm']}", _sentence(result), OF_RULES)]
-    for name in _known(result):
-        told = [(_label(cost), *cost["outcomes"][name]["relative"]) for cost in result["costs"]]
-        labels, x, low, high = zip(*told, strict=True)
-        series = [Series(name, x, labels, "points", low=low, high=high, colour="model")]
-        height = 40 * len(told)
-        parts.append(plot(f"Change of {name}", CHANGE, Axis(""), series, caption=CAPTION, height=height))
-    parts += map(kit.table, _costs(result), ("Change of what an exposure brings", ORDERS))
+    parts += map(kit.table, _costs(result), (CAPTION, ORDERS))
     return _page(f"What the rules of arm {result['arm']} cost", parts, result)
 
 

@@ -81,7 +81,6 @@ def page(result: Report) -> str:
         *map(kit.table, filter(None, [_fading(result)])),
         kit.section(metrics, *map(kit.table, _metrics(result)), how),
         kit.section("Segments", *map(kit.table, filter(None, [_segments(result)]))),
-        kit.details("Definitions", kit.table(_definitions(result))),
         kit.section("Sample ratio", *(kit.paragraph(f"{line}.") for line in sample_ratio(result))),
         *(kit.paragraph(f"{line}.") for line in notes(result)),
         kit.section("Guardrails", *map(kit.table, (_guardrails(result), _guardrail_tests(result)))),
@@ -198,11 +197,6 @@ def _metrics(result: Report) -> list[list[list[str]]]:
         rows.append(cells + [NOTHING] * (len(rows[0]) - len(cells)))
     pieces = slice(1, 6), slice(6, -3), slice(-3, None)
     return [[[row[0], *row[piece]] for row in rows] for piece in pieces if result["metrics"]]
-
-
-def _definitions(result: Report) -> list[list[str]]:
-    rows = [["title", "unit", "numerator", "denominator"]]
-    return rows + [[metric[part] for part in rows[0]] for metric in result["metrics"]]
 
 
 def _segments(result: Report) -> list[list[str]]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from loadtest.generator.offer import OfferResult
 from loadtest.measure.cluster import ClusterSample
-from loadtest.measure.measure import Measurement, measure, rounded_numbers
+from loadtest.measure.measure import Measurement, measure, rounded
 from loadtest.measure.timeline import in_full, in_time, recovered_s
 from loadtest.measure.verdict import listed
 from loadtest.report.report import Report
@@ -174,7 +174,7 @@ def describe(offered: OfferResult, times: Times, seen: Sequence[ClusterSample], 
         "generator_late_ms_p99": _part(offered, WARM_S, times.ends_s).generator_late_ms_p99,
         "seconds": times.ends_s,
     }
-    return rounded_numbers(found)
+    return rounded(found)
 
 
 def broken(found: Mapping[str, Any], allowed: Allowed) -> Iterator[str]:

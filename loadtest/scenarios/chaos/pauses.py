@@ -9,7 +9,7 @@ from collections import Counter
 import numpy as np
 
 from loadtest.generator.offer import OfferResult
-from loadtest.measure.measure import Floats, milliseconds, percentile, rounded_numbers
+from loadtest.measure.measure import Floats, milliseconds, percentile, rounded
 from loadtest.measure.service import TIMEOUT_S
 from loadtest.measure.verdict import listed
 from loadtest.report.report import Report
@@ -89,7 +89,7 @@ def describe_pauses(offered: OfferResult, length_ms: int, pauses_s: Floats) -> R
         **{f"p{share * 100:g}_ms": percentile(due.latency_ms, share, due.ok) for share in (0.5, 0.99)},
         "pauses_s": pauses_s.tolist(),
     }
-    return rounded_numbers(found)
+    return rounded(found)
 
 
 def pauses_line(found: Report) -> str:

@@ -7,7 +7,7 @@ import pytest
 from loadtest.measure.cluster import ClusterSample
 from loadtest.measure.measure import RequestLog
 from loadtest.measure.service import Outcome
-from loadtest.measure.timeline import describe_phases, describe_steps, phase_rows, recovery, timeline
+from loadtest.measure.timeline import describe_phases, describe_steps, recovery, step_rows, timeline
 from loadtest.report.run import timeline_csv
 from loadtest.workload.profiles import Profile, blocks, load_slo, phases, steps_up
 
@@ -157,37 +157,16 @@ def test_a_few_slow_requests_later_on_take_no_recovery_back():
     assert step["p99_recovered_s"] == 2
 
 
-def test_thirds_of_a_second_are_told_to_a_tenth():
+def test_a_step_is_told_in_a_row_to_a_tenth_of_a_second():
     profile = Profile("spike", 10, 5, 0, 10, 0, ((0, 1), (10 / 3, 1), (10 / 3, 3), (10, 3)))
-    report = {"phases": describe_phases(run(), profile), "steps": describe_steps(run(), profile, load_slo())}
-    names = [name.strip() for name, *_ in phase_rows(report)]
-    assert names == ["×1, 0–3.3 s", "×3, 3.3–10 s", "×1 to ×3, at 3.3 s"]
+    held = "p99 held at once, full answers held at once"
+    report = {"steps": describe_steps(run(), profile, load_slo())}
+    assert step_rows(report) == [("\u2003×1 to ×3, at 3.3 s", held, "")]
 
 
-def test_a_phase_in_which_nothing_was_asked_has_no_share_of_anything():
+def test_a_phase_in_which_nothing_was_asked_has_no_latency():
     pause = Profile("pause", 10, 5, 0, 12, 0, ((0, 0), (4, 0), (4, 2), (10, 2), (10, 1), (12, 1)))
     requests = run()
-    requests = requests.where(requests.at_s >= 4)
-    report = {"phases": describe_phases(requests, pause), "steps": []}
-    assert [row[1:] for row in phase_rows(report)[:2]] == [
-        ("0 requests", ""),
-        ("120 requests", "p99 8.0 ms, 100.00% full, 0 errors"),
-    ]
-
-
-def test_a_shaped_report_is_told_in_rows():
-    requests = run(slow_until=6, outcome=POPULAR)
-    report = {
-        "phases": describe_phases(requests, STEP),
-        "steps": describe_steps(requests, STEP, load_slo()),
-    }
-    assert phase_rows(report)[1] == (
-        "\u2003×2, 4–10 s",
-        "120 requests",
-        "p99 150.0 ms, 66.70% full, 0 errors",
-    )
-    assert phase_rows(report)[3] == (
-        "\u2003×1 to ×2, at 4 s",
-        "",
-        "p99 held again after 2 s, full answers held again after 2 s",
-    )
+    first, second, _ = describe_phases(requests.where(requests.at_s >= 4), pause)
+    assert (first["requests"], first["p99_ms"]) == (0, None)
+    assert (second["requests"], second["p99_ms"]) == (120, 8.0)

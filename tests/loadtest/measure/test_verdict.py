@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from loadtest.measure.measure import Measurement
-from loadtest.measure.verdict import EXIT_CODES, judge, overall, verdict_if_late
+from loadtest.measure.verdict import EXIT_CODES, judge, overall
 from loadtest.workload.profiles import load_slo
 
 SLO = load_slo()
@@ -81,12 +81,6 @@ def test_a_late_generator_voids_the_run_whatever_else_there_is():
 )
 def test_a_late_generator_voids_only_its_own_part(parts, verdict):
     assert overall(parts) == verdict
-
-
-def test_a_late_generator_voids_only_what_did_not_hold():
-    assert verdict_if_late([], 20.0, 10.0) == ("held", [])
-    verdict, reasons = verdict_if_late(["slow"], 20.0, 10.0)
-    assert (verdict, reasons[1:]) == ("void", ["slow"])
 
 
 def test_exit_codes_are_those_of_every_command():

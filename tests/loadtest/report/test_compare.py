@@ -58,7 +58,10 @@ def test_the_folder_holds_the_report_and_a_page_that_names_the_machine(tmp_path)
 def test_the_summary_names_who_falls_behind_and_calls_a_wide_ratio_meaningless():
     summary = str(compare_findings(comparison()))
     assert "fastapi (does not keep up)" in summary
-    assert "open loop, 900/s: requests/s 1.50 (1.40 to 1.60), p50 ms meaningless (1.00 to 2.00), p99 ms –" in summary
+    assert (
+        "open loop, 900/s: requests/s 1.50 (1.40 to 1.60), p50 ms meaningless (1.00 to 2.00), p99 ms –"
+        in summary
+    )
 
 
 def test_a_window_is_one_line():

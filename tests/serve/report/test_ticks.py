@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from serve.report.charts import Axis, Series, plot
-from serve.report.page import multiples, whole_page
+from serve.report.page import whole_page
 from tests.support.browser import browser, needs_chromium, page_at
 
 pytestmark = [pytest.mark.integration, pytest.mark.no_ray, needs_chromium]
@@ -41,18 +41,3 @@ def test_over_time_a_legend_has_the_latest_value_of_each_line(tmp_path):
         page.wait_for_selector(".plot svg >> nth=2")
         legends = [text.splitlines() for text in page.locator(".legend").all_inner_texts()]
     assert legends == [["p50 3.456", "p99 20.5", "failed"], ["full 99.8%"], ["p50", "p99"]]
-
-
-def test_small_plots_beside_each_other_share_a_legend(tmp_path):
-    groups = [Series(name, [1, 2], [3, 4], "points") for name in ("finished", "winner")]
-    small = [plot("", Axis(name), Axis("logloss"), groups, height=150) for name in ("width", "gamma")]
-    (tmp_path / "page.html").write_text(whole_page("multiples", [multiples(*small)]))
-    with browser() as chromium, page_at(chromium, (tmp_path / "page.html").as_uri()) as page:
-        page.wait_for_selector(".plot svg >> nth=1")
-        assert [text.splitlines() for text in page.locator(".legend").all_inner_texts()] == [
-            ["finished", "winner"]
-        ]
-        left, right = (one.bounding_box() for one in page.locator(".multiples figure").all())
-    assert left["y"] == right["y"]
-    assert left["x"] + left["width"] <= right["x"]
-    assert multiples("", "") == ""

@@ -130,7 +130,7 @@ def test_an_outcome_without_support_has_its_reason_and_the_others_their_cost(wor
     assert page(unknown)
 
 
-def test_the_text_has_the_sentence_first_and_the_page_a_picture_of_each_outcome(found):
+def test_the_text_has_the_sentence_first_and_the_page_its_tables(found):
     first, head, every, *rest = text(told(found)).splitlines()
     assert first.startswith("All rules of arm model together change ")
     assert "They change what an exposure brings: join by -" in first
@@ -139,7 +139,13 @@ def test_the_text_has_the_sentence_first_and_the_page_a_picture_of_each_outcome(
     assert rest[4].split()[:3] == ["rule", "rankings", "changed"]
     assert "the rows are a sample, evenly over time, of 2,000,000" in text(told(found))
     html = page(told(found))
-    for words in ("Change of join", "Change of hide", "2. spread candidate.host", "What this does not say"):
+    for words in (
+        "Change of what an exposure brings",
+        "join",
+        "hide",
+        "2. spread candidate.host",
+        "What this does not say",
+    ):
         assert words in html
 
 
