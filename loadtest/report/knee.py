@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from loadtest.measure.measure import milliseconds
 from loadtest.report.plots import PERCENTILES, latency_against_rate
 from loadtest.report.report import Findings, Report, doubts, write_report
 from loadtest.report.run import FULL, SCORED
@@ -38,7 +39,7 @@ def knee_findings(report: Report) -> Findings:
         title=f"The knee: {knee} requests a second of {report['candidates']} candidates",
         word=report["verdict"],
         claim=f"a knee at {knee} requests/s" if held else "a rate within the limits",
-        held=f"The highest rate that held in two of the three last steps; p99 {_ms(report['p99_ms'])}",
+        held=f"The highest rate that held in two of the three last steps; p99 {milliseconds(report['p99_ms'])}",
         doubt=doubts(
             report, "Near the knee, chance decides a step: another search may end some percent off."
         ),
@@ -46,10 +47,10 @@ def knee_findings(report: Report) -> Findings:
         rows=[
             ("requests a second", knee, ""),
             (SCORED, number(report["candidates_per_s"]), ""),
-            ("p50", _ms(report["p50_ms"]), ""),
-            ("p90", _ms(report["p90_ms"]), f"at most {slo['p90_ms']:g} ms"),
-            ("p99", _ms(report["p99_ms"]), f"at most {slo['p99_ms']:g} ms"),
-            (FULL, _share(report["full_share"]), ""),
+            ("p50", milliseconds(report["p50_ms"]), ""),
+            ("p90", milliseconds(report["p90_ms"]), f"at most {slo['p90_ms']:g} ms"),
+            ("p99", milliseconds(report["p99_ms"]), f"at most {slo['p99_ms']:g} ms"),
+            (FULL, number(report["full_share"], ".3%"), ""),
             ("p99 and full answers of each confirming step", _each(report["confirming"]), ""),
             ("seconds to the first full answer", number(report["start_s"]), ""),
             ("memory when idle, MiB", number(report["memory_mib"]), ""),
@@ -64,18 +65,15 @@ def step_line(step: Report) -> str:
     """Return one step as a line for a terminal."""
     phase = PHASES[step["phase"]]
     verdict = "" if step["phase"] == "warm-up" else f" {step['verdict']},"
-    latencies = ", ".join(f"{name} {_ms(step[f'{name}_ms'])}" for name in ("p50", "p90", "p99"))
+    latencies = ", ".join(f"{name} {milliseconds(step[f'{name}_ms'])}" for name in ("p50", "p90", "p99"))
     reasons = f" ({'; '.join(step['reasons'])})" if step["reasons"] and verdict else ""
     return f"  {step['rate_rps']:g} req/s{f' ({phase})' if phase else ''}:{verdict} {latencies}{reasons}"
 
 
-def _ms(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1f} ms"
-
-
-def _share(value: float | None) -> str:
-    return number(value, ".3%")
-
-
 def _each(steps: Iterable[Report]) -> str:
-    return ", ".join(f"{_ms(step['p99_ms'])} with {_share(step['full_share'])}" for step in steps) or "–"
+    return (
+        ", ".join(
+            f"{milliseconds(step['p99_ms'])} with {number(step['full_share'], '.3%')}" for step in steps
+        )
+        or "–"
+    )

@@ -27,7 +27,8 @@ CAPPED = (
     "A viewer's amount is capped at the 99th percentile, or at the 95th of those above 0 if that is higher"
 )
 HOW_TO_READ = (
-    "Effects compare the treatment with the control. A viewer counts in the assigned arm, whatever the rung (how "
+    "Effects compare the treatment with the control. An arm is the viewers who get one way of ranking (popular: most "
+    "popular first); an exposure is a ranking shown to a viewer. A viewer counts in the assigned arm, whatever the rung (how "
     "complete an answer is). Means are adjusted by what the same viewers did before, if that is known. The interval at "
     "one look (fixed horizon) holds at a time that was set in advance, and decides at the declared end. Until then "
     "the other one decides, which you may read as often as you like, and the p-values go with it. p (Holm) is "
@@ -53,7 +54,7 @@ def text(result: Report) -> str:
 
 
 def page(result: Report) -> str:
-    """Return the self-contained report.html: the verdict, the effects in a picture, then tables."""
+    """Return the self-contained report.html: the verdict, the effect by day in a picture, then tables."""
     days = result["window"]["days"]
     tone, words = TONES[result["verdict"]]
     title = f"Experiment '{result['experiment']}': {result['treatment']} against {result['control']}"
@@ -75,7 +76,6 @@ def page(result: Report) -> str:
         kit.banner(tone, words.format(**result), f"{result['reason']}; {result['outlook']}.{still}", doubt),
         kit.bullets(f"Warning: {warning}." for warning in result["warnings"]),
         kit.tiles(_tiles(result)),
-        _effects_chart(shown, result),
         first,
         kit.details("Other metrics day by day", *others),
         *map(kit.table, filter(None, [_fading(result)])),
@@ -255,25 +255,6 @@ def _guardrail_tests(result: Report) -> list[list[str]]:
         verdict = [f"{row['margin']:.1%}{' (declared)' * row.get('declared', False)}", row["state"]]
         rows.append([row["title"], *values, spread(row), number(row["p"], ".2g"), *verdict])
     return rows if len(rows) > 1 else []
-
-
-def _effects_chart(metrics: Sequence[Mapping[str, Any]], result: Report) -> str:
-    """Plot the relative effect on each metric with the deciding interval; empty without effects."""
-    titles = [metric["title"] for metric in metrics]
-    decide = [deciding(metric, result["window"]["ended"]) for metric in metrics]
-    low, high = ([interval[end] for interval in decide] for end in ("relative_low", "relative_high"))
-    middle = [metric["effect"]["relative"] for metric in metrics]
-    return plot(
-        f"Effect of {result['treatment']} against {result['control']}",
-        Axis("relative effect", format=PERCENT),
-        Axis(""),
-        [Series("effect", middle, titles, "points", low=low, high=high, colour="model")],
-        [Limit("no effect", x=0, colour="muted")],
-        caption=f"Primary metric first. Right of the dotted line, {result['treatment']} is above "
-        f"{result['control']}. Bars are the intervals that decide. An arm is the viewers who get one way of ranking "
-        "(popular: most popular first); an exposure is a ranking shown to a viewer.",
-        height=16 + 40 * len(metrics),
-    )
 
 
 def _cumulative_chart(metric: Mapping[str, Any], days: Sequence[str], ended: bool) -> str:

@@ -47,7 +47,6 @@ def test_the_folder_of_a_knee_holds_the_report_and_a_page_of_its_own(tmp_path):
     assert "The knee: 450 requests a second" in page
     assert page.count('class="plot"') == 1
     assert all(f">{name}<" in page for name in ("p50", "p90", "p99"))
-    assert "p99 &lt;b&gt;" in page
     assert re.findall(r'(?:src|href)="([^"#]+)"', page.partition("<script>")[0]) == ["report.json"]
 
 

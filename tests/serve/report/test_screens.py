@@ -29,7 +29,7 @@ pytestmark = [
 # Words of the first plot's values, by kind of page.
 KINDS = {
     "model": ("NDCG@10", "interval"),
-    "experiment": ("relative effect", "%", "interval"),
+    "experiment": ("effect", "%", "interval"),
     "plan": ("second of the trace", "count"),
 }
 MANIFEST = {
