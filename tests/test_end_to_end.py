@@ -19,6 +19,7 @@ import numpy as np
 import psutil
 import pytest
 import yaml
+from serve.operate.observe.prometheus import run_prometheus
 
 from serve.features.matrix import Features
 from serve.features.rows import Schema
@@ -27,7 +28,6 @@ from serve.log.reader import read_log
 from serve.log.replay import Replay
 from serve.model.scorers import load_scorer
 from serve.operate.host.run_folder import RunFolder
-from serve.operate.observe.prometheus import run_prometheus
 from tests.support.monitoring_rules import required_expressions, without_series
 
 pytestmark = pytest.mark.integration

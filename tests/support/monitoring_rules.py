@@ -7,7 +7,6 @@ import time
 
 import httpx
 import yaml
-
 from serve.operate.observe.prometheus import DASHBOARD, RULES
 
 

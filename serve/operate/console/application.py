@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import msgspec
 from serve.contract.errors import ArtifactRefused
 from serve.model.artifact import peek
 from serve.model.mirror import mirror_of
+from serve.operate.host.service_state import ApplicationState
 from serve.operate.status.report import Report
 from serve.rollout import history
 from serve.rollout.registry import ModelRegistry
@@ -96,19 +96,18 @@ class Application:
         return [*found, {"at_ms": None, "request": example}] if example else found
 
 
-def applications(found: Report, deployed: Mapping[str, Any]) -> list[Application]:
-    """Return the applications of a report, whose running document is `deployed`.
+def applications(found: Report) -> list[Application]:
+    """Return the applications of a report.
 
     Where none is known, return one with the folders that a first `serve up` would use.
     """
     config = Path(found.config).resolve()
-    args = {app["name"]: app.get("args") or {} for app in deployed.get("applications", ())}
 
     def application(name: str, url: str) -> Application:
-        given = args.get(name, {})
-        log, models = (place(given.get(key, f"var/{key}"), config.parent) for key in ("log", "models"))
+        app = found.applications.get(name, ApplicationState())
+        log, models = (place(getattr(app, key) or f"var/{key}", config.parent) for key in ("log", "models"))
         experiment = found.surfaces.get(name, {}).get("experiment") or {}
-        return Application(name, url, config, log, models, experiment.get("name", ""), given.get("clock", ""))
+        return Application(name, url, config, log, models, experiment.get("name", ""), app.clock)
 
     return [application(name, url) for name, url in (found.our_urls or {"": found.url}).items()]
 

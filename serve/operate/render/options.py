@@ -107,9 +107,7 @@ class Kubernetes:
         str | None,
         typer.Option(parser=server, metavar="HOST:PORT", help="Redis for Ray's state, or one is rendered."),
     ] = None
-    allow: Annotated[
-        list[str] | None, namespace_option("Callers' namespace; default: the service's.")
-    ] = None
+    allow: Annotated[list[str] | None, namespace_option("Callers' namespace; default: the service's.")] = None
     balancer: Annotated[
         list[str] | None,
         typer.Option(parser=network, metavar="CIDR", help="Addresses of load balancers and health checks."),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import importlib
 import os
 import shutil
 import socket
@@ -13,7 +12,6 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -49,7 +47,6 @@ def up(
     *,
     run_dir: Path | None = None,
     haproxy: bool = True,
-    dashboard: bool = False,
     yes: bool = False,
     timeout_s: float = 120.0,
     progress: Progress = lambda message: None,
@@ -61,8 +58,7 @@ def up(
     callers or end the kill switch. A service without a supervisor gets a new one, without a gap.
     Where no service runs, the kill switch of the last one stays on, unless `yes` is given.
     Processes that a killed start of this folder left behind are ended first. A start that fails in
-    Ray itself is repeated, and may take longer if the machine is overloaded. If `dashboard` is set,
-    Ray opens its own dashboard on 127.0.0.1.
+    Ray itself is repeated, and may take longer if the machine is overloaded.
 
     Returns:
         The content of `service.json`, with `seconds`, `action` ("started", "deployed", "taken
@@ -80,13 +76,9 @@ def up(
     run = RunFolder(run_dir or config.path.parent / "var" / "run")
     compared = _deployed(run)
     with run.locked(timeout_s):
-        if dashboard:
-            _refuse_dashboard(run)
-        action, changes = _Start(config, run, haproxy, dashboard, timeout_s, progress).act(yes, compared)
+        action, changes = _Start(config, run, haproxy, timeout_s, progress).act(yes, compared)
         service = _known(run)
         degraded, advice = by_kind(of_answers(answers_of(service)))
-    if dashboard:
-        progress(f"Ray's dashboard: {service.dashboard_url}; it asks for the token in {run.token}")
     return {
         **msgspec.to_builtins(fields_of(service, ServiceState)),
         "action": action,
@@ -125,7 +117,6 @@ class _Start:
     config: Config
     run: RunFolder
     haproxy: bool
-    dashboard: bool
     timeout_s: float
     progress: Progress
 
@@ -165,9 +156,7 @@ class _Start:
                     self.progress(line)
                 if found.worst < Consequence.RESTART:
                     self.progress("deploying the changed file in place")
-                    deploy = partial(request_deploy, self.config, self.run, self.timeout_s, self.progress)
-                    _, asked = running.asked(deploy)
-                    self.progress("\n".join(asked))
+                    request_deploy(self.config, self.run, self.timeout_s, self.progress)
                     return "deployed", changes
                 self.progress("restarting: the file changes a setting that Serve reads only at its start")
             if self.config.port != urlsplit(service.url).port:
@@ -199,9 +188,7 @@ class _Start:
             # it.
             temp = self.run.make_temp()
             try:
-                env = environment(self.config, self.run, temp, self.haproxy, self.dashboard)
-                if self.dashboard:
-                    self.run.save_token(env["RAY_AUTH_TOKEN"])
+                env = environment(self.config, self.run, temp, self.haproxy)
                 self.run.save_wanted(Wanted(str(self.config.path), document, dict(before)))
                 _detach(self.config.path, self.run, self.haproxy, env)
                 left_s = until - time.monotonic()
@@ -281,21 +268,6 @@ def _clean(run: RunFolder, progress: Progress) -> tuple[list[str], Path | None]:
     # The kill switch outlives the service, so that no restart ends it.
     run.remove_state(keep_wanted=any(switched_on(one.document) for one in _deployed(run)))
     return killed, kept
-
-
-def _refuse_dashboard(run: RunFolder) -> None:
-    """Raise TabrankError if Ray cannot open its dashboard, which it does only at its start."""
-    try:
-        importlib.import_module("ray.dashboard.optional_deps")
-    except ImportError as error:
-        raise TabrankError(
-            f"--dashboard: Ray's dashboard needs the package {error.name}; pip install 'ray[default]'"
-        ) from None
-    if run.node() and not _known(run).dashboard_url:
-        raise TabrankError(
-            "--dashboard: the service runs without it, and Ray opens it only at its start; first run: "
-            "python -m serve down"
-        )
 
 
 def _refuse_busy_port(config: Config) -> None:

@@ -22,7 +22,7 @@ import psutil
 from serve.config.reader import Config
 from serve.contract.errors import TabrankError
 from serve.operate.host.deploying import SETTLE_S, config_of, document_of
-from serve.operate.host.environment import DASHBOARD_PORT, HAPROXY_PORT, LOCAL, METRICS_PORT
+from serve.operate.host.environment import HAPROXY_PORT, METRICS_PORT
 from serve.operate.host.field import parsed
 from serve.operate.host.run_folder import GRACE_S, POLL_S, RAY, RunFolder
 from serve.operate.host.serve_details import application_of, cause, messages_of, settled
@@ -51,7 +51,6 @@ class Supervisor:
     """
 
     def __init__(self, run: RunFolder, haproxy: bool) -> None:
-        dashboard = os.environ.get(DASHBOARD_PORT)
         haproxy_page = f"http://127.0.0.1:{os.environ[HAPROXY_PORT]}/metrics" if haproxy else None
         self._run = run
         self._client: Any = None
@@ -65,7 +64,6 @@ class Supervisor:
             haproxy=haproxy,
             metrics_url=f"http://127.0.0.1:{os.environ[METRICS_PORT]}/metrics",
             haproxy_metrics_url=haproxy_page,
-            dashboard_url=dashboard and f"http://{LOCAL}:{dashboard}",
             started=now(),
             cluster_id=run.cluster_id,
             metrics_every_s=float(os.environ.get(REPORT_MS, 10_000)) / 1e3,
@@ -119,13 +117,10 @@ class Supervisor:
         from ray._private.node import Node
         from ray._private.parameter import RayParams
 
-        temp, dashboard = self._run.temp, os.environ.get(DASHBOARD_PORT)
+        temp = self._run.temp
         assert temp is not None, "made before this process is started"
         params = RayParams(
-            include_dashboard=bool(dashboard),
-            dashboard_host=LOCAL,
-            # Without a dashboard Ray ignores its port.
-            dashboard_port=int(dashboard or 0),
+            include_dashboard=False,
             # The service puts nothing into the object store, so it can be small.
             object_store_memory=128 << 20,
             temp_dir=str(temp / RAY),

@@ -12,14 +12,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-
-from loadtest.workload.profiles import load_slo
-from serve.config.settings import UserConfig
-from serve.contract.errors import TabrankError
-from serve.contract.metric_catalog import METRICS
-from serve.operate.host.run_folder import RunFolder
-from serve.operate.host.service_state import SupervisedState
-from serve.operate.observe import prometheus
 from serve.operate.observe.prometheus import (
     DASHBOARD,
     RULES,
@@ -28,6 +20,14 @@ from serve.operate.observe.prometheus import (
     run_prometheus,
     write_targets,
 )
+
+from loadtest.workload.profiles import load_slo
+from serve.config.settings import UserConfig
+from serve.contract.errors import TabrankError
+from serve.contract.metric_catalog import METRICS
+from serve.operate.host.run_folder import RunFolder
+from serve.operate.host.service_state import SupervisedState
+from serve.operate.observe import prometheus
 from tests.support.monitoring_rules import alerts, expressions, panels, records, rules
 
 ROOT = Path(__file__).parents[4]

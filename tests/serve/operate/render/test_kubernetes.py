@@ -11,11 +11,11 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
+from serve.operate.observe.prometheus import RULES
 from typer.testing import CliRunner
 
 from serve.__main__ import app
 from serve.config.reader import read
-from serve.operate.observe.prometheus import RULES
 from serve.stores.redis_client import PASSWORD
 from tests.serve.operate.render.strict_schemas import validate
 
