@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 
 from serve.config.node import Node
@@ -29,10 +28,8 @@ PLACES = {
 }
 # After this many errors, the nearest key is no longer looked up: each look-up takes a millisecond.
 MAX_HINTS = 100
-# Thresholds of difflib's ratio. From CLOSE on, a key counts as a typo of a key of its own level. It
-# counts as a typo of a key of another level from VERY_CLOSE on, if that key is nearer by MARGIN
-# than any of its own level.
-CLOSE, VERY_CLOSE, MARGIN = 0.4, 0.8, 0.1
+# From this ratio of difflib on, a key counts as a typo of a key of its level.
+CLOSE = 0.4
 
 
 def check_keys(at: Node, levels: Levels, everywhere: Levels, level: Level = ()) -> None:
@@ -62,12 +59,8 @@ def hint(levels: Levels, level: Level, key: str) -> str:
         if key in levels[other]:
             return f"it belongs {_place(other)}"
     here = sorted(levels[level])
-    ours = nearest(key, here, CLOSE)
-    likeness = difflib.SequenceMatcher(None, ours or "", key).ratio()
-    for other in others:
-        if theirs := nearest(key, levels[other], min(max(VERY_CLOSE, likeness + MARGIN), 1.0)):
-            return f"did you mean {theirs!r}, which belongs {_place(other)}?"
-    return f"did you mean {ours!r}?" if ours else f"valid keys are {', '.join(here)}"
+    near = nearest(key, here, CLOSE)
+    return f"did you mean {near!r}?" if near else f"valid keys are {', '.join(here)}"
 
 
 def _place(level: Level) -> str:
