@@ -33,8 +33,6 @@ from serve.storage.bucket import place
 
 Yes = Annotated[bool, typer.Option("--yes", help="Deploy what `diff` marks with `needs --yes`.")]
 app = command_line(__doc__)
-bench = typer.Typer(no_args_is_help=True)
-app.add_typer(bench, name="bench", help="Measure speed on this machine.")
 app.add_typer(
     models, name="models", help="List, promote and roll back versions, start a canary, compare scores."
 )
@@ -267,17 +265,8 @@ def plan(
     answer(report, as_json, text_of(report), held=report["fits"])
 
 
-@bench.command()
-def fetch(as_json: Json = False) -> None:
-    """Measure how long a request's features take, for several sizes; needs 5 GB of disk."""
-    from serve.bench.fetch import bench_fetch, table
-
-    result = bench_fetch(progress=_progress)
-    answer(result, as_json, table(result))
-
-
-@bench.command()
-def writer(
+@app.command()
+def bench(
     store: Annotated[list[str] | None, typer.Option(help="Also measure this empty Redis store.")] = None,
 ) -> None:
     """Measure the writer's CPU time per ranking. The stores keep the rows that this writes."""
