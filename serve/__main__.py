@@ -43,7 +43,6 @@ app.add_typer(render, name="render", help="Write a RayService for Kubernetes.")
 def up(
     config: ConfigFile = CONFIG,
     run: RunFolder = RUN,
-    haproxy: Annotated[bool, typer.Option(help="Use HAProxy, or Ray's slower Python proxy.")] = True,
     timeout: Annotated[
         float,
         typer.Option(help="Seconds until the service must answer; up to four times as many under overload."),
@@ -55,7 +54,7 @@ def up(
     from serve.operate.run.local_cluster import up as start
 
     os.umask(PRIVATE)
-    service = start(config, run_dir=run, haproxy=haproxy, yes=yes, timeout_s=timeout, progress=_progress)
+    service = start(config, run_dir=run, yes=yes, timeout_s=timeout, progress=_progress)
     for reason in service["degraded"] + service["advice"]:
         _progress(f"warning: {reason}")
     done = "nothing to change" if service["action"] == "none" else service["action"]
@@ -75,12 +74,7 @@ def down(run: RunFolder = RUN) -> None:
 
 
 @app.command()
-def status(
-    config: Annotated[Path | None, typer.Argument(help="The file that the service must be of.")] = None,
-    run: AnyRunFolder = None,
-    address: Address = None,
-    as_json: Json = False,
-) -> None:
+def status(run: AnyRunFolder = None, address: Address = None, as_json: Json = False) -> None:
     """Show on one screen what to do first, and how the running service ranks.
 
     Exit code 0: the service is ready and nothing is degraded; advice does not count. 1: it is
@@ -91,7 +85,7 @@ def status(
     from serve.operate.status.screen import show
     from serve.operate.status.vitals import look
 
-    found = look(run, address, config=config)
+    found = look(run, address)
     show(found, as_json)
     if found.state != "ready" or found.degraded:
         raise typer.Exit(1)

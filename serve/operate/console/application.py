@@ -75,11 +75,14 @@ class Application:
         Each has `at_ms` (None for the example) and `request`; candidates are those shown, in their
         order, with the fields that the request stated. A log that cannot be read has none.
         """
+        # These import pyarrow, which the other pages of the console do without.
+        from serve.log.segments import segments
+
         found = []
         # The newest segment may be merged with others meanwhile; the next call finds the result.
         with suppress(OSError, ValueError, TypeError):
-            segments = sorted((self.log / "exposures").glob("*.parquet")) or [self.log / "exposures.parquet"]
-            for row in _newest(segments[-1]):
+            served = [one.path for one in segments(self.log, "exposures")]
+            for row in _newest([self.log / "exposures.parquet", *served][-1]):
                 given = row.pop("context", None) or {}
                 context = {key: one for key, one in given.items() if one is not None}
                 stated = json.loads(row.pop("stated", None) or "{}")
@@ -135,7 +138,6 @@ def _about(folder: Path) -> dict[str, Any]:
 
 
 def _newest(segment: Path) -> list[dict[str, Any]]:
-    # The other pages of the console do without it.
     from serve.storage.parquet import open_parquet
 
     with open_parquet(segment, read_dictionary=None) as file:

@@ -113,7 +113,6 @@ class ServiceState(Record):
     pid: int = 0
     url: str = ""
     config: str = "cluster.yaml"
-    haproxy: bool = True
     metrics_url: str | None = None
     haproxy_metrics_url: str | None = None
     ray_address: str = ""

@@ -46,7 +46,6 @@ def up(
     config_path: Path,
     *,
     run_dir: Path | None = None,
-    haproxy: bool = True,
     yes: bool = False,
     timeout_s: float = 120.0,
     progress: Progress = lambda message: None,
@@ -76,7 +75,7 @@ def up(
     run = RunFolder(run_dir or config.path.parent / "var" / "run")
     compared = _deployed(run)
     with run.locked(timeout_s):
-        action, changes = _Start(config, run, haproxy, timeout_s, progress).act(yes, compared)
+        action, changes = _Start(config, run, timeout_s, progress).act(yes, compared)
         service = _known(run)
         degraded, advice = by_kind(of_answers(answers_of(service)))
     return {
@@ -116,7 +115,6 @@ class _Start:
 
     config: Config
     run: RunFolder
-    haproxy: bool
     timeout_s: float
     progress: Progress
 
@@ -147,18 +145,15 @@ class _Start:
                 return "taken over", changes
             if found.changes and last != compared:
                 raise overtaken(running.where, service)
-            if service.haproxy != self.haproxy:
-                self.progress("restarting: the ingress changes")
-            elif not found.changes and not service.error and service.state == "ready":
+            if not found.changes and not service.error and service.state == "ready":
                 return "taken over" if taken_over else "none", changes
-            else:
-                for line in found.lines():
-                    self.progress(line)
-                if found.worst < Consequence.RESTART:
-                    self.progress("deploying the changed file in place")
-                    request_deploy(self.config, self.run, self.timeout_s, self.progress)
-                    return "deployed", changes
-                self.progress("restarting: the file changes a setting that Serve reads only at its start")
+            for line in found.lines():
+                self.progress(line)
+            if found.worst < Consequence.RESTART:
+                self.progress("deploying the changed file in place")
+                request_deploy(self.config, self.run, self.timeout_s, self.progress)
+                return "deployed", changes
+            self.progress("restarting: the file changes a setting that Serve reads only at its start")
             if self.config.port != urlsplit(service.url).port:
                 # Check the new port before a healthy service is stopped for it.
                 _refuse_busy_port(self.config)
@@ -188,9 +183,9 @@ class _Start:
             # it.
             temp = self.run.make_temp()
             try:
-                env = environment(self.config, self.run, temp, self.haproxy)
+                env = environment(self.config, self.run, temp)
                 self.run.save_wanted(Wanted(str(self.config.path), document, dict(before)))
-                _detach(self.config.path, self.run, self.haproxy, env)
+                _detach(self.config.path, self.run, env)
                 left_s = until - time.monotonic()
                 follow(self.run, left_s, self.progress, lambda now: now.state in ("ready", "failed"))
                 return
@@ -241,7 +236,7 @@ def _take_over(run: RunFolder, timeout_s: float, progress: Progress) -> bool:
         return False
     progress("taking over a running service that has no supervisor")
     # The environment of any of the cluster's processes has the token and the ports of its start.
-    _detach(Path(service.config), run, service.haproxy, node[0].environ())
+    _detach(Path(service.config), run, node[0].environ())
     follow(run, timeout_s, progress, lambda now: now.pid != service.pid, known=service.error)
     return True
 
@@ -287,14 +282,14 @@ def _refuse_busy_port(config: Config) -> None:
         raise TabrankError(f"{place} is in use by {holder}; stop it, or choose another port") from None
 
 
-def _detach(config: Path, run: RunFolder, haproxy: bool, env: Mapping[str, str]) -> None:
+def _detach(config: Path, run: RunFolder, env: Mapping[str, str]) -> None:
     """Start the supervisor in its own session, so that it outlives the command that started it."""
     command = [sys.executable, "-m", "serve.operate.run.supervisor", SUPERVISE, str(run.path)]
     # Append while the cluster runs, so that the log of its earlier supervisor stays.
     log = os.open(run.log, os.O_WRONLY | os.O_CREAT | (os.O_APPEND if run.node() else os.O_TRUNC), 0o600)
     with open(log, "wb") as file:
         subprocess.run(
-            [*command, str(int(haproxy))],
+            command,
             cwd=config.parent,
             env=env,
             stdin=subprocess.DEVNULL,

@@ -50,20 +50,18 @@ class Supervisor:
     shows whether it is current.
     """
 
-    def __init__(self, run: RunFolder, haproxy: bool) -> None:
-        haproxy_page = f"http://127.0.0.1:{os.environ[HAPROXY_PORT]}/metrics" if haproxy else None
+    def __init__(self, run: RunFolder) -> None:
         self._run = run
         self._client: Any = None
         self._node: list[psutil.Process] = []
-        self._restarts = Restarts(run.replica_logs and run.replica_logs.parent)
+        self._restarts = Restarts()
         self._redeploy = False
         self._write_error = ""
         self._service = SupervisedState(
             stage="starting Ray",
             pid=os.getpid(),
-            haproxy=haproxy,
             metrics_url=f"http://127.0.0.1:{os.environ[METRICS_PORT]}/metrics",
-            haproxy_metrics_url=haproxy_page,
+            haproxy_metrics_url=f"http://127.0.0.1:{os.environ[HAPROXY_PORT]}/metrics",
             started=now(),
             cluster_id=run.cluster_id,
             metrics_every_s=float(os.environ.get(REPORT_MS, 10_000)) / 1e3,
@@ -314,12 +312,12 @@ def _log(text: str) -> None:
         print(text, flush=True)
 
 
-def supervise(run: RunFolder, haproxy: bool) -> None:
+def supervise(run: RunFolder) -> None:
     """Leave the session and the process tree of the calling command, then supervise."""
     if os.fork() > 0:
         os._exit(0)
     os.setsid()
-    supervisor = Supervisor(run, haproxy)
+    supervisor = Supervisor(run)
     if run.node():
         supervisor.attach()
     # Skip Ray's exit hooks, which wait for a cluster that is gone.
@@ -327,5 +325,5 @@ def supervise(run: RunFolder, haproxy: bool) -> None:
 
 
 if __name__ == "__main__":
-    # `local_cluster` starts this module with: --supervise RUN_FOLDER 0|1
-    supervise(RunFolder(Path(sys.argv[2])), sys.argv[3] == "1")
+    # `local_cluster` starts this module with: --supervise RUN_FOLDER
+    supervise(RunFolder(Path(sys.argv[2])))

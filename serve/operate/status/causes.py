@@ -134,8 +134,9 @@ def edited_surfaces(run: RunFolder) -> Iterator[Cause]:
         for app in service.document.get("applications", ()):
             args = AppArgs.from_mapping(app["args"]) if app.get("import_path") == OUR_APPLICATION else None
             if args and (edit := args.edit(path.parent)):
-                commands = {name: run.command(name, path) for name in ("diff", "up")}
-                yield _named("surface_edited", app["name"], surface=args.surface, edit=edit, **commands)
+                diff, up = (run.command(name, path) for name in ("diff", "up"))
+                facts = {"surface": args.surface, "edit": edit, "diff": diff, "up": up}
+                yield _cause(diagnosis("surface_edited", **facts), app["name"])
 
 
 def _of_replicas(found: Report, now: datetime) -> Iterator[Cause]:

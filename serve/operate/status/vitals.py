@@ -29,26 +29,18 @@ ANSWERING = ("ready", "deploying", "unwatched", "unhealthy")
 CHANGES_WITHIN, MAX_CHANGES = timedelta(hours=1), 20
 
 
-def look(
-    run: Path | None, address: str | None, history: PageHistory | None = None, config: Path | None = None
-) -> Report:
-    """Return the report of the running service, which must be that of the file `config` if given.
+def look(run: Path | None, address: str | None, history: PageHistory | None = None) -> Report:
+    """Return the report of the running service.
 
     Reading rates takes some seconds, unless `history` holds earlier pages. New pages are added
     to it.
 
     Raises:
         TabrankError: the dashboard at `address` does not answer, or no application runs there; or
-            the files of the run folder cannot be read, or it runs another file.
+            the files of the run folder cannot be read.
     """
     now, run = datetime.now(UTC), run or (None if address else RUN)
     found = Report(**fields_of(_state(run, address), RunState))
-    if config and run:
-        if found.state != "stopped" and Path(found.config).resolve() != config.resolve():
-            raise TabrankError(
-                f"{run}: its service is that of {found.config}; name the folder of {config} with --run"
-            )
-        found.config = str(config)
     found.surfaces = answers_of(found) if found.state in ANSWERING else {}
     pages = pages_of(found)
     if history is None or not pages:

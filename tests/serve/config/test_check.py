@@ -226,9 +226,7 @@ def test_every_command_that_is_advised_in_an_empty_folder_can_be_run_as_it_is(tm
 
 
 def test_the_drain_that_is_checked_is_the_one_that_up_sets(tmp_path):
-    assert (
-        float(environment(read(SHIPPED), RunFolder(tmp_path), tmp_path, haproxy=True)[DRAIN_ENV]) == DRAIN_S
-    )
+    assert float(environment(read(SHIPPED), RunFolder(tmp_path), tmp_path)[DRAIN_ENV]) == DRAIN_S
 
 
 def test_the_code_that_a_file_names_is_not_run(tmp_path):

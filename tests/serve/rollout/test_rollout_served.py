@@ -123,7 +123,7 @@ class Service:
 def service(tmp_path_factory):
     service = Service(tmp_path_factory.mktemp("rollout"))
     run = service.folder / "run"
-    up(service.folder / "cluster.yaml", run_dir=run, haproxy=False, timeout_s=120)
+    up(service.folder / "cluster.yaml", run_dir=run, timeout_s=120)
     yield service
     down(run)
 

@@ -225,7 +225,7 @@ class Service:
             router = f"{SHOP}/deployments/{name}/request_router_config"
             self.document = changed(self.document, router, {"initial_backoff_s": backoff_s})
         self.write(self.document)
-        up(self.file, run_dir=self.run, haproxy=False, timeout_s=240)
+        up(self.file, run_dir=self.run, timeout_s=240)
 
     @property
     def file(self):

@@ -29,7 +29,7 @@ class Fake(Supervisor):
     """Supervisor in a thread, that is also its own process; a deploy only writes its document."""
 
     def __init__(self, run):
-        super().__init__(run, haproxy=True)
+        super().__init__(run)
         self._ends, self.after_deploy = False, lambda: None
         self.thread = threading.Thread(target=self.main, daemon=True)
 
