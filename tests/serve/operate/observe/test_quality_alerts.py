@@ -11,7 +11,6 @@ from collections import defaultdict
 import numpy as np
 import pytest
 import yaml
-from serve.operate.observe.prometheus import RULES
 
 from serve.contract.metric_catalog import QUALITY
 from serve.contract.records import Event
@@ -19,6 +18,7 @@ from serve.features.surface import load_surface
 from serve.ingest.quality import GRACE_MS, LiveQuality
 from serve.log.events import Exposure
 from serve.model.artifact import FILES, save
+from serve.operate.render.companions import RULES
 
 VERSION = "20260101T000000Z-0001"
 MINUTE_MS, DAY, HOURS_AFTER = 60_000, 24 * 60, 2

@@ -108,10 +108,10 @@ class Service:
 
     def apply(self, name, *, yes=False):
         path = self.folder / f"{name}.yaml"
-        return apply.diff(path, self.run.path, None, True, 5.0, lambda line: None, yes=yes)[2]
+        return apply.diff(path, self.run.path, None, True, lambda line: None, yes=yes)[2]
 
     def popular(self, on):
-        apply.popular(self.run.path, None, on, 5.0, lambda line: None)
+        apply.popular(self.run.path, None, on, lambda line: None)
 
     @property
     def is_on(self):

@@ -22,7 +22,7 @@ from serve.config.application import OUR_APPLICATION
 from serve.contract.errors import TabrankError
 from serve.operate.diff.apply import diff
 from serve.operate.host.deploying import document_of
-from serve.operate.host.environment import METRICS_PORT
+from serve.operate.host.environment import HAPROXY_PORT, METRICS_PORT
 from serve.operate.host.field import parsed
 from serve.operate.host.run_folder import GRACE_S, MARKER, STOP_S, SUPERVISE, RunFolder
 from serve.operate.host.running_service import LocalService
@@ -311,7 +311,8 @@ def test_a_restart_notes_what_it_broke_for_callers(tmp_path, monkeypatch):
     def document(route):
         return {"applications": [{"name": "spaces", "import_path": OUR_APPLICATION, "route_prefix": route}]}
 
-    monkeypatch.setenv(METRICS_PORT, "1")
+    for name in (METRICS_PORT, HAPROXY_PORT):
+        monkeypatch.setenv(name, "1")
     monkeypatch.setattr("serve.operate.run.supervisor.nodes", list)
     run = RunFolder(tmp_path)
     for before, probes in (
