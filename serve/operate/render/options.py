@@ -124,7 +124,7 @@ class Kubernetes:
 
     @property
     def redis_secret(self) -> str:
-        """The name of the Secret with the keys `password` (store) and `ray-password` (Ray's state)."""
+        """The name of the Secret with the keys `password` (of the store) and `ray-password`."""
         return f"{self.name}-redis"
 
     @property

@@ -77,7 +77,7 @@ class Running(RunningService):
     def comparable(self, config):
         return dict(config.serve)
 
-    def deploy(self, config, timeout_s, progress):
+    def deploy(self, config, progress):
         self.deployed = config.serve
 
     def restart_command(self, config, yes):
