@@ -191,6 +191,11 @@ def test_faults_of_a_running_service_are_named_everywhere_within_ten_seconds(hom
     assert (state.kill_switch, state.changes[0].what) == (["tiny"], "kill switch on for tiny")
 
 
+def breaks(home):
+    """Return the names of what the last deploys broke for callers."""
+    return {one.name for one in look(home / "var/run", None, PageHistory(1.0)).breaks}
+
+
 def test_a_change_that_fails_callers_needs_yes_and_its_failures_are_reported(home):
     file = home / "cluster.yaml"
     document = yaml.safe_load(file.read_text())
@@ -201,6 +206,7 @@ def test_a_change_that_fails_callers_needs_yes_and_its_failures_are_reported(hom
     with pytest.raises(TabrankError, match="requests without X-Api-Key get 401"):
         up(file, timeout_s=60)
     assert up(file, timeout_s=60, yes=True)["action"] == "deployed"
+    assert breaks(home) == {"first_key"}
     application["route_prefix"] = "/ranking"
     file.write_text(yaml.safe_dump(document))
     refused = subprocess.run(
@@ -213,8 +219,7 @@ def test_a_change_that_fails_callers_needs_yes_and_its_failures_are_reported(hom
     assert refused.returncode == 1
     assert "needs --yes: every request to / gets 404: its callers fail" in refused.stdout
     run("diff", "--apply", "--yes", cwd=home)
-    found = look(home / "var/run", None, PageHistory(1.0))
-    assert {one.name for one in found.breaks} == {"route_changed", "first_key"}
+    assert breaks(home) == {"route_changed"}
 
 
 def test_a_ranking_for_no_replica_ends_with_503_in_time_and_starts_one(home):
