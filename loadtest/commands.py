@@ -1,23 +1,21 @@
-"""Run the project's own commands as subprocesses and return their JSON output."""
+"""Run the project's own commands as subprocesses and return what they print."""
 
 from __future__ import annotations
 
 import ctypes
-import json
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from loadtest.errors import LoadtestError
 
 PR_SET_PDEATHSIG = 1
 
 
-def run_command(package: str, *arguments: str, log: Path, accept: Sequence[int] = (0,)) -> dict[str, Any]:
-    """Run a command with `--json` and return its JSON output.
+def run_command(package: str, *arguments: str, log: Path, accept: Sequence[int] = (0,)) -> str:
+    """Run a command and return its stdout.
 
     The command line, its stderr and its stdout are appended to the file `log`.
 
@@ -30,7 +28,7 @@ def run_command(package: str, *arguments: str, log: Path, accept: Sequence[int] 
         # A service that `serve up` starts outlives the command. All other processes must end with
         # their parent.
         done = subprocess.run(
-            [sys.executable, "-m", package, *arguments, "--json"],
+            [sys.executable, "-m", package, *arguments],
             stdout=subprocess.PIPE,
             stderr=file,
             text=True,
@@ -40,8 +38,7 @@ def run_command(package: str, *arguments: str, log: Path, accept: Sequence[int] 
         file.write(done.stdout)
     if done.returncode not in accept:
         raise failure(f"python -m {package} {arguments[0]} failed", log)
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result
+    return done.stdout
 
 
 def failure(what: str, log: Path, num_lines: int = 3) -> LoadtestError:

@@ -69,6 +69,7 @@ class Side:
 
     def __init__(self, home, name, logs, models):
         self.home, self.name, self.models = home, name, models
+        self.folder = logs
         self.log, self.before, self.after = (f"{logs}/{part}" for part in ("log", "before", "after"))
         with socket.create_server(("127.0.0.1", 0)) as listener:
             port = listener.getsockname()[1]
@@ -91,8 +92,7 @@ class Side:
     def prepare(self):
         size = ("--rows", 20_000, "--days", 0.2, "--end", "2026-11-30T20:00:00Z")
         self.run("training", "simulate", "--out", self.log, *size)
-        parts = ("--before", self.before, "--after", self.after)
-        self.run("training", "split", "--log", self.log, *parts)
+        self.run("training", "split", "--log", self.log, "--out", self.folder)
         fit = ("--surface", "spaces", "--log", self.before, "--epochs", 1, "--workers", 0)
         self.run("training", "fit", *fit, "--out", f"{self.name}-model")
 

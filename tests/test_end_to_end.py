@@ -51,9 +51,7 @@ def home(ranklens, tmp_path_factory):
     """Folder with a fitted, published RankLens model and a store filled from the first 80 %."""
     home = tmp_path_factory.mktemp("home")
     run("training", "import", "ranklens", "--source", str(ranklens), "--out", "log", cwd=home)
-    run(
-        "training", "split", "--log", "log", "--at", "0.8", "--before", "before", "--after", "after", cwd=home
-    )
+    run("training", "split", "--log", "log", "--at", "0.8", "--out", ".", cwd=home)
     fit = ("fit", "--surface", "ranklens", "--log", "before", "--out", "model", "--workers", "1")
     run("training", *fit, cwd=home)
     run("training", "publish", "--model", "model", "--models", "models", cwd=home)

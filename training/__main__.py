@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -16,7 +16,6 @@ from serve.features.surface import load_surface
 from serve.report.rows import columns
 from serve.storage.atomic_files import PRIVATE
 from serve.storage.bucket import place
-from training.bench.commands import bench
 from training.data.commands import imports
 from training.experiment.commands import experiment
 from training.search.commands import refresh, search
@@ -40,7 +39,6 @@ History = Annotated[Path | None, anywhere(help="The log from which the state sta
 
 app = command_line(__doc__, extra="training")
 app.add_typer(imports, name="import")
-app.add_typer(bench, name="bench", help="Measure the speed of scoring.")
 app.add_typer(
     experiment, name="experiment", help="Analyse an experiment, or estimate one from explored rankings."
 )
@@ -53,29 +51,16 @@ def simulate(
     viewers: Annotated[int | None, typer.Option(help="Viewers. Default: one for every 12 rankings.")] = None,
     days: Annotated[float, typer.Option(help="Days that the log covers.")] = 2.0,
     end: Annotated[str | None, typer.Option(help="Its end: ISO time or now. Default: a fixed day.")] = None,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same log.")] = 0,
-    examination: Annotated[
-        Literal["decay", "steps", "none", "cascade"], typer.Option(help="How attention drops down the list.")
-    ] = "decay",
-    as_json: Json = False,
 ) -> None:
     """Simulate viewers of audio rooms (the surface `spaces`), and write their log."""
     from training.world.simulate import simulate as run
 
     os.umask(PRIVATE)
     end_ms = None if end is None else milliseconds(end, "--end")
-    summary = run(
-        out,
-        rows=rows,
-        viewers=viewers,
-        days=days,
-        seed=seed,
-        end_ms=end_ms,
-        examination=examination,
-        progress=ProgressLines("simulate"),
-    )
-    line = f"{out}: {summary['rows']} rows, {summary['viewers']} viewers, {summary['candidates']} Spaces"
-    answer(summary, as_json, f"{line} in {spelled(summary['seconds'])}")
+    progress = ProgressLines("simulate")
+    found = run(out, rows=rows, viewers=viewers, days=days, end_ms=end_ms, progress=progress)
+    size = f"{found['rows']:,} rows, {found['viewers']:,} viewers, {found['candidates']:,} rooms"
+    print(f"{out}: {size} in {spelled(found['seconds'])}")
 
 
 @app.command()
@@ -90,7 +75,6 @@ def surface(
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the surface. Default: the log folder's.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Draft even if many ids match no record.")] = False,
-    as_json: Json = False,
 ) -> None:
     """Draft a surface from a log, with a comment that gives the reason for each choice.
 
@@ -112,32 +96,31 @@ def surface(
     if not (drafted.is_joined or yes):
         print_progress("nothing was drafted: correct the ids, or repeat with --yes")
         raise typer.Exit(1)
-    result = {"surface": drafted.text, "notes": drafted.notes, "out": None if out is None else str(out)}
     if out is None:
-        answer(result, as_json, drafted.text)
+        print(drafted.text)
     elif out.suffix == ".toml":
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(drafted.text, encoding="utf-8")
-        answer(result, as_json, f"{out}: review it, then fit with --surface {out}")
+        print(f"{out}: review it, then fit with --surface {out}")
     else:
         commands = write_application(drafted, log, out)
-        lines = [f"{out / 'surface.toml'}: review it, above all the outcomes; then", *commands]
-        answer(result | {"commands": commands}, as_json, "\n  ".join(lines))
+        head = f"{out / 'surface.toml'}: review it, above all the outcomes; then"
+        print("\n  ".join([head, *commands]))
 
 
 @app.command()
 def split(
     log: LogFolder,
-    before: Annotated[Path, anywhere(help="Where to write the earlier part; must not exist.")],
-    after: Annotated[Path, anywhere(help="Where to write the later part; must not exist.")],
+    out: Annotated[Path, anywhere(help="Folder of the two new logs, `before` and `after`.")],
     at: Annotated[float, typer.Option(help="Share of the exposures that the earlier part gets.")] = 0.8,
-    as_json: Json = False,
 ) -> None:
     """Split a log into an earlier and a later part, to train on one and evaluate on the other."""
     from training.data.split import split as run
 
+    before, after = out / "before", out / "after"
     sizes = run(log, at, before, after)
-    answer(sizes, as_json, f"{sizes['before_exposures']} exposures before, {sizes['after_exposures']} after")
+    print(f"{before}: {sizes['before_exposures']:,} exposures")
+    print(f"{after}: {sizes['after_exposures']:,} exposures")
 
 
 @app.command()
@@ -279,43 +262,6 @@ def slate(
 
 
 @app.command()
-def replay(
-    log: LogFolder,
-    url: Annotated[str, typer.Option(help="Address of the service.")] = "http://127.0.0.1:8000",
-    surface: Annotated[str | None, typer.Option(help="Surface; default: that of the model.")] = None,
-    model: Annotated[
-        Path | None,
-        anywhere(callback=artifact_of, help="The served artifact, to compare the scores with `evaluate`."),
-    ] = None,
-    history: Annotated[Path | None, anywhere(help="With --model: the log that filled the store.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Send a log's rankings and events to a running service again, and measure its answers.
-
-    The service needs `clock: event` in the args of its cluster.yaml, so that it takes the time from
-    the requests. Its store must hold the log that precedes this one, and there must be no other
-    traffic. Without --surface and --model, the surface is the one that the service names.
-
-    Exit code 1: a ranking was not answered in full by the model, or, with --model, a score differs
-    by more than 1e-5 from that of `evaluate`.
-    """
-    from training.audit.http_replay import replay as run
-
-    progress = ProgressLines("replay")
-    result = run(log, url, surface=surface, model=model, history=history, progress=progress)
-    lines = [
-        f"{result['rankings']} rankings in {spelled(result['seconds'])}, {result['requests_per_s']:.0f} requests/s, "
-        + ", ".join(f"{n} {rung}" for rung, n in result["by_rung"].items()),
-        f"{result['rows']} rows, {result['slates']} slates ({result['unscored_rows']} rows unscored)",
-        "  ".join(f"{name} {decimal(result[name])}" for name in ("ndcg@10", "auc", "logloss")),
-    ]
-    if result["max_score_difference"] is not None:
-        lines.append(f"scores differ by at most {result['max_score_difference']:.1e} from the evaluation's")
-    lines.append("held" if result["held"] else "NOT held")
-    answer(result, as_json, "\n".join(lines), held=result["held"])
-
-
-@app.command()
 def audit(
     surface: SurfaceName,
     log: LogFolder,
@@ -360,7 +306,6 @@ def forget(
         bool, typer.Option("--without-journal", help="Erase although the log's store is lost for good.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count; change nothing.")] = False,
-    as_json: Json = False,
 ) -> None:
     """Erase viewers from a log, from its snapshots, and from the store of its service.
 
@@ -380,7 +325,7 @@ def forget(
     os.umask(PRIVATE)
     ids, progress = read_viewers(viewers), ProgressLines("forget")
     result = run(log, ids, models, without_journal=without_journal, dry_run=dry_run, progress=progress)
-    answer(result, as_json, "\n".join(describe(log, result)))
+    print("\n".join(describe(log, result)))
 
 
 @app.command()
@@ -400,18 +345,26 @@ def publish(
     model: Model,
     models: Models = PUBLISHED,
     promote: Annotated[bool, typer.Option(help="Also make it the current model.")] = True,
-    as_json: Json = False,
 ) -> None:
     """Verify an artifact, copy it to the published models, and make it the current one."""
     from serve.model.artifact import load
     from training.fit.publish import publish as run
 
     version = run(model, models, make_current=promote)
-    # Artifacts of the first release have no verdict.
-    verdict = load(models / version).manifest.get("verdict", "")
-    print_progress(f"{verdict} See {model / 'report.html'}.".lstrip())
-    line = f"{models / version}{' is current' if promote else ''}"
-    answer({"version": version, "current": promote}, as_json, line)
+    print_progress(f"{load(models / version).manifest['verdict']} See {model / 'report.html'}.")
+    print(f"{models / version}{' is current' if promote else ''}")
+
+
+@app.command()
+def bench(model: Model) -> None:
+    """Measure how many candidates an artifact scores per second, with ONNX Runtime and with torch.
+
+    Both use one core. Where torch finds a GPU, it scores there, unless CUDA_VISIBLE_DEVICES is
+    empty.
+    """
+    from training.bench.scorer import bench_scorer, table
+
+    print(table(bench_scorer(model)))
 
 
 def _warn_of_training(num_rows: int) -> None:

@@ -9,15 +9,17 @@ import numpy as np
 from numpy.random import default_rng
 
 from benchmarks.rerun.simulator_state import SimulatorState
-from serve.contract.rankings import RankRequest
-from serve.contract.records import Event
+from serve.client import Client
+from serve.contract.errors import TabrankError
+from serve.contract.records import MAX_RECORDS, Event
 from serve.features.slots import I64
-from training.audit.http_replay import ReplayClient
 from training.world.record import VisitLog
 from training.world.world import Response
 
 # The number of a random stream, beside those of `simulator_state`.
 RESPONSES = 5
+# The timeout of a call. It is long, because a ranking that misses it has the popular order.
+TIMEOUT_S = 10.0
 
 
 @dataclass
@@ -35,7 +37,7 @@ class Served:
 def drive(
     simulator: SimulatorState,
     visits: tuple[I64, I64],
-    service: ReplayClient,
+    service: Client,
     progress: Callable[[float], None] = lambda share: None,
 ) -> Served:
     """Run `visits` in the simulator one after another, each ranked by `service`.
@@ -57,15 +59,13 @@ def drive(
         _send(simulator, now_ms, service, served)
         request_id = f"r{simulator.provenance.exposures + number:07d}"
         answer = service.rank(
-            RankRequest(
-                viewer=f"v{who:07d}",
-                # The newest Space comes first, as in the simulated popular order, because
-                # candidates with equal scores keep this order.
-                candidates=[f"s{space:07d}" for space in np.sort(found)[::-1].tolist()],
-                context={"hour": float(world.hour(who, now_ms))},
-                request_id=request_id,
-                now_ms=now_ms,
-            )
+            f"v{who:07d}",
+            # The newest Space comes first, as in the simulated popular order, because candidates
+            # with equal scores keep this order.
+            [f"s{space:07d}" for space in np.sort(found)[::-1].tolist()],
+            context={"hour": float(world.hour(who, now_ms))},
+            request_id=request_id,
+            now_ms=now_ms,
         )
         shown = np.array([int(ranked.candidate[1:]) for ranked in answer.ranking], np.int64)
         response = world.respond(rng, who, shown, now_ms, audience)
@@ -79,9 +79,15 @@ def drive(
     return served
 
 
-def _send(simulator: SimulatorState, before_ms: int, service: ReplayClient, served: Served) -> None:
+def _send(simulator: SimulatorState, before_ms: int, service: Client, served: Served) -> None:
     records = simulator.take(before_ms)
-    service.send(records)
+    for begin in range(0, len(records), MAX_RECORDS):
+        answer = service.send(records[begin : begin + MAX_RECORDS])
+        if answer.rejected or answer.duplicates:
+            raise TabrankError(
+                f"the service already has {answer.duplicates} events of this time, and rejects {len(answer.rejected)} "
+                "records; fill its store anew from the log that precedes the simulated days"
+            )
     served.num_events += sum(isinstance(record, Event) for record in records)
 
 

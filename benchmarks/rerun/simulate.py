@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import numpy as np
 
-from benchmarks.rerun.drive import Served, drive
+from benchmarks.rerun.drive import TIMEOUT_S, Served, drive
 from benchmarks.rerun.simulator_state import SimulatorState
+from serve.client import Client
+from serve.contract.commands import API_KEY, key_header
 from serve.contract.errors import TabrankError
 from serve.contract.validation import refuse_existing
 from serve.features.surface import load_surface
-from training.audit.http_replay import ReplayClient, check_service
 from training.data.dataset import Progress
 
 # The surface of the simulated world. Below are the arms of cluster.yaml.
@@ -45,15 +47,8 @@ def simulate(
             continued this log.
     """
     refuse_existing(out)
-    with closing(ReplayClient(url)) as service:
-        described = service.describe()
-        check_service(described, load_surface(SURFACE), None, url)
-        names = {arm["name"] for arm in described["experiment"]["arms"] if arm["share"] > 0}
-        if names != {TREATMENT, CONTROL} or described["model"] is None:
-            raise TabrankError(
-                f"--url: the service at {url} has the arms {', '.join(sorted(names))} and the model "
-                f"{described['model']}; start it with benchmarks/rerun/cluster.yaml and a published model"
-            )
+    described = _described(url)
+    with Client(url, timeout_s=TIMEOUT_S, api_key=os.environ.get(API_KEY)) as service:
         simulator = SimulatorState.after(log, days)
         start_s = time.perf_counter()
         served = drive(simulator, simulator.visits(rankings), service, progress)
@@ -78,6 +73,26 @@ def simulate(
     out.mkdir(parents=True)
     (out / "truth.json").write_text(json.dumps(result, indent=1, allow_nan=False), encoding="utf-8")
     return result
+
+
+def _described(url: str) -> dict[str, Any]:
+    """Return what the service says of its model; refuse one that this benchmark cannot use."""
+    try:
+        answer = httpx2.get(f"{url}/v1/model", headers=key_header(), timeout=TIMEOUT_S, trust_env=False)
+        described: dict[str, Any] = answer.raise_for_status().json()
+    except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
+        raise TabrankError(f"--url: {url} does not answer ({error}); start the service") from None
+    names = {arm["name"] for arm in described["experiment"]["arms"] if arm["share"] > 0}
+    is_same = described["surface_fingerprint"] == load_surface(SURFACE).fingerprint
+    if (described["clock"], is_same, names) != ("event", True, {TREATMENT, CONTROL}) or not described[
+        "model"
+    ]:
+        raise TabrankError(
+            f"--url: the service at {url} has the arms {', '.join(sorted(names))}, the clock {described['clock']}, "
+            f"the surface {described['surface']} and the model {described['model']}; start it with "
+            "benchmarks/rerun/cluster.yaml and a published model"
+        )
+    return described
 
 
 def expected(served: Served, arm: str) -> dict[str, float]:

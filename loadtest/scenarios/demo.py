@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -27,7 +28,8 @@ from serve.storage.atomic_files import exclusive
 DEMO = Path("var/demo")
 LOG, MODEL, RUN = f"{DEMO}/log", f"{DEMO}/model", f"{DEMO}/run"
 # The first 80 % of the log train the model. The rest judges it.
-TRAIN, TEST = f"{DEMO}/train", f"{DEMO}/test"
+PARTS_OF_LOG = f"{DEMO}/parts"
+TRAIN, TEST = f"{PARTS_OF_LOG}/before", f"{PARTS_OF_LOG}/after"
 ROWS, DAYS, EPOCHS = 600_000, 1.5, 6
 MEASURES = {
     "expected_labels": "joins expected per ranking",
@@ -92,17 +94,16 @@ def _simulate() -> None:
     PARTS.begin("1/6  Simulate a world of live audio rooms that a most-popular heuristic ranks.")
     # The log ends now, so that rooms that are live at its end are live for the service too.
     size = ("--rows", str(ROWS), "--days", str(DAYS), "--end", "now")
-    world = _run("training", "simulate", "--out", LOG, *size)
-    show(f"     {world['rows']:,} rows, {world['viewers']:,} viewers, {world['events']['join']:,} joins.")
+    show(f"     {_run('training', 'simulate', '--out', LOG, *size).strip()}.")
 
 
 def _train() -> Report:
     """Fit a model and evaluate it; return this part of the report."""
     PARTS.begin("2/6  Train a TabNet on the first 80 % of the log, on Ray Train.")
-    _run("training", "split", "--log", LOG, "--at", "0.8", "--before", TRAIN, "--after", TEST)
+    _run("training", "split", "--log", LOG, "--at", "0.8", "--out", PARTS_OF_LOG)
     fit = ("--surface", "spaces", "--log", TRAIN, "--out", MODEL, "--epochs", str(EPOCHS))
-    fitted = _run("training", "fit", *fit)
-    judged = _run("training", "evaluate", "--model", MODEL, "--history", TRAIN, "--log", TEST)
+    fitted = _run_json("training", "fit", *fit)
+    judged = _run_json("training", "evaluate", "--model", MODEL, "--history", TRAIN, "--log", TEST)
     ours, popular = judged["model"], judged["popular"]
     show(f"     {fitted['rows']:,} rows in {spelled(fitted['seconds'])}. On the last 20 %:")
     for key, title in MEASURES.items():
@@ -170,7 +171,7 @@ def _load_service(url: str) -> list[Report]:
 def _load(profile: str, url: str) -> Report:
     """Load the service with a profile; show the verdict, the main figures and the reasons."""
     how = ("--profile", profile, "--duration", str(LOAD_S), "--out", f"{DEMO}/load-{profile}")
-    found = _run("loadtest", "run", *how, "--url", url, "--log", LOG, accept=(0, 1, 2))
+    found = _run_json("loadtest", "run", *how, "--url", url, "--log", LOG, accept=(0, 1, 2))
     # The report of a run that was impossible has no figures.
     load = {"profile": profile, **found}
     rows = findings(load).rows if "slo" in load else ()
@@ -180,8 +181,13 @@ def _load(profile: str, url: str) -> Report:
     return load
 
 
-def _run(package: str, *arguments: str, accept: tuple[int, ...] = (0,)) -> Report:
+def _run(package: str, *arguments: str, accept: tuple[int, ...] = (0,)) -> str:
     return run_command(package, *arguments, log=DEMO / "demo.log", accept=accept)
+
+
+def _run_json(package: str, *arguments: str, accept: tuple[int, ...] = (0,)) -> Report:
+    report: Report = json.loads(_run(package, *arguments, "--json", accept=accept))
+    return report
 
 
 def show(line: str) -> None:

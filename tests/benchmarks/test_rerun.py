@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from contextlib import closing
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from benchmarks.__main__ import app
-from benchmarks.rerun.drive import drive
+from benchmarks.rerun.drive import TIMEOUT_S, drive
 from benchmarks.rerun.simulate import expected
 from benchmarks.rerun.simulate import simulate as continued
 from benchmarks.rerun.simulator_state import SimulatorState
+from serve.client import Client
 from serve.config.settings import Arm, Experiment
 from serve.contract.errors import TabrankError
 from serve.log.reader import read_log, read_table
 from tests.support.simulated_service import SURFACE, Service, command, write_model
-from training.audit.http_replay import ReplayClient
 from training.world.simulate import simulate
 
 DAYS, RANKINGS = 0.1, 60
@@ -48,7 +47,10 @@ def done(home, tmp_path_factory):
     """Return the folder of a service, its log, and what it served in both arms."""
     folder = tmp_path_factory.mktemp("service")
     simulator = SimulatorState.after(home / "a", DAYS)
-    with served_by(home, folder, TABNET, POPULAR).listening() as url, closing(ReplayClient(url)) as client:
+    with (
+        served_by(home, folder, TABNET, POPULAR).listening() as url,
+        Client(url, timeout_s=TIMEOUT_S) as client,
+    ):
         served = drive(simulator, simulator.visits(RANKINGS), client)
     return folder, read_log(folder / "a", SURFACE), served
 
@@ -162,7 +164,7 @@ def test_exploration_estimates_the_reward_of_the_served_artifact(home, tmp_path)
     simulator = SimulatorState.after(home / "a", DAYS)
     with (
         served_by(home, tmp_path, drawing, POPULAR).listening() as url,
-        closing(ReplayClient(url)) as client,
+        Client(url, timeout_s=TIMEOUT_S) as client,
     ):
         drive(simulator, simulator.visits(150), client)
     found = command("experiment", "offline", "--log", tmp_path / "a", "--model", home / "model")

@@ -35,14 +35,18 @@ def write_drawn(folder, changed=lambda exposures: exposures, num=400, seed=0):
     more = pa.table({"id": ["e", "f"]})
     made["candidates"] = pa.concat_tables([made["candidates"], more], promote_options="default")
     scores = rng.uniform(0.05, 0.8, (num, len(SHOWN))).astype(np.float32)
-    drawn = [draw(row, rng)[:2] for row in scores]
+    drawn = [draw(row, rng) for row in scores]
     exposures = {
         "request_id": [f"r{i}" for i in range(num)],
         "ts_ms": [100_000 + 20_000 * i for i in range(num)],
         "viewer": [f"v{i % 50}" for i in range(num)],
-        "candidates": [[SHOWN[j] for j in order] for order, _ in drawn],
-        "scores": [scores[i][order].tolist() for i, (order, _) in enumerate(drawn)],
-        "propensity": [propensity.tolist() for _, propensity in drawn],
+        "candidates": [[SHOWN[j] for j in order] for order, *_ in drawn],
+        "scores": [scores[i][order].tolist() for i, (order, *_) in enumerate(drawn)],
+        "propensity": [propensity.tolist() for _, propensity, _ in drawn],
+        "draw": [weight.tolist() for *_, weight in drawn],
+        "rules": [[]] * num,
+        "pinned": [[]] * num,
+        "experiment": ["launch"] * num,
         "model": ["one"] * num,
         "traffic": ["live"] * num,
     }
@@ -55,8 +59,9 @@ def write_drawn(folder, changed=lambda exposures: exposures, num=400, seed=0):
     # A last exposure, much later, closes the label windows of the others.
     for name, value in {"request_id": "last", "ts_ms": 100_000 + 20_000 * (num + 5), "viewer": "v0"}.items():
         exposures[name].append(value)
-    for name in ("candidates", "scores", "propensity", "model", "traffic"):
-        exposures[name].append(exposures[name][0])
+    for values in exposures.values():
+        if len(values) == num:
+            values.append(values[0])
     made["exposures"] = pa.table(changed(exposures), _types(exposures))
     made["events"] = pa.table(
         {
@@ -114,7 +119,7 @@ def write_world(folder, num=1_500, days=0.25, noise=1.0, seed=0):
     visiting, responding = (np.random.default_rng([seed, i]) for i in (1, 2))
     ts_ms, viewer = world.viewers.visits(visiting, num, START_MS, end_ms)
     audience, record = Audience(len(world.spaces), world.viewers.friends), VisitLog()
-    logged = {"scores": [], "propensity": []}
+    logged = {"scores": [], "propensity": [], "draw": []}
     for now_ms, who in zip(ts_ms.tolist(), viewer.tolist(), strict=True):
         audience.advance(now_ms)
         found = world.retrieve(responding, who, now_ms, audience)
@@ -122,15 +127,20 @@ def write_world(folder, num=1_500, days=0.25, noise=1.0, seed=0):
         _, p_join, _ = world.probabilities(who, found, now_ms, around)
         odds = np.log(p_join / (1 - p_join)) + responding.normal(0.0, noise, len(found))
         score = (1 / (1 + np.exp(-odds))).astype(np.float32)
-        order, propensity, _ = draw(score, responding)
+        order, propensity, weight = draw(score, responding)
         shown = found[order]
         response = world.respond(responding, who, shown, now_ms, audience)
         record.add(shown, response)
         audience.add(who, shown, now_ms, response)
         logged["scores"].append(score[order])
         logged["propensity"].append(propensity)
+        logged["draw"].append(weight)
     made = log_tables(world, ts_ms, viewer, record)
-    for name, item in (("scores", pa.float32()), ("propensity", pa.float64())):
+    for name, item in (("scores", pa.float32()), ("propensity", pa.float64()), ("draw", pa.float32())):
         made["exposures"] = made["exposures"].append_column(name, pa.array(logged[name], pa.list_(item)))
+    about = {"model": ["one"], "experiment": ["launch"], "rules": [[]], "pinned": [[]]}
+    for name, value in about.items():
+        values = pa.array(value * num, pa.string() if isinstance(value[0], str) else pa.list_(pa.int64()))
+        made["exposures"] = made["exposures"].append_column(name, values)
     write_log(folder, made)
     return folder

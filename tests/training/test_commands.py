@@ -50,7 +50,7 @@ def test_what_is_no_artifact_is_refused_by_name(folder, what):
         ("weights", "--log", folder / "log", "--sweep", "hide=-50..0"),
         ("report", "--out", folder / "report"),
         ("audit", "--surface", "spaces", "--log", folder / "log"),
-        ("bench", "scorer"),
+        ("bench",),
     ):
         assert str(folder / what) in refused(*command, "--model", folder / what)
     assert not (folder / "models").exists()
@@ -60,7 +60,7 @@ def test_what_is_no_artifact_is_refused_by_name(folder, what):
 def test_what_is_no_log_is_refused_by_name(folder, what):
     for command in (
         ("surface",),
-        ("split", "--before", folder / "a", "--after", folder / "b"),
+        ("split", "--out", folder / "parts"),
         ("fit", "--surface", "spaces", "--out", folder / "m"),
         ("search", "--surface", "spaces", "--out", folder / "s"),
         ("audit", "--surface", "spaces"),
@@ -74,8 +74,7 @@ def test_where_a_file_is_no_folder_is_written(folder, out):
     for command in (
         ("simulate", "--rows", "1000", "--out"),
         ("surface", *log, "--out"),
-        ("split", *log, "--after", folder / "b", "--before"),
-        ("split", *log, "--before", folder / "a", "--after"),
+        ("split", *log, "--out"),
         ("fit", "--surface", "spaces", *log, "--out"),
         ("search", "--surface", "spaces", *log, "--out"),
         ("search", "--surface", "spaces", *log, "--out", folder / "s", "--models"),
@@ -106,7 +105,7 @@ def test_a_search_with_a_torn_record_is_refused_with_the_remedy(folder):
 
 def test_without_the_extra_a_command_names_it():
     program = "import sys; sys.modules['torch'] = None; from training.__main__ import app; app(sys.argv[1:])"
-    command = (sys.executable, "-c", program, "bench", "scorer", "--model", ".")
+    command = (sys.executable, "-c", program, "bench", "--model", ".")
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     told = "bench needs the package torch; run `python -m pip install 'tabrank[training]'`\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", told)

@@ -36,9 +36,8 @@ from training.evaluation.evaluate import score
 TOLERANCE = 1e-6
 # Largest accepted difference of a score. It is the same as for an artifact's golden rows.
 SCORE_TOLERANCE = 1e-5
-COLUMNS = ("seq", "model", "scores", "numeric", "category")
-# Columns that logs of earlier versions lack.
-SURFACE, PREDICTIONS, WEIGHTS = "surface", "predictions", "weights"
+# What a service logs of a ranking, besides what `read_log` reads.
+COLUMNS = ("seq", "model", "surface", "scores", "predictions", "weights", "numeric", "category")
 
 
 @dataclass(frozen=True)
@@ -203,7 +202,7 @@ def _infinite(value: float | None) -> float:
 
 def _served(folder: Path, log: Log, columns: Columns, surface: str) -> tuple[list[Served], int]:
     """Return the exposures with features of this surface, in order, and the number of others."""
-    _, logged = read_table(folder, "exposures", ("request_id", *COLUMNS, SURFACE, PREDICTIONS, WEIGHTS))
+    _, logged = read_table(folder, "exposures", ("request_id", *COLUMNS))
     has_features = set(COLUMNS) <= set(logged.column_names)
     if not has_features or not len(logged := logged.filter(pc.is_valid(logged["numeric"]))):
         raise TabrankError(
@@ -211,8 +210,7 @@ def _served(folder: Path, log: Log, columns: Columns, surface: str) -> tuple[lis
             "(1.0 logs them for all rankings), serve, and audit the log that the service then writes"
         )
     num_logged = len(logged)
-    if SURFACE in logged.column_names:
-        logged = logged.filter(pc.fill_null(pc.equal(logged[SURFACE], surface), True))
+    logged = logged.filter(pc.equal(logged["surface"], surface))
     if not len(logged):
         raise TabrankError(
             f"{folder}: all exposures with logged features were served with other surfaces than this one "
@@ -239,8 +237,8 @@ def _served(folder: Path, log: Log, columns: Columns, surface: str) -> tuple[lis
                 f"and {columns.num_category} for each of its {num_rows} rows; name the surface that was served"
             )
         matrix = Matrix(numeric.reshape(shapes[0]), category.reshape(shapes[1]))
-        given, weights = (row[name].as_py() if name in row else None for name in (PREDICTIONS, WEIGHTS))
-        amounts = predictions(scores, given and np.array(given, np.float32), json.loads(weights or "{}"))
+        given, weights = row["predictions"].as_py(), json.loads(row["weights"].as_py() or "{}")
+        amounts = predictions(scores, given and np.array(given, np.float32), weights)
         served.append(Served(exposure, matrix, amounts, row["model"].as_py(), traffic[exposure] == "test"))
     return served, num_logged - len(logged)
 

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from safetensors.numpy import load as load_safetensors
 
-from serve.contract.errors import TabrankError
 from serve.features.matrix import Matrix
 from serve.model.artifact import load as load_artifact
 from serve.model.scorers import load_scorer
@@ -27,10 +26,10 @@ ROUNDS = 15
 ROUND_S = 0.03
 
 
-def bench_scorer(
-    model: Path, *, device: str = "cpu", sizes: tuple[int, ...] = SIZES, rounds: int = ROUNDS
-) -> dict[str, Any]:
+def bench_scorer(model: Path, *, sizes: tuple[int, ...] = SIZES, rounds: int = ROUNDS) -> dict[str, Any]:
     """Measure the service's two backends, each on one core, on rows of the artifact.
+
+    Where torch finds a GPU, it scores there.
 
     Returns:
         `machine`; `device`, where torch scored; `version` and `network` of the artifact; `columns`,
@@ -38,16 +37,9 @@ def bench_scorer(
         `torch`; and `max_difference` between the two backends' scores.
 
     Raises:
-        TabrankError: the artifact is invalid, the device is neither cpu nor cuda, or torch finds no
-            CUDA device.
+        TabrankError: the artifact is invalid.
     """
-    if device not in ("cpu", "cuda"):
-        raise TabrankError(f"--device {device}: must be cpu or cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise TabrankError(
-            "--device cuda: torch finds no CUDA device; install the GPU's driver and a CUDA build of torch, or "
-            "measure with --device cpu"
-        )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(1)
     artifact = load_artifact(model)
     golden = load_safetensors(artifact.read("golden.safetensors"))

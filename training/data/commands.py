@@ -7,14 +7,16 @@ from typing import Annotated
 
 import typer
 
-from serve.contract.commands import Json, answer
 from serve.contract.errors import TabrankError
-from serve.contract.validation import duration_ms
+from serve.contract.validation import duration_ms, one_of
 from training.terminal import NewLog
 
 WRITTEN_LATER = (
     "drop every column that was written after the ranking: `surface` finds only the most obvious ones"
 )
+
+# Whose field a column may be, and the ids of which it then is a field.
+OWNERS = {"viewer": "viewer", "candidate": "candidate", "context": "request_id"}
 
 imports = typer.Typer(no_args_is_help=True, help="Convert other data to a log.")
 
@@ -23,13 +25,12 @@ imports = typer.Typer(no_args_is_help=True, help="Convert other data to a log.")
 def ranklens(
     source: Annotated[Path, typer.Option(help="The folder of the data set.")],
     out: NewLog,
-    as_json: Json = False,
 ) -> None:
     """Convert the RankLens data set to a log."""
     from training.data.ranklens import import_ranklens
 
     counts = import_ranklens(source, out)
-    answer(counts, as_json, f"{out}: " + ", ".join(f"{n} {table}" for table, n in counts.items()))
+    print(f"{out}: " + ", ".join(f"{n} {table}" for table, n in counts.items()))
 
 
 @imports.command()
@@ -53,12 +54,11 @@ def csv(
         list[str] | None,
         typer.Option(help="Kind of event and the column of its amount: buy=paid. Repeatable."),
     ] = None,
-    viewer_field: Annotated[list[str] | None, typer.Option(help="Column that is a field of viewers.")] = None,
-    candidate_field: Annotated[
-        list[str] | None, typer.Option(help="Column that is a field of candidates.")
-    ] = None,
-    context_field: Annotated[
-        list[str] | None, typer.Option(help="Column that is a field of context.")
+    field: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Column and whose field it is: age=viewer, or =candidate, or =context. Repeatable."
+        ),
     ] = None,
     encoding: Annotated[str | None, typer.Option(help="Such as cp1252. Default: UTF-8, or UTF-16.")] = None,
     delimiter: Annotated[
@@ -67,7 +67,6 @@ def csv(
     decimal: Annotated[str | None, typer.Option(help="Decimal mark, . or , Default: by each column.")] = None,
     time_format: Annotated[str | None, typer.Option(help="Format of the time: '%d.%m.%Y %H:%M'.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Write even if many events have no slate.")] = False,
-    as_json: Json = False,
 ) -> None:
     """Convert a flat file, which has one row for each candidate that was shown, to a log.
 
@@ -80,8 +79,8 @@ def csv(
     Every other column becomes a field, and the command prints which and why. A column with one
     value per candidate becomes a field of candidates, and likewise for viewers and for slates
     (their context). If a value changes with time, each value is written with the time from which it
-    is valid. If a value varies by viewer and candidate, each request states it. --viewer-field,
-    --candidate-field and --context-field overrule this.
+    is valid. If a value varies by viewer and candidate, each request states it. --field overrules
+    this.
 
     Amounts such as "1.234,50 €" are read as numbers if a column leaves no doubt; else a warning
     asks. Times without a zone are read as UTC.
@@ -105,14 +104,7 @@ def csv(
     from training.data.flat import import_flat
     from training.data.flat_columns import FlatColumns
 
-    given = {"viewer": viewer_field, "candidate": candidate_field, "request_id": context_field}
-    pairs = [one.partition("=") for one in value or ()]
-    if bad := next((kind for kind, _, name in pairs if not (kind and name)), None):
-        raise TabrankError(f"--value {bad}: write a kind of event and its column, such as buy=paid")
-    fields, kinds = [name for names in given.values() for name in names or ()], [kind for kind, *_ in pairs]
-    if twice := next((name for of in (fields, kinds) for name in of if of.count(name) > 1), None):
-        raise TabrankError(f"{twice!r} is given twice: a column is a field of one, and a kind has one amount")
-    window_ms = 0.0 if window is None else duration_ms(window, "--window")
+    owners = _pairs("--field", field, "a column and its owner, such as age=viewer")
     columns = FlatColumns(
         candidate,
         time,
@@ -120,10 +112,10 @@ def csv(
         viewer,
         slate,
         position,
-        window_ms,
+        0.0 if window is None else duration_ms(window, "--window"),
         tuple(category or ()),
-        amounts={kind: name for kind, _, name in pairs},
-        owners={name: key for key, names in given.items() for name in names or ()},
+        amounts=_pairs("--value", value, "a kind of event and its column, such as buy=paid"),
+        owners={name: OWNERS[one_of(owner, OWNERS, f"--field {name}")] for name, owner in owners.items()},
         dialect=Dialect(encoding, delimiter, decimal, time_format),
     )
     found = import_flat(source, out, columns, events, is_sure=yes)
@@ -147,4 +139,19 @@ def csv(
     lines += found["warnings"]
     if not found["joined"]:
         lines.append("nothing was written: correct ids and times, or repeat with --yes")
-    answer(found, as_json, "\n".join(lines), held=found["joined"])
+    print("\n".join(lines))
+    if not found["joined"]:
+        raise typer.Exit(1)
+
+
+def _pairs(option: str, given: list[str] | None, what: str) -> dict[str, str]:
+    """Return the pairs NAME=VALUE that an option was given, by their names."""
+    pairs: dict[str, str] = {}
+    for one in given or ():
+        name, _, value = one.rpartition("=")
+        if not (name and value):
+            raise TabrankError(f"{option} {one}: write {what}")
+        if name in pairs:
+            raise TabrankError(f"{option}: {name!r} is given twice")
+        pairs[name] = value
+    return pairs

@@ -23,6 +23,7 @@ from serve.features.baseline import Baseline
 from serve.features.matrix import Columns, Features, Matrix
 from serve.features.rows import EVER_MS, Schema
 from serve.features.slots import F64, I64, Bools, PackedRows
+from serve.features.surface import Surface
 from serve.log.reader import Log, concat_logs
 from serve.log.replay import Replay
 from training.data.labels import label
@@ -226,34 +227,23 @@ class DatasetPlan:
         self._contexts = whole.exposures["context"].combine_chunks()
         self._replay = replay = Replay(schema, whole)
         self._outcomes = label(replay, whole, schema.surface)
-        self._is_row = np.asarray(~np.isnan(self._outcomes).all(axis=1), np.bool_)
-        self._is_row[: replay.first[self._skipped]] = False
-        if kept is not None:
-            lengths = np.diff(replay.first)[self._skipped :]
-            self._is_row[replay.first[self._skipped] :] &= np.repeat(kept, lengths)
-        self._is_row[np.repeat(replay.before_snapshot, np.diff(replay.first))] = False
-        shown_ms = np.repeat(replay.exposure_ms, np.diff(replay.first))
-        self._is_row &= shown_ms >= shown_ms[self._is_row].max(initial=EVER_MS) - newest_ms
+        kept = np.ones(len(log.exposures), np.bool_) if kept is None else kept
+        # By exposure of the whole log: those of the history become no rows.
+        of_log = np.append(np.zeros(self._skipped, np.bool_), kept)
+        able = _able(replay, self._outcomes, of_log & ~replay.before_snapshot, newest_ms)
+        # The service puts unknown candidates last without a score, so they teach a model nothing.
+        is_left_out = schema.surface.unknown_candidates == "last"
+        unknown = able & replay.unknown() if is_left_out else np.zeros(len(able), np.bool_)
+        self._is_row = able & ~unknown
+        _refuse_unlabelled(schema.surface, self._outcomes[self._is_row, 0], num_unknown=int(unknown.sum()))
         exposures = np.arange(self._skipped, len(whole.exposures))
         self._exposures = exposures[np.argsort(replay.exposure_ms[exposures], kind="stable")]
         # At one time, one replica of a service may have seen more of the log than another. The
         # state can only move forward, so make `sees` monotone.
         self._sees = np.maximum.accumulate(replay.sees[self._exposures])
-        unknown = np.zeros(len(replay.shown), bool)
-        # The service puts unknown candidates last without a score, so they teach a model nothing.
-        if schema.surface.unknown_candidates == "last":
-            unknown = self._is_row & replay.unknown()
-        self._is_row &= ~unknown
-        num_unknown = int(unknown.sum())
-        self._weight = np.full(len(replay.shown), np.nan) if weights else None
-        for i, weight in (weights or {}).items():
-            shown = slice(*replay.first[i + self._skipped : i + self._skipped + 2])
-            is_whole = (self._is_row[shown] | (unknown[shown] & np.isneginf(weight))).all()
-            if self._weight is not None and is_whole:
-                self._weight[shown] = weight
-        pinned = whole.exposures["pinned"].combine_chunks()
-        places = replay.first[pc.list_parent_indices(pinned).to_numpy()] + pc.list_flatten(pinned).to_numpy()
-        self._pinned = np.isin(np.arange(len(replay.shown)), places) if len(places) else None
+        drawn = {i + self._skipped: weight for i, weight in (weights or {}).items()}
+        self._weight = _whole_draws(replay, drawn, self._is_row, unknown) if drawn else None
+        self._pinned = _pinned(replay, whole)
         rows_before = np.concatenate([[0], np.cumsum(self._is_row)])[replay.first]
         self._num_rows = np.diff(rows_before)[self._exposures]
         # How many slates each exposure represents.
@@ -262,23 +252,7 @@ class DatasetPlan:
         # [N], the time of each row.
         num_rows = self._num_rows * self._times[self._exposures]
         self.ts_ms: I64 = np.repeat(replay.exposure_ms[self._exposures], num_rows)
-        if num_unknown:
-            share = num_unknown / (num_unknown + len(self))
-            print_progress(
-                f"left out {num_unknown} rows ({share:.1%}) of candidates that were unknown when they were shown: "
-                'the log has no earlier record of them, and the surface has unknown_candidates = "last"'
-            )
-        if np.isnan(self._outcomes[self._is_row, 0]).all():
-            name = next(iter(schema.surface.predicted))
-            window = spelled(schema.surface.primary.within_ms / 1000)
-            raise TabrankError(
-                "every shown candidate was unknown when it was shown; write the candidates to the log with times "
-                'before the rankings, or set unknown_candidates = "scored" in the surface'
-                if num_unknown and not len(self)
-                else f"the outcome {name!r} is not known for any row: the log is shorter than its window of {window}; "
-                "give a longer log, or a shorter `within` in the surface"
-            )
-        viewers = replay.exposure_viewer
+        viewers, shown_ms = replay.exposure_viewer, np.repeat(replay.exposure_ms, np.diff(replay.first))
         self._viewer_seen = np.where(viewers > 0, _earlier(viewers, replay.exposure_ms), 0)
         self._candidate_seen = _earlier(replay.shown, shown_ms).astype(np.int32)
         slates = np.repeat(np.arange(len(log.exposures)), self._times[self._skipped :])
@@ -392,6 +366,55 @@ class DatasetPlan:
             pinned=None if self._pinned is None else self._pinned[rows],
             fields=fields if self._fields.names else None,
         )
+
+
+def _able(replay: Replay, outcomes: NDArray[np.float32], kept: Bools, newest_ms: float) -> Bools:
+    """Return which shown candidates of the newest `kept` exposures have a known outcome."""
+    lengths = np.diff(replay.first)
+    able = ~np.isnan(outcomes).all(axis=1) & np.repeat(kept, lengths)
+    shown_ms = np.repeat(replay.exposure_ms, lengths)
+    return np.asarray(able & (shown_ms >= shown_ms[able].max(initial=EVER_MS) - newest_ms), np.bool_)
+
+
+def _refuse_unlabelled(surface: Surface, primary: NDArray[np.float32], *, num_unknown: int) -> None:
+    """Raise TabrankError if no row has the `primary` outcome `[N]`, and tell what was left out.
+
+    `num_unknown` is the number of rows that were left out, because their candidates were unknown.
+    """
+    if num_unknown:
+        share = num_unknown / (num_unknown + len(primary))
+        print_progress(
+            f"left out {num_unknown} rows ({share:.1%}) of candidates that were unknown when they were shown: "
+            'the log has no earlier record of them, and the surface has unknown_candidates = "last"'
+        )
+    if num_unknown and not len(primary):
+        raise TabrankError(
+            "every shown candidate was unknown when it was shown; write the candidates to the log with times "
+            'before the rankings, or set unknown_candidates = "scored" in the surface'
+        )
+    if np.isnan(primary).all():
+        raise TabrankError(
+            f"the outcome {next(iter(surface.predicted))!r} is not known for any row: the log is shorter than its "
+            f"window of {spelled(surface.primary.within_ms / 1000)}; give a longer log, or a shorter `within` in the "
+            "surface"
+        )
+
+
+def _whole_draws(replay: Replay, drawn: Weights, is_row: Bools, unknown: Bools) -> F64:
+    """Return the log weight of each shown candidate; NaN if its slate is no whole draw."""
+    found = np.full(len(replay.shown), np.nan)
+    for i, weight in drawn.items():
+        shown = slice(*replay.first[i : i + 2])
+        if (is_row[shown] | (unknown[shown] & np.isneginf(weight))).all():
+            found[shown] = weight
+    return found
+
+
+def _pinned(replay: Replay, log: Log) -> Bools | None:
+    """Return whether the request chose the place of each shown candidate; None if it never did."""
+    pinned = log.exposures["pinned"].combine_chunks()
+    places = replay.first[pc.list_parent_indices(pinned).to_numpy()] + pc.list_flatten(pinned).to_numpy()
+    return np.isin(np.arange(len(replay.shown)), places) if len(places) else None
 
 
 def recompute_features(

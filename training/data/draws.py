@@ -11,15 +11,8 @@ import pyarrow.compute as pc
 
 from serve.features.slots import F64, I64
 from serve.log.reader import Log, read_table
-from serve.ranking.exploration import log_weight, pick_probability
 
-# A logged propensity may deviate by this share from the one that follows from the log weights. A
-# larger deviation means that another release drew the order.
-TOLERANCE = 1e-3
-# Columns that hold lists of numbers, then columns that describe an exposure; old segments lack
-# some.
-NUMBERS = ("scores", "propensity", "draw")
-ABOUT = ("model", "experiment", "viewer", "rules", "pinned")
+COLUMNS = ("request_id", "propensity", "draw", "model", "experiment", "viewer", "rules", "pinned")
 ARM_COLUMNS = ("request_id", "experiment", "arm", "share")
 
 
@@ -27,74 +20,47 @@ class Draw(NamedTuple):
     """Log entry of an exposure whose order was drawn at random, in the order shown.
 
     `weight` is the log weight of each candidate. It is −inf for a candidate that was not drawn,
-    such as a pinned one. `rules` describes the slate rules of its arm, which do not apply to drawn
-    orders. `num_pinned` is the number of pinned candidates.
+    such as a pinned one. `is_cut` says whether candidates that were drawn further down were not
+    logged. `rules` describes the slate rules of its arm, which do not apply to drawn orders.
+    `num_pinned` is the number of pinned candidates.
     """
 
     weight: F64
-    propensity: F64
+    is_cut: bool
     model: str
     is_outside: bool
     rules: tuple[str, ...] = ()
     num_pinned: int = 0
 
-    @property
-    def is_cut(self) -> bool | None:
-        """Return whether the draw also included candidates that were not logged.
-
-        Returns None if the propensities do not follow from the weights, because another release
-        drew the order.
-        """
-        weight, propensity = self.weight, self.propensity
-        is_drawn = np.isfinite(weight)
-        if len(weight) == len(propensity):
-            logged, ours = propensity[is_drawn], pick_probability(weight[is_drawn])
-            if not is_drawn.any() or np.abs(logged / ours - 1.0).max() <= TOLERANCE:
-                return False
-            if logged[-1] < 1.0 and (logged <= ours * (1.0 + TOLERANCE)).all():
-                # The last shown pick still had alternatives. In a complete draw it has none.
-                return True
-        return None
-
 
 def read_draws(folder: Path, log: Log) -> dict[int, Draw]:
     """Return the drawn exposures' entries by their row in the log; empty if no order was drawn."""
-    _, table = read_table(folder, "exposures", ("request_id", *NUMBERS, *ABOUT))
-    found: dict[int, Draw] = {}
-    if not {"scores", "propensity"} <= set(table.column_names):
-        return found
+    _, table = read_table(folder, "exposures", COLUMNS)
+    if "propensity" not in table.column_names:
+        return {}
     table = table.filter(pc.is_valid(table["propensity"]))
     at = pc.index_in(table["request_id"].cast(pa.string()), log.exposures["request_id"].combine_chunks())
-    rows = table.select([name for name in table.column_names if name in ABOUT]).to_pylist()
-    for row, (place, told) in enumerate(zip(at.to_pylist(), rows, strict=True)):
+    found: dict[int, Draw] = {}
+    for place, row in zip(at.to_pylist(), table.to_pylist(), strict=True):
         # The log leaves out test traffic, and it keeps only the first of repeated requests.
         if place is not None and place not in found:
-            propensity = _numbers(table["propensity"][row])
-            has_weights = "draw" in table.column_names and table["draw"][row].is_valid
-            weight = _numbers(table["draw"][row]) if has_weights else _of_scores(table["scores"][row])
+            weight = np.array(row["draw"], np.float64)
+            chances = np.array(row["propensity"], np.float64)[np.isfinite(weight)]
+            # The last pick of a whole draw has no alternative.
+            is_cut = bool((chances[-1:] < 1.0).any())
             # A known viewer outside of the experiment may be a tester who chose an arm with the
             # header X-Arm, which the log does not mark, so leave these out. Anonymous viewers are
             # always outside of experiments, so keep them.
-            is_outside = told.get("experiment", "") is None and told.get("viewer") is not None
-            about = tuple(told.get("rules") or ()), len(told.get("pinned") or ())
-            found[place] = Draw(weight, propensity, told.get("model") or "unknown", is_outside, *about)
+            is_outside = row["experiment"] is None and row["viewer"] is not None
+            about = tuple(row["rules"] or ()), len(row["pinned"] or ())
+            found[place] = Draw(weight, is_cut, row["model"] or "unknown", is_outside, *about)
     return found
-
-
-def _numbers(values: pa.ListScalar) -> F64:
-    return np.asarray(values.values, np.float64)
-
-
-def _of_scores(scores: pa.ListScalar) -> F64:
-    """Return the log weights of a release that did not log them: the logits of its scores."""
-    weight = log_weight(_numbers(scores).astype(np.float32))
-    return np.where(np.isnan(weight), -np.inf, weight)
 
 
 def drawn_weights(folder: Path, log: Log) -> dict[int, F64]:
     """Return the log weights of each complete draw by its row in the log; −inf if not drawn."""
     draws = read_draws(folder, log)
-    return {i: draw.weight for i, draw in draws.items() if draw.is_cut is False}
+    return {i: draw.weight for i, draw in draws.items() if not draw.is_cut}
 
 
 def served_arms(folder: Path, log: Log) -> I64 | None:

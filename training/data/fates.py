@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,8 @@ import pyarrow as pa
 
 from serve.contract.errors import TabrankError
 from serve.features.slots import I64, Bools
-from training.data.numbers import Reading, read_numbers
+from training.data.flat_file import FlatFile
+from training.data.numbers import Reading
 
 # Names that the log, or the state built from it, uses itself. No field may have such a name.
 OWN_COLUMNS = (
@@ -45,6 +46,7 @@ class Fate:
     """What becomes of a column of the file.
 
     Attributes:
+        read: the values, and how they were read.
         owner: one of the values of OWNERS, STATED, or "" for a column that is left out.
         why: the reason, as it is printed.
         disagreement: the share of rows, beyond the first of each id, whose value is not the id's
@@ -52,19 +54,20 @@ class Fate:
             example, a candidate with the values a, a, b has the disagreement 1/2.
         rows: the rows of the file whose values are written.
         is_dated: whether a value is valid only from the time of its row on.
-        doubt: what a person must see of how the values were read; empty if nothing.
-        has_comma: whether the values have decimal commas.
     """
 
     column: str
-    values: pd.Series[Any]
+    read: Reading
     owner: str
     why: str
     disagreement: float | None = None
     rows: Any = None
     is_dated: bool = False
-    doubt: str = ""
-    has_comma: bool = False
+
+    @property
+    def values(self) -> pd.Series[Any]:
+        """The values of all rows of the file."""
+        return self.read.values
 
 
 class Ids:
@@ -122,53 +125,36 @@ class Ids:
         return np.asarray(rows[np.append(True, differs | ~is_same)], np.int64)
 
 
-def fates(
-    rows: pd.DataFrame,
-    log: pd.DataFrame,
-    ids: Mapping[str, Ids],
-    codes: Container[str] = (),
-    *,
-    owners: Mapping[str, str] | None = None,
-    decimal: str | None = None,
-) -> Iterator[Fate]:
-    """Yield the fate of each column of `rows`. `log` and `ids` hold the ids of these rows.
-
-    The columns in `codes` are categories even if their values look like numbers. `owners` gives
-    columns to a kind of ids, whatever their values do.
-    """
-    everything = Ids(pd.Series(0, log.index), log["request_id"], log["at_ms"])
-    for name in map(str, rows):
-        read = Reading(rows[name]) if name in codes else read_numbers(rows[name], decimal)
+def fates(file: FlatFile, names: Iterable[str], ids: Mapping[str, Ids]) -> Iterator[Fate]:
+    """Yield the fate of each of these columns of a file, whose rows have these ids."""
+    everything = Ids(pd.Series(0, file.log.index), file.log["request_id"], file.log["at_ms"])
+    for name in names:
+        read = file.reading(name)
         if read.is_open:
-            yield Fate(name, read.values, "", read.doubt, doubt=read.doubt)
+            yield Fate(name, read, "", read.doubt)
             continue
-        fate = _fate(name, read.values, ids, everything)
-        if owners and name in owners and fate.why not in (OWN_NAME, EMPTY):
-            fate = _given(name, read.values, ids, owners[name])
-        why = "; ".join(filter(None, (fate.why, read.told)))
-        yield replace(fate, why=why, doubt=read.doubt, has_comma=read.has_comma)
+        fate = _fate(name, read, ids, everything, file.columns.owners.get(name))
+        yield replace(fate, why="; ".join(filter(None, (fate.why, read.told))))
 
 
-def _given(name: str, values: pd.Series[Any], ids: Mapping[str, Ids], key: str) -> Fate:
-    """Return the fate of a column that a person gave to a kind of ids."""
-    if ids[key].number.max() < 0:
-        raise TabrankError(
-            f"{name!r} is said to be a field of {OWNERS[key]}, and no row names any; give --{key}"
-        )
-    apart, _, usual = ids[key].agreement(np.asarray(pd.factorize(values)[0], np.int64))
-    what = "the most frequent value of each" if apart else "one value for each"
-    return Fate(name, values, OWNERS[key], f"{what} {NAMES[key]}, as you say", apart, usual)
-
-
-def _fate(name: str, values: pd.Series[Any], ids: Mapping[str, Ids], everything: Ids) -> Fate:
-    dtype: Any = values.dtype
-    fate, kind = partial(Fate, name, values), dtype.pyarrow_dtype
+def _fate(name: str, read: Reading, ids: Mapping[str, Ids], everything: Ids, given: str | None) -> Fate:
+    """Return the fate of a column, which a person may have `given` to a kind of ids."""
+    values, dtype = read.values, cast(Any, read.values.dtype)
+    fate, kind = partial(Fate, name, read), dtype.pyarrow_dtype
     comparable = values.astype(str).where(values.notna()) if pa.types.is_nested(kind) else values
     value = np.asarray(pd.factorize(comparable)[0], np.int64)
     if value.max() < 0:
         return fate("", EMPTY)
     if re.fullmatch(OWN_COLUMNS, name):
         return fate("", OWN_NAME)
+    if given:
+        if ids[given].number.max() < 0:
+            raise TabrankError(
+                f"{name!r} is said to be a field of {OWNERS[given]}, and no row names any; give --{given}"
+            )
+        differs, _, chosen = ids[given].agreement(value)
+        what = "the most frequent value of each" if differs else "one value for each"
+        return fate(OWNERS[given], f"{what} {NAMES[given]}, as you say", differs, chosen)
     # A kind of id can own the column only if every row with a value has such an id: the values of
     # other rows would be lost.
     owners = [key for key, of in ids.items() if not of.is_single and (of.number[value >= 0] >= 0).all()]

@@ -14,27 +14,26 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from serve.contract.errors import TabrankError
-from serve.contract.rankings import MAX_ID_CHARACTERS
-from serve.contract.validation import OTHER_UNITS, RECENT_MS, one_of, refuse_existing
+from serve.contract.validation import one_of, refuse_existing
 from serve.features.slots import ENTITIES
 from serve.log.join_coverage import MIN_JOIN, check_joins
 from serve.log.writer import write_log
 from serve.storage.conversion import converted
-from training.data.csv_text import read_csv
 from training.data.doubts import doubts
 from training.data.fates import OWNERS, STATED, Fate, Ids, fates
-from training.data.flat_columns import IDS, FlatColumns
-from training.data.flat_events import amounts_to_ask, events_of
-from training.data.numbers import may_be_thousands, read_numbers
+from training.data.flat_columns import FlatColumns
+from training.data.flat_events import events_of
+from training.data.flat_file import FlatFile, read_flat
+from training.data.numbers import Reading, may_be_thousands
 from training.terminal import print_progress
 
-WRONG_TIME = "is not between 1985 and 2128 in the unit that most rows use; correct it or drop the row"
 # The parts of a column's fate that are reported.
 TOLD = ("column", "owner", "why", "disagreement")
 NOT_READ = "no field is read from --events; name an amount with --value, or put the column into --source"
+# By what the rows of one id are told apart.
+PARTNERS = {"candidate": "viewer", "viewer": "request_id", "request_id": "candidate"}
 # With lists of their own, so large a share of the viewers tells their fields from the context.
 ENOUGH_AGAIN = 0.1
 # If candidates are shown this often on average, a model can learn each one by its id.
@@ -84,7 +83,70 @@ def flat_tables(
     Raises:
         TabrankError: a file cannot be read, a column is missing, or a column holds wrong values.
     """
-    rows, log, separator, notes = _read(source, replace(columns, events=(), amounts={}) if acts else columns)
+    # In files of two kinds, a column of events or amounts may also be a field of what was shown.
+    file = read_flat(source, replace(columns, events=(), amounts={}) if acts else columns)
+    shown, exposures = _exposures(file)
+    act_file, unread = file, list[Fate]()
+    if acts:
+        act_file = read_flat(acts, replace(columns, position=None, categories=(), owners={}))
+        unread = _unread(act_file, columns)
+    all_events, amounts, asked = events_of(act_file)
+    events = all_events if acts else _once(all_events)
+
+    given = {name for _, name in file.columns.given}
+    names = [name for name in map(str, file.rows) if name not in given]
+    for name in columns.owners:
+        one_of(name, names, "--field", "column")
+    log = file.log
+    ids = {own: Ids(log[own], log[other], log["at_ms"]) for own, other in PARTNERS.items()}
+    found = list(fates(file, names, ids))
+    fields = {
+        key: _fields(ids[key], log, [fate for fate in found if fate.owner == OWNERS[key]]) for key in ids
+    }
+    if stated := {fate.column: fate.values for fate in found if fate.owner == STATED}:
+        exposures["stated"] = _stated(shown, pd.DataFrame(stated))
+    tables = {
+        "viewers": _table(fields["viewer"], "id"),
+        "candidates": _table(fields["candidate"], "id"),
+        "exposures": _with_context(exposures, fields["request_id"]),
+        "events": _table(events, "id"),
+    }
+    kinds = Counter(events["kind"])
+    missing = {fate.column: float(fate.values.isna().mean()) for fate in found if fate.owner}
+    # Events in another file are matched to candidates only later, by the command `surface`.
+    doubted = doubts(tables["exposures"], {} if acts else kinds, missing)
+    notes = file.notes + (act_file.notes if acts else [])
+    warnings = [*notes, *amounts, *doubted, *asked, *_of_columns(found, file, act_file, exposures["viewer"])]
+    if (
+        len(shown) >= OFTEN * (num := len(ids["candidate"].names))
+        and not (fields["candidate"].nunique() == num).any()
+    ):
+        warnings.append(
+            f"note: the {num:,} candidates are shown {len(shown) / num:,.0f} times each, but ids are no "
+            f"features; a model learns more about each one if you add a column that repeats {columns.candidate!r}"
+        )
+    begin, end = (
+        pd.Timestamp(int(ms), unit="ms") for ms in (exposures["ts_ms"].min(), exposures["ts_ms"].max())
+    )
+    return tables, {
+        "kinds": sorted(kinds),
+        "slates": columns.rule,
+        "from": str(begin),
+        "to": str(end),
+        "mean_candidates": len(shown) / len(exposures),
+        "repeated_rows": len(log) - len(shown),
+        "merged_events": len(all_events) - len(events),
+        "columns": [{name: getattr(fate, name) for name in TOLD} for fate in (*found, *unread)],
+        "warnings": warnings,
+    }
+
+
+def _exposures(file: FlatFile) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the rows that first show a candidate in its slate, and the slates.
+
+    Adds to the file's log the time of each row's slate, `at_ms`, and the slate if no column has it.
+    """
+    columns, log = file.columns, file.log
     if not columns.slate:
         log["request_id"] = _slates(log, columns.window_ms)
     log["at_ms"] = log.groupby("request_id")["ts_ms"].transform("min").astype("int64")
@@ -92,79 +154,43 @@ def flat_tables(
     shown = log.sort_values("position", kind="stable").drop_duplicates(["request_id", "candidate"])
     slates = shown.groupby("request_id", sort=False)
     if slates["viewer"].nunique(dropna=False).max() > 1:
-        raise TabrankError(f"{source}: --slate: {columns.slate!r} has one value in rows of two viewers")
+        raise TabrankError(f"{file.path}: --slate: {columns.slate!r} has one value in rows of two viewers")
     exposures = slates.agg(ts_ms=("at_ms", "min"), viewer=("viewer", "first"), candidates=("candidate", list))
-    exposures = exposures.sort_values("ts_ms", kind="stable")
-    # An event in another file that names no slate belongs to its viewer's latest slate.
-    act_rows, act_log = rows, log
-    if acts:
-        act_rows, act_log, of_acts, more = _read(
-            acts, replace(columns, position=None, categories=(), owners={})
-        )
-        notes, separator = notes + more, separator + of_acts
-    events, amounts = events_of(acts or source, act_rows, act_log, columns)
-    # Of a repeated row, keep the one that has the amount.
-    ordered = events.sort_values("value", kind="stable") if columns.amounts else events
-    is_again = ordered.duplicated(["request_id", "candidate", "kind"]).reindex(events.index) & (acts is None)
-    events = events[~is_again]
-    asked = list(amounts_to_ask(act_rows, columns))
-    given = [name for _, name in columns.given]
-    unread = [
-        Fate(f"{acts}: {name}", values, "", f"{values.notna().mean():.0%} have one; {NOT_READ}")
-        for name, values in (act_rows.items() if acts else ())
-        if name not in given
+    return shown, exposures.sort_values("ts_ms", kind="stable")
+
+
+def _slates(log: pd.DataFrame, window_ms: float) -> pd.Series[Any]:
+    """Return a request id for each row: `import-` and the number of its slate's first row.
+
+    Rows of one viewer are a slate if they lie within `window_ms` of the slate's first row.
+    """
+    ordered = log.sort_values(["viewer", "ts_ms"], kind="stable")
+    viewer = ordered["viewer"].fillna("")
+    # Rows without a viewer may belong to several people, so a window must not group them.
+    until_ms = ordered["ts_ms"] + np.where(viewer == "", 0, window_ms)
+
+    def first_of(first: Row, row: Row) -> Row:
+        return first if row[0] == first[0] and row[1] <= first[2] else row
+
+    rows = zip(viewer, ordered["ts_ms"], until_ms, ordered.index, strict=True)
+    return pd.Series([f"import-{first[3]}" for first in accumulate(rows, first_of)], ordered.index)
+
+
+def _once(events: pd.DataFrame) -> pd.DataFrame:
+    """Return the events without repetitions; of a repeated row, keep the one with the amount."""
+    ordered = events.sort_values("value", kind="stable") if "value" in events else events
+    is_again = ordered.duplicated(["request_id", "candidate", "kind"])
+    return events[~is_again.reindex(events.index)]
+
+
+def _unread(acts: FlatFile, columns: FlatColumns) -> list[Fate]:
+    """Return the fates of the columns of a file of events that no option names."""
+    given = {name for _, name in columns.given}
+    rest = {name: values for name, values in acts.rows.items() if name not in given}
+    return [
+        Fate(f"{acts.path}: {name}", Reading(values), "", f"{values.notna().mean():.0%} have one; {NOT_READ}")
+        for name, values in rest.items()
     ]
-    apart = {*columns.events, *columns.amounts.values()} if acts else set()
-    rows = rows.drop(columns=[name for name in given if name not in apart], errors="ignore")
-    for name in columns.owners:
-        one_of(name, [*map(str, rows)], "--viewer-field, --candidate-field, --context-field", "column")
-    partner = {"candidate": "viewer", "viewer": "request_id", "request_id": "candidate"}
-    ids = {own: Ids(log[own], log[other], log["at_ms"]) for own, other in partner.items()}
-    decimal = columns.dialect.decimal
-    found = list(fates(rows, log, ids, columns.categories, owners=columns.owners, decimal=decimal))
-    stated = {fate.column: fate.values for fate in found if fate.owner == STATED}
-    if stated:
-        exposures["stated"] = _stated(shown, pd.DataFrame(stated))
-    own = {key: _fields(ids[key], log, [fate for fate in found if fate.owner == OWNERS[key]]) for key in ids}
-    tables = {
-        "viewers": _table(own["viewer"], "id"),
-        "candidates": _table(own["candidate"], "id"),
-        "exposures": _table(exposures, "request_id"),
-        "events": _table(events, "id"),
-    }
-    if len(own["request_id"].columns):
-        context = _table(own["request_id"].loc[exposures.index], "id").drop_columns("id")
-        tables["exposures"] = tables["exposures"].append_column("context", context.to_struct_array())
-    missing = {fate.column: float(fate.values.isna().mean()) for fate in found if fate.owner}
-    kinds = Counter(events["kind"])
-    # Events in another file are matched to candidates only later, by the command `surface`.
-    warnings = [*notes, *amounts, *doubts(tables["exposures"], {} if acts else kinds, missing), *asked]
-    paid = {name: act_rows[name] for name in columns.amounts.values()}
-    warnings += _warnings(found, paid, slates["viewer"].first(), columns, is_foreign=";" in separator)
-    warnings += [
-        f"warning: most cells of {fate.column!r} look like lists, and are read as single strings; for a set, give "
-        "a .parquet file in which this column holds lists of strings"
-        for fate in found
-        if pd.api.types.is_string_dtype(fate.values.dtype)
-        and 2 * fate.values.str.contains(LIST).sum() > fate.values.count()
-    ]
-    num_ids = len(ids["candidate"].names)
-    if len(shown) >= OFTEN * num_ids and not (own["candidate"].nunique() == num_ids).any():
-        warnings.append(
-            f"note: the {num_ids:,} candidates are shown {len(shown) / num_ids:,.0f} times each, but ids are no "
-            f"features; a model learns more about each one if you add a column that repeats {columns.candidate!r}"
-        )
-    return tables, {
-        "kinds": sorted(kinds),
-        "slates": columns.rule,
-        "from": str(pd.Timestamp(int(exposures["ts_ms"].min()), unit="ms")),
-        "to": str(pd.Timestamp(int(exposures["ts_ms"].max()), unit="ms")),
-        "mean_candidates": len(shown) / len(exposures),
-        "repeated_rows": len(log) - len(shown),
-        "merged_events": int(is_again.sum()),
-        "columns": [{name: getattr(fate, name) for name in TOLD} for fate in (*found, *unread)],
-        "warnings": warnings,
-    }
 
 
 def _fields(ids: Ids, log: pd.DataFrame, fates: list[Fate]) -> pd.DataFrame:
@@ -203,183 +229,46 @@ def _stated(shown: pd.DataFrame, values: pd.DataFrame) -> pd.Series[str]:
     return "{" + pd.Series(parts).groupby(shown["request_id"].array, sort=False).agg(",".join) + "}"
 
 
+def _with_context(exposures: pd.DataFrame, context: pd.DataFrame) -> pa.Table:
+    """Return the exposures, with the fields of their slates as the column `context`."""
+    table = _table(exposures, "request_id")
+    if not len(context.columns):
+        return table
+    fields = _table(context.loc[exposures.index], "id").drop_columns("id")
+    return table.append_column("context", fields.to_struct_array())
+
+
 def _table(frame: pd.DataFrame, index: str) -> pa.Table:
     frame = frame.rename_axis(index).reset_index()
     return pa.Table.from_pandas(frame, preserve_index=False)
 
 
-def _read(source: Path, columns: FlatColumns) -> tuple[pd.DataFrame, pd.DataFrame, str, list[str]]:
-    """Read a file. Return its rows; a frame with ids, time and position; separator; and notes."""
-    separator, notes = "", list[str]()
-    try:
-        if source.suffix == ".parquet":
-            table = pq.read_table(source)
-        else:
-            as_text = {*IDS, "time"} if columns.dialect.time_format else {*IDS}
-            codes = [name for option, name in columns.given if option in as_text] + [*columns.categories]
-            nullable = [columns.viewer or "", *columns.categories]
-            table, separator, notes = read_csv(source, columns.dialect, codes, nullable)
-    except FileNotFoundError:
-        raise TabrankError(f"{source}: no such file") from None
-    except UnicodeDecodeError as error:
-        raise TabrankError(f"{source}: --encoding: {error}") from None
-    except (pa.ArrowException, OSError) as error:
-        why = str(error).splitlines()[0]
-        remedy = "; check the separator, --delimiter" * ("columns, got" in why)
-        raise TabrankError(
-            f"{source}: cannot be read as Parquet, or as CSV with one separator: {why}{remedy}"
-        ) from None
-    if not len(table):
-        raise TabrankError(f"{source}: has no rows; a log needs at least one")
-    kinds = [(f.name, f.type.value_type if pa.types.is_dictionary(f.type) else f.type) for f in table.schema]
-    table, known = table.cast(pa.schema(kinds)), table.column_names
-    if twice := {name for name in known if known.count(name) > 1}:
-        raise TabrankError(f"{source}: has two columns {min(twice)!r}; rename one of them")
-    for place, name in enumerate(known):
-        if pa.types.is_floating(table[name].type):
-            numbers = table[name].cast(pa.float64())
-            why = "is infinite; leave the cell empty where there is no number"
-            _refuse(f"{source}: {name!r}", pc.is_inf(numbers), why)
-            table = table.set_column(place, name, pc.if_else(pc.is_nan(numbers), None, numbers))
-    nobody = pa.nulls(len(table), pa.string())
-    log = {"viewer": nobody, "request_id": nobody, "position": np.arange(len(table))}
-    for option, name in (*columns.given, *(("category", name) for name in columns.categories)):
-        where = f"{source}: --{option}: {name!r}"
-        if name not in known:
-            raise TabrankError(
-                f"{where} is not a column of the file, which has {', '.join(map(repr, known))}"
-            )
-        values = table[name]
-        if option in ("candidate", "time", "slate"):
-            _refuse(where, pc.is_null(values, nan_is_null=True), "is empty; every row needs a value")
-        if option in IDS:
-            log[IDS[option]] = _ids(where, values)
-        elif option == "time":
-            log["ts_ms"], has_zone = _times(where, values, columns.dialect.time_format)
-            if not has_zone:
-                notes.append(f"note: the times {name!r} of {source} name no zone: they are read as UTC")
-        elif option == "position":
-            log[option] = _numbers(where, values, columns.dialect.decimal)
-        elif option == "category":
-            table = table.set_column(known.index(name), name, _ids(where, values))
-    rows, frame = (part.to_pandas(types_mapper=pd.ArrowDtype) for part in (table, pa.table(log)))
-    # Loops over slates read Python's strings faster than Arrow's.
-    frame["candidate"] = frame["candidate"].astype(object)
-    return rows, frame, separator, notes
+def _of_columns(found: list[Fate], file: FlatFile, acts: FlatFile, viewers: pd.Series[str]) -> Iterator[str]:
+    """Yield warnings of how the columns, and the amounts of events, were read.
 
-
-def _refuse(where: str, bad: pa.ChunkedArray, why: str) -> None:
-    """Raise an error for the first bad row, if there is one."""
-    if (row := pc.index(bad, True).as_py()) >= 0:
-        raise TabrankError(f"{where}, row {row}: {why}")
-
-
-def _misfit(where: str, values: pa.ChunkedArray, what: str) -> TabrankError:
-    return TabrankError(f"{where} holds {values.type}, such as {values[0]}; {what}")
-
-
-def _ids(where: str, values: pa.ChunkedArray) -> pa.ChunkedArray:
-    try:
-        # Pandas writes a column of whole numbers with missing values as floats, such as 7.0.
-        whole = values.cast(pa.int64()) if pa.types.is_floating(values.type) else values
-        ids = whole.cast(pa.string())
-        if pc.all(pc.match_substring_regex(ids, r"^-?\d+\.0$"), min_count=1).as_py():
-            ids = pc.replace_substring_regex(ids, r"\.0$", "")
-        why = "is a rounded number, whose last digits are lost; export ids as text"
-        _refuse(where, pc.match_substring_regex(ids, r"^\d[.,]\d+[eE]\+\d+$"), why)
-        _refuse(where, pc.equal(ids, ""), "is an empty string; use null where there is none")
-        why = f"an id has over {MAX_ID_CHARACTERS} characters, the most that a request allows; shorten it"
-        _refuse(where, pc.greater(pc.utf8_length(ids), MAX_ID_CHARACTERS), why)
-        return ids
-    except pa.ArrowException:
-        raise _misfit(where, values, "an id must be a string or a whole number") from None
-
-
-def _numbers(where: str, values: pa.ChunkedArray, decimal: str | None) -> pa.ChunkedArray:
-    """Return positions, which a column of text may hold too."""
-    if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
-        return values
-    read = pd.to_numeric(
-        read_numbers(values.to_pandas(types_mapper=pd.ArrowDtype), decimal).values, errors="coerce"
-    )
-    _refuse(where, pa.chunked_array([read.isna()]), "is no number")
-    return pa.chunked_array([pa.array(read)])
-
-
-def _times(where: str, values: pa.ChunkedArray, form: str | None) -> tuple[Any, bool]:
-    """Return times in ms since 1970, and whether they say of which zone they are.
-
-    They keep fractions, as several people may look in one ms.
+    `viewers` are those of the slates.
     """
-    if form:
-        try:
-            read = pd.to_datetime(
-                values.cast(pa.string()).to_pandas(), format=form, errors="coerce", utc=True
-            )
-        except ValueError as error:
-            raise TabrankError(f"--time-format {form}: {error}") from None
-        _refuse(where, pa.chunked_array([read.isna()]), f"is not written as --time-format {form}")
-        found, _ = _times(where, pa.chunked_array([pa.array(read)]), None)
-        return found, "%z" in form.lower()
-    if pa.types.is_timestamp(values.type) or pa.types.is_date(values.type):
-        times = np.asarray(values.cast(pa.timestamp("us"), safe=False).cast(pa.int64())) / 1e3
-        _refuse(where, pa.chunked_array([(times < RECENT_MS) | (times >= 10 * RECENT_MS)]), WRONG_TIME)
-        return times, pa.types.is_timestamp(values.type) and values.type.tz is not None
-    if pa.types.is_integer(values.type) or pa.types.is_floating(values.type):
-        numbers = np.asarray(values, float)
-        for first in (RECENT_MS, *(first for first, _ in OTHER_UNITS)):
-            if first <= np.median(numbers) < 10 * first:
-                bad = pc.or_(pc.less(values, first), pc.greater_equal(values, 10 * first))
-                _refuse(where, bad, WRONG_TIME)
-                return numbers * (RECENT_MS / first), True
-    what = (
-        "a time must be a datetime, as 2026-01-31T12:00:00Z, or a number of s, ms, µs or ns since 1970; name another "
-        "form, as --time-format '%d.%m.%Y %H:%M'"
-    )
-    raise _misfit(where, values, what)
-
-
-def _slates(log: pd.DataFrame, window_ms: float) -> pd.Series[Any]:
-    """Return a request id for each row: `import-` and the number of its slate's first row.
-
-    Rows of one viewer are a slate if they lie within `window_ms` of the slate's first row.
-    """
-    ordered = log.sort_values(["viewer", "ts_ms"], kind="stable")
-    viewer = ordered["viewer"].fillna("")
-    # Rows without a viewer may belong to several people, so a window must not group them.
-    until_ms = ordered["ts_ms"] + np.where(viewer == "", 0, window_ms)
-
-    def first_of(first: Row, row: Row) -> Row:
-        return first if row[0] == first[0] and row[1] <= first[2] else row
-
-    rows = zip(viewer, ordered["ts_ms"], until_ms, ordered.index, strict=True)
-    return pd.Series([f"import-{first[3]}" for first in accumulate(rows, first_of)], ordered.index)
-
-
-def _warnings(
-    fates: list[Fate],
-    paid: dict[str, pd.Series[Any]],
-    viewers: pd.Series[str],
-    columns: FlatColumns,
-    *,
-    is_foreign: bool,
-) -> Iterator[str]:
-    """Yield warnings of how the columns, and amounts that were `paid`, were read.
-
-    `viewers` are those of the slates. If a file `is_foreign`, its decimal mark may be a comma.
-    """
-    yield from (f"warning: {fate.column!r}: {fate.doubt}" for fate in fates if fate.doubt)
-    if (is_foreign or any(fate.has_comma for fate in fates)) and not columns.dialect.decimal:
-        others = {fate.column: fate.values for fate in fates if not fate.has_comma} | paid
-        for name in (name for name, values in others.items() if may_be_thousands(values)):
+    yield from (f"warning: {fate.column!r}: {fate.read.doubt}" for fate in found if fate.read.doubt)
+    # Where columns are separated by semicolons, the decimal mark may be a comma.
+    has_commas = ";" in (file.separator, acts.separator) or any(fate.read.has_comma for fate in found)
+    if has_commas and not file.columns.dialect.decimal:
+        others = {fate.column: fate.values for fate in found if not fate.read.has_comma}
+        paid = {name: acts.rows[name] for name in acts.columns.amounts.values()}
+        for name in (name for name, values in (others | paid).items() if may_be_thousands(values)):
             yield (
                 f"warning: {name!r} has numbers with three decimals, such as 1.234, in a file that may have decimal "
                 "commas: if these are thousands, repeat with --decimal ',', else with --decimal ."
             )
     lists = viewers.value_counts()
     again = float((lists > 1).mean()) if len(lists) else 1.0
-    if again < ENOUGH_AGAIN and any(fate.owner == OWNERS["request_id"] for fate in fates):
+    if again < ENOUGH_AGAIN and any(fate.owner == OWNERS["request_id"] for fate in found):
         yield (
             f"warning: only {again:.0%} of the viewers have two lists or more, too few to tell the fields of viewers "
-            "from the context; name them with --viewer-field"
+            "from the context; name them with --field"
+        )
+    texts = (fate for fate in found if pd.api.types.is_string_dtype(fate.values.dtype))
+    for fate in (one for one in texts if 2 * one.values.str.contains(LIST).sum() > one.values.count()):
+        yield (
+            f"warning: most cells of {fate.column!r} look like lists, and are read as single strings; for a set, give "
+            "a .parquet file in which this column holds lists of strings"
         )

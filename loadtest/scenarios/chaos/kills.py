@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 from collections.abc import Mapping
 from typing import Any
@@ -82,7 +83,9 @@ class SupervisorKilled(Fault):
     def heal(self, target: Target) -> None:
         """Read the status, then start the service again from the same file."""
         log = target.folder / "chaos.log"
-        self._status = run_command("serve", "status", "--run", str(target.run), log=log, accept=(0, 1))
+        self._status = json.loads(
+            run_command("serve", "status", "--json", "--run", str(target.run), log=log, accept=(0, 1))
+        )
         target.deploy(target.document())
 
     def measured(self, load: Injected) -> tuple[Report, list[str]]:

@@ -241,7 +241,7 @@ def test_a_load_without_numbers_and_rankings_without_reasons_are_told(tmp_path):
 def test_the_step_of_the_load_shows_its_figures(monkeypatch, capsys):
     gone = {"verdict": "void", "reasons": ["no service answers"]}
     loads = iter([gone, load_report("not held", reasons=["p99 is 200.0 ms, above 100 ms"])])
-    monkeypatch.setattr(demo, "_run", lambda *command, accept: next(loads))
+    monkeypatch.setattr(demo, "_run_json", lambda *command, accept: next(loads))
     demo._load_service("http://127.0.0.1:1")
     _, first, reason, _, second, *_ = capsys.readouterr().out.splitlines()
     assert (first, reason) == ("     void", "     no service answers")

@@ -76,14 +76,18 @@ class Away(Logging):
         return [row for path in paths for row in pq.read_table(path).to_pylist()]
 
 
-@pytest.fixture(params=[("folder", "lmdb"), ("bucket", "redis")], ids="-".join)
+@pytest.fixture
 def service(request, tmp_path):
-    where, kind = request.param
-    if where == "bucket":
-        request.getfixturevalue("bucket")
-    server = request.getfixturevalue("empty_redis_server") if kind == "redis" else None
-    log = named("log") if where == "bucket" else "log"
-    return Away(tmp_path, log, server.url if server else "lmdb:store", server)
+    """Return the service with LMDB and a log on the disk, or else with Redis and a bucket."""
+    if getattr(request, "param", "lmdb") == "lmdb":
+        return Away(tmp_path, "log", "lmdb:store", None)
+    request.getfixturevalue("bucket")
+    server = request.getfixturevalue("empty_redis_server")
+    return Away(tmp_path, named("log"), server.url, server)
+
+
+# Away, given up and back: of a store that a restart empties, and of one that is a folder.
+with_both = pytest.mark.parametrize("service", ["lmdb", "redis"], indirect=True)
 
 
 async def served(service):
@@ -125,6 +129,7 @@ def refusal(service):
     return service.run(refused)
 
 
+@with_both
 def test_a_store_with_a_journal_is_erased_from_only_when_given_up_and_flushed_without_them(service):
     service.run(killed)
     service.take_away()
@@ -194,6 +199,7 @@ def test_a_journal_that_is_given_up_needs_no_hashes(service):
     assert "viewers were erased" in refusal(service)
 
 
+@with_both
 def test_a_store_that_nobody_needs_may_be_gone_and_is_refused_when_it_is_back(service):
     service.run(served)
     service.take_away()

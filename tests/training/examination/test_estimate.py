@@ -138,9 +138,9 @@ def test_few_explored_exposures_do_not_decide(drawn, surface: Surface) -> None:
     assert examine(fixed, encoder, surface).source == "learned"
 
 
-@pytest.mark.parametrize("theta", [FLAT, DECAY], ids=["none", "falling"])
 @pytest.mark.parametrize(
-    ("source", "more"), [("arms", {"arms": ("legacy", "fame")}), ("explored", {"explore": 0.03})]
+    ("theta", "source", "more"),
+    [(FLAT, "arms", {"arms": ("legacy", "fame")}), (DECAY, "explored", {"explore": 0.03})],
 )
 def test_arms_and_explored_orders_see_through_what_the_ranker_knew(theta, source, more, surface: Surface):
     world = hidden(2_500, 0, theta, **more)
@@ -149,9 +149,9 @@ def test_arms_and_explored_orders_see_through_what_the_ranker_knew(theta, source
     assert beyond(found, theta) <= 2
 
 
-@pytest.mark.parametrize("theta", [FLAT, DECAY], ids=["none", "falling"])
 @pytest.mark.parametrize(
-    ("source", "more"), [("arms", {"arms": ("legacy", "ruled")}), ("explored", {"explore": 0.03})]
+    ("theta", "source", "more"),
+    [(DECAY, "arms", {"arms": ("legacy", "ruled")}), (FLAT, "explored", {"explore": 0.03})],
 )
 def test_arms_that_differ_in_rules_and_draws_between_pins_measure_it_too(theta, source, more, surface):
     rows = hidden(3_500, 0, theta, pins=0.5, **more).rows
@@ -168,12 +168,11 @@ def test_examination_is_learned_from_the_places_that_rules_gave(theta, surface: 
     assert beyond(found, theta) < 2.5
 
 
-@pytest.mark.parametrize("theta", [FLAT, DECAY], ids=["none", "falling"])
-def test_what_people_knew_when_they_pinned_does_not_pass_for_examination(theta, surface: Surface) -> None:
-    rows = hidden(2_500, 0, theta, arms=("honest",), pins=0.5).rows
+def test_what_people_knew_when_they_pinned_does_not_pass_for_examination(surface: Surface) -> None:
+    rows = hidden(2_500, 0, FLAT, arms=("honest",), pins=0.5).rows
     found, unaware = (examine(each, HIDDEN, surface) for each in (rows, replace(rows, pinned=None)))
     assert (found.source, unaware.source) == ("learned", "learned")
-    assert beyond(found, theta) < 2 < 3 < beyond(unaware, theta)
+    assert beyond(found, FLAT) < 2 < 3 < beyond(unaware, FLAT)
 
 
 @pytest.mark.parametrize("how", ["outside", "alike", "cut"])

@@ -63,7 +63,7 @@ def explored(
 
     Raises:
         TabrankError: the log is invalid, the surface does not have the artifact's features, the log
-            has no propensities or some that do not match its draws, or no exposure can be used.
+            has no propensities, or no exposure can be used.
     """
     features = Features(Schema(surface))
     artifact.encoder.check(features.columns)
@@ -85,11 +85,6 @@ def explored(
             why[i] = FORGOTTEN
         elif replay.exposure_ms[i] > open_ms:
             why[i] = OPEN
-        elif draw.is_cut is None:
-            raise TabrankError(
-                f"{folder}: the propensities of exposure {log.exposures['request_id'][i].as_py()!r} are not those "
-                "of its draw: another release drew the order; use that release, or a log served by this one"
-            )
         elif draw.is_cut:
             why[i] = CUT
     left_out = {CUT: 0, OPEN: 0, FORGOTTEN: 0, OUTSIDE: 0} | Counter(why.values())
