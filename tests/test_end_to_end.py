@@ -48,10 +48,14 @@ def run_json(*arguments, cwd):
 
 @pytest.fixture(scope="module")
 def home(ranklens, tmp_path_factory):
-    """Folder with a fitted, published RankLens model and a store filled from the first 80 %."""
+    """Folder with a fitted, published RankLens model and a store filled from the first 80 %.
+
+    Of the log, its first two fifths do: a fit takes half the time.
+    """
     home = tmp_path_factory.mktemp("home")
     run("training", "import", "ranklens", "--source", str(ranklens), "--out", "log", cwd=home)
-    run("training", "split", "--log", "log", "--at", "0.8", "--out", ".", cwd=home)
+    run("training", "split", "--log", "log", "--at", "0.4", "--out", "part", cwd=home)
+    run("training", "split", "--log", "part/before", "--at", "0.8", "--out", ".", cwd=home)
     fit = ("fit", "--surface", "ranklens", "--log", "before", "--out", "model", "--workers", "1")
     run("training", *fit, cwd=home)
     run("training", "publish", "--model", "model", "--models", "models", cwd=home)
@@ -99,7 +103,7 @@ def test_the_model_beats_the_heuristic_on_what_it_has_not_seen(home):
     )
     assert result["model"]["auc"] >= 0.78
     assert result["model"]["ndcg@10"] > result["popular"]["ndcg@10"]
-    assert result["rows"] == 37_824
+    assert result["rows"] == 13_776
 
 
 @pytest.fixture(scope="module")
