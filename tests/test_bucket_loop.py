@@ -14,8 +14,11 @@ import httpx
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+import serve.__main__
 import serve.storage.bucket
+import training.__main__
 from serve.features.surface import load_surface
 from serve.log.reader import TABLES, read_log
 from serve.storage.bucket import place
@@ -210,15 +213,17 @@ def released(side):
     until(model=one)
 
 
-def test_what_cannot_be_in_a_bucket_is_refused_in_words(home, sides):
+def test_what_cannot_be_in_a_bucket_is_refused_in_words(sides):
     _, side = sides
-    fit = ("training", "fit", "--surface", "spaces", "--log", side.before, "--out", "s3://bucket/model")
-    assert side.run(*fit, code=2) == (
-        "s3://bucket/model: this can be written to a folder of this machine only; name one\n"
+    fit = ["fit", "--surface", "spaces", "--log", side.before, "--out", "s3://bucket/model"]
+    done = CliRunner().invoke(training.__main__.app, fit)
+    assert (done.exit_code, done.stderr) == (
+        2,
+        "s3://bucket/model: this can be written to a folder of this machine only; name one\n",
     )
 
 
-def test_check_names_a_log_in_a_bucket_that_two_applications_have(home, sides):
+def test_check_names_a_log_in_a_bucket_that_two_applications_have(home, sides, monkeypatch):
     _, side = sides
     document = yaml.safe_load(side.file.read_text())
     second = {"name": "ranklens", "route_prefix": "/r", "import_path": "serve.app:build"}
@@ -229,5 +234,7 @@ def test_check_names_a_log_in_a_bucket_that_two_applications_have(home, sides):
     }
     document["applications"].append(second)
     (home / "two.yaml").write_text(yaml.safe_dump(document))
-    told = run("serve", "check", "two.yaml", cwd=home, code=1)
-    assert f"the log '{side.before}' is already used by applications[0]" in told
+    monkeypatch.chdir(home)
+    done = CliRunner().invoke(serve.__main__.app, ["check", "two.yaml"])
+    assert done.exit_code == 1
+    assert f"the log '{side.before}' is already used by applications[0]" in done.stdout
