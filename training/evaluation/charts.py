@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from serve.report.charts import Axis, Series, plot
+from serve.report.charts import Axis, Limit, Series, plot
 from training.evaluation.verdict import MEASURES, TITLES
 
 MOST_FEATURES = 20
@@ -23,6 +23,18 @@ def contenders(evaluation: Mapping[str, Any], by: str) -> str:
     caption = f"The {which}, the better. Bars are 95 % intervals of each alone; on the same rows, "
     caption += "differences are surer than overlapping bars suggest: see the table of differences."
     return _rows(f"{MEASURES[by]} of each", MEASURES[by], series, caption=caption, pixels=34)
+
+
+def learning(history: Sequence[Mapping[str, Any]], best_epoch: int) -> str:
+    """Plot training and validation logloss by epoch."""
+    epochs = [line["epoch"] for line in history]
+    lines = [
+        Series("training", epochs, [line["train_logloss"] for line in history], colour="muted", dashed=True),
+        Series("validation", epochs, [line["valid_logloss"] for line in history], colour="model"),
+    ]
+    caption = "Where the lines part, the network overfits its training rows."
+    best = [Limit("best", x=best_epoch, colour="muted")]
+    return plot("", Axis("epoch", whole=True, is_time=True), Axis("logloss"), lines, best, caption=caption)
 
 
 def importance(lines: Sequence[Mapping[str, Any]]) -> str:

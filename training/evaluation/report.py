@@ -91,6 +91,7 @@ def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
         "NDCG@10 rewards orders that resemble the one that was shown. In brackets are 95 % intervals; one slice in "
         "twenty is outside its own by chance. A dash stands where there are too few rows"
     )
+    learned = "These are of the winning trial. The model itself was then trained again, on more rows."
     parts += [
         section(
             "Measures",
@@ -103,6 +104,11 @@ def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> s
         section("Features", paragraph(moves(evaluation)), charts.importance(evaluation["importance"])),
         section("Slices", table(verdict.slices(evaluation["slices"]), sliced)),
         section("Reliability", reliability(evaluation["curves"]["reliability"])),
+        section(
+            "Learning",
+            paragraph(learned if search else ""),
+            charts.learning(evaluation["history"], evaluation["best_epoch"]),
+        ),
         footer(
             {"made": manifest["created"], "revision": manifest["git"] or "unknown"},
             ".",

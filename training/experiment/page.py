@@ -27,11 +27,11 @@ CAPPED = (
     "A viewer's amount is capped at the 99th percentile, or at the 95th of those above 0 if that is higher"
 )
 HOW_TO_READ = (
-    "Effects compare the treatment with the control. An arm is the viewers who get one way of ranking (popular: most "
-    "popular first); an exposure is a ranking shown to a viewer. A viewer counts in the assigned arm, whatever the rung (how "
-    "complete an answer is). Means are adjusted by what the same viewers did before, if that is known. The interval at "
-    "one look (fixed horizon) holds at a time that was set in advance, and decides at the declared end. Until then "
-    "the other one decides, which you may read as often as you like, and the p-values go with it. p (Holm) is "
+    "Effects compare the treatment with the control. An arm is the viewers who get one way of ranking (popular: "
+    "most popular first); an exposure is a ranking shown to a viewer. A viewer counts in the assigned arm, whatever "
+    "the rung (how complete an answer is). Means are adjusted by what the same viewers did before, if that is "
+    "known. The interval at one look (fixed horizon) holds at a time that was set in advance, and decides at the "
+    "declared end. Until then the other one decides, which you may read as often as you like, and the p-values go with it. p (Holm) is "
     "corrected for the number of metrics. Formulas and sources: docs/experiments.md."
 )
 
