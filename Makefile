@@ -8,6 +8,9 @@ LOCKED := --require-hashes --no-deps --only-binary :all: --requirement lock.txt
 STAMP := .venv/.installed
 EXPERIMENT := var/experiment
 PORT := 9090
+RULES := $(CURDIR)/serve/operate/observe
+# A job of Prometheus on the page of metrics that service.json has under a key.
+scrape = -e 's|^ *"$(2)": "http://([^/]+)/.*|- {job_name: $(1), static_configs: [{targets: ["\1"]}]}|p'
 # Ray turns token authentication on by itself in some environments, so the mode is set here.
 export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
@@ -75,7 +78,15 @@ down: ## Stop the service, and what a demo or a benchmark left running.
 	@test ! -d var/bench/run || $(BIN)/python -m serve down --run var/bench/run
 
 observe: install ## Run a local Prometheus with the alerts, until Ctrl-C (PORT=9090).
-	@$(BIN)/python -m serve observe --port $(PORT)
+	@mkdir -p var/observe
+	@# Each start of the service has its own ports for metrics, which service.json names.
+	@{ echo 'global: {scrape_interval: 5s, evaluation_interval: 5s}'; \
+	  echo 'rule_files: [$(RULES)/rules.yml, $(RULES)/alerts.yml]'; \
+	  echo 'scrape_configs:'; \
+	  sed -nE $(call scrape,tabrank,metrics_url) $(call scrape,haproxy,haproxy_metrics_url) \
+	    var/run/service.json; } > var/observe/prometheus.yml
+	prometheus --config.file=var/observe/prometheus.yml --storage.tsdb.path=var/observe/data \
+	  --storage.tsdb.retention.time=7d --web.listen-address=127.0.0.1:$(PORT)
 
 var/log: | install
 	@echo 'There is no log yet: making a small one of the simulated world.'

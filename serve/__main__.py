@@ -33,22 +33,16 @@ from serve.storage.bucket import place
 
 Yes = Annotated[bool, typer.Option("--yes", help="Deploy what `diff` marks with `needs --yes`.")]
 app = command_line(__doc__)
-bench = typer.Typer(no_args_is_help=True)
-app.add_typer(bench, name="bench", help="Measure speed on this machine.")
 app.add_typer(
     models, name="models", help="List, promote and roll back versions, start a canary, compare scores."
 )
-app.add_typer(render, name="render", help="Write a RayService for Kubernetes, or a systemd unit.")
+app.add_typer(render, name="render", help="Write a RayService for Kubernetes.")
 
 
 @app.command()
 def up(
     config: ConfigFile = CONFIG,
     run: RunFolder = RUN,
-    haproxy: Annotated[bool, typer.Option(help="Use HAProxy, or Ray's slower Python proxy.")] = True,
-    dashboard: Annotated[
-        bool, typer.Option("--dashboard", help="Also run Ray's dashboard on 127.0.0.1; it takes 200 MB.")
-    ] = False,
     timeout: Annotated[
         float,
         typer.Option(help="Seconds until the service must answer; up to four times as many under overload."),
@@ -60,15 +54,7 @@ def up(
     from serve.operate.run.local_cluster import up as start
 
     os.umask(PRIVATE)
-    service = start(
-        config,
-        run_dir=run,
-        haproxy=haproxy,
-        dashboard=dashboard,
-        yes=yes,
-        timeout_s=timeout,
-        progress=_progress,
-    )
+    service = start(config, run_dir=run, yes=yes, timeout_s=timeout, progress=_progress)
     for reason in service["degraded"] + service["advice"]:
         _progress(f"warning: {reason}")
     done = "nothing to change" if service["action"] == "none" else service["action"]
@@ -76,7 +62,7 @@ def up(
 
 
 @app.command()
-def down(run: RunFolder = RUN, as_json: Json = False) -> None:
+def down(run: RunFolder = RUN) -> None:
     """Stop the service and all its processes, whatever their state."""
     from serve.operate.run.local_cluster import NEVER
     from serve.operate.run.local_cluster import down as stop
@@ -84,19 +70,11 @@ def down(run: RunFolder = RUN, as_json: Json = False) -> None:
     stopped = stop(run, progress=_progress)
     never = stopped["was"] == NEVER
     line = f"no service was ever started in {run}" if never else f"stopped (it was {stopped['was']})"
-    line += f"; its logs are in {stopped['kept_logs']}" if stopped["kept_logs"] else ""
-    answer(stopped, as_json, line)
+    print(line + (f"; its logs are in {stopped['kept_logs']}" if stopped["kept_logs"] else ""))
 
 
 @app.command()
-def status(
-    config: Annotated[Path | None, typer.Argument(help="The file that the service must be of.")] = None,
-    run: AnyRunFolder = None,
-    address: Address = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Refresh until Ctrl-C.")] = False,
-    every: Annotated[float, typer.Option(help="Seconds between refreshes.", min=0.5)] = 2.0,
-    as_json: Json = False,
-) -> None:
+def status(run: AnyRunFolder = None, address: Address = None, as_json: Json = False) -> None:
     """Show on one screen what to do first, and how the running service ranks.
 
     Exit code 0: the service is ready and nothing is degraded; advice does not count. 1: it is
@@ -104,14 +82,11 @@ def status(
     """
     # The screen states what is wrong with a bucket; a warning on stderr would break it.
     logging.getLogger(SERVICE_LOGGER).addHandler(logging.NullHandler())
-    from serve.operate.status.screen import keep_showing, show
+    from serve.operate.status.screen import show
     from serve.operate.status.vitals import look
 
-    if watch:
-        found = keep_showing(run, address, every, as_json, config)
-    else:
-        found = look(run, address, None, config)
-        show(found, as_json)
+    found = look(run, address)
+    show(found, as_json)
     if found.state != "ready" or found.degraded:
         raise typer.Exit(1)
 
@@ -140,7 +115,6 @@ def diff(
     address: Address = None,
     apply: Annotated[bool, typer.Option("--apply", help="Deploy the file in place.")] = False,
     yes: Yes = False,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait until it runs.")] = 120.0,
     as_json: Json = False,
 ) -> None:
     """Compare a `cluster.yaml` with the running service, and say what each change would do.
@@ -153,7 +127,7 @@ def diff(
     """
     from serve.operate.diff.apply import diff as differ
 
-    result, lines, held = differ(config, run, address, apply, timeout, _progress, yes=yes)
+    result, lines, held = differ(config, run, address, apply, _progress, yes=yes)
     answer(result, as_json, "\n".join(lines), held=held)
 
 
@@ -162,8 +136,6 @@ def popular(
     off: Annotated[bool, typer.Option("--off", help="Let the arms rank again.")] = False,
     run: AnyRunFolder = None,
     address: Address = None,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait until it runs.")] = 60.0,
-    as_json: Json = False,
 ) -> None:
     """Answer every ranking with the popular order, without a restart; the file does not change.
 
@@ -171,20 +143,14 @@ def popular(
     """
     from serve.operate.diff.apply import popular as turn
 
-    result, line = turn(run, address, not off, timeout, _progress)
-    answer(result, as_json, line)
+    print(turn(run, address, not off, _progress))
 
 
 @app.command()
-def check(config: ConfigFile = CONFIG, run: RunFolder = RUN, as_json: Json = False) -> None:
-    """Validate a `cluster.yaml` strictly and list all problems. Exit code 1 if it is refused.
-
-    If a service of this file runs, say if the file of its surface was edited since the deploy.
-    """
+def check(config: ConfigFile = CONFIG, as_json: Json = False) -> None:
+    """Validate a `cluster.yaml` strictly and list all problems. Exit code 1 if it is refused."""
     from serve.config.reader import read
     from serve.config.yaml_positions import ConfigRefused
-    from serve.operate.host.deploying import edited_surfaces
-    from serve.operate.host.run_folder import RunFolder as Folder
 
     try:
         warnings, problems = read(config).warnings, []
@@ -192,14 +158,10 @@ def check(config: ConfigFile = CONFIG, run: RunFolder = RUN, as_json: Json = Fal
         warnings, problems = tuple(refused.warnings), refused.problems
     for warning in warnings:
         _progress(f"warning: {warning}")
-    edited = [f"{app}: {one}" for app, one in edited_surfaces(Folder(run), config.resolve())]
-    for line in edited:
-        _progress(f"warning: {line}")
     result = {
         "accepted": not problems,
         "problems": [asdict(problem) for problem in problems],
         "warnings": [asdict(warning) for warning in warnings],
-        "edited": edited,
     }
     text = "\n".join(map(str, problems)) or f"{config}: accepted"
     answer(result, as_json, text, held=not problems)
@@ -241,7 +203,6 @@ def load(
             help="Fill the store although the log's own store is lost, and with it up to a minute of records.",
         ),
     ] = False,
-    as_json: Json = False,
 ) -> None:
     """Fill a store by replaying a log. A service may run meanwhile if it uses another store.
 
@@ -268,23 +229,7 @@ def load(
     parts.end()
     partly = [name for name, since_ms in counts["complete_since_ms"].items() if since_ms is not None]
     rest = f"only with newer records: {', '.join(partly)}" if partly else "every feature is complete"
-    text = f"{shown(store)}: {counts['viewers']} viewers, {counts['candidates']} candidates; {rest}"
-    answer(counts, as_json, text)
-
-
-@app.command()
-def observe(
-    run: RunFolder = RUN,
-    port: Annotated[int, typer.Option(help="Prometheus port on 127.0.0.1.", min=1, max=65535)] = 9090,
-    data: Annotated[Path, typer.Option(help="Folder for Prometheus data.")] = Path("var/observe"),
-) -> None:
-    """Run a local Prometheus for the service, with alerts and a dashboard, until Ctrl-C."""
-    from serve.operate.host.run_folder import RunFolder as Folder
-    from serve.operate.observe.prometheus import observe as watch
-
-    # Ctrl-C is the normal way to stop it.
-    with contextlib.suppress(KeyboardInterrupt):
-        watch(Folder(run), data, port, _progress)
+    print(f"{shown(store)}: {counts['viewers']} viewers, {counts['candidates']} candidates; {rest}")
 
 
 @app.command()
@@ -314,25 +259,14 @@ def plan(
     answer(report, as_json, text_of(report), held=report["fits"])
 
 
-@bench.command()
-def fetch(as_json: Json = False) -> None:
-    """Measure how long a request's features take, for several sizes; needs 5 GB of disk."""
-    from serve.bench.fetch import bench_fetch, table
-
-    result = bench_fetch(progress=_progress)
-    answer(result, as_json, table(result))
-
-
-@bench.command()
-def writer(
+@app.command()
+def bench(
     store: Annotated[list[str] | None, typer.Option(help="Also measure this empty Redis store.")] = None,
-    as_json: Json = False,
 ) -> None:
     """Measure the writer's CPU time per ranking. The stores keep the rows that this writes."""
     from serve.bench.writer import bench_writer, table
 
-    result = bench_writer(store or ())
-    answer(result, as_json, table(result))
+    print(table(bench_writer(store or ())))
 
 
 def _progress(message: str) -> None:

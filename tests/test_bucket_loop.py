@@ -7,14 +7,18 @@ import socket
 import subprocess
 import sys
 import time
+from operator import itemgetter
 from pathlib import Path
 
 import httpx
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+import serve.__main__
 import serve.storage.bucket
+import training.__main__
 from serve.features.surface import load_surface
 from serve.log.reader import TABLES, read_log
 from serve.storage.bucket import place
@@ -114,10 +118,28 @@ class Side:
                 found.append({key: answer[key] for key in ("arm", "model", "rung", "degraded", "ranking")})
         return found
 
-    def replayed(self):
-        given = ("--model", "disk-model", "--history", self.before, "--url", self.url)
-        found = run_json("training", "replay", "--log", self.after, *given, cwd=self.home)
-        return {key: value for key, value in found.items() if not key.endswith(("seconds", "_per_s"))}
+    def lived(self):
+        """Send the rest of the log, in order of time, and return the orders that were answered."""
+        tables = {
+            name: pq.read_table(self.home / f"disk/after/{name}.parquet") for name in ("exposures", "events")
+        }
+        calls = [(row["ts_ms"], "rank", row) for row in tables["exposures"].to_pylist()]
+        calls += [(row["ts_ms"], "events", row) for row in tables["events"].to_pylist()]
+        orders = []
+        with httpx.Client(base_url=f"{self.url}/v1", timeout=30) as client:
+            for now_ms, path, row in sorted(calls, key=itemgetter(0)):
+                if path == "rank":
+                    body = {key: row[key] for key in ("request_id", "viewer", "candidates")} | {
+                        "now_ms": now_ms
+                    }
+                else:
+                    body = {
+                        "records": [{"type": "event"} | {key: value for key, value in row.items() if value}]
+                    }
+                answer = client.post(f"/{path}", json=body)
+                assert answer.status_code == 200, answer.text
+                orders.append(answer.json().get("ranking"))
+        return orders
 
     def served(self):
         found = read_log(place(self.before, self.home), load_surface("spaces"), test_traffic=True)
@@ -141,13 +163,13 @@ def test_a_fit_on_a_bucket_gives_the_model_of_the_disk(home, sides):
     assert weights(home, "bucket") == weights(home, "disk")
 
 
-def test_answers_and_replay_with_a_bucket_are_those_of_the_disk(home, sides, names):
+def test_answers_and_log_with_a_bucket_are_those_of_the_disk(home, sides, names):
     served = [side for side in sides if side.name in names]
     found = []
     for side in served:
         side.serve()
         try:
-            found.append((side.answers(), side.replayed(), side.answers()))
+            found.append((side.answers(), side.lived(), side.answers()))
             if side.name == "bucket":
                 released(side)
         finally:
@@ -155,9 +177,9 @@ def test_answers_and_replay_with_a_bucket_are_those_of_the_disk(home, sides, nam
         audit = ("--surface", "spaces", "--log", side.before, "--model", "disk-model")
         # 2 would be: nothing differs, but there are few rows for drift.
         run("training", "audit", *audit, cwd=home)
-    for before, replayed, after in found:
+    for before, lived, after in found:
         assert {(answer["rung"], *answer["degraded"]) for answer in before + after} == {("full",)}
-        assert (before, replayed, after) == found[0]
+        assert (before, lived, after) == found[0]
     tables = [side.served() for side in served]
     for name in TABLES:
         kept = [column for column in tables[0][name].column_names if column not in OWN]
@@ -191,15 +213,17 @@ def released(side):
     until(model=one)
 
 
-def test_what_cannot_be_in_a_bucket_is_refused_in_words(home, sides):
+def test_what_cannot_be_in_a_bucket_is_refused_in_words(sides):
     _, side = sides
-    fit = ("training", "fit", "--surface", "spaces", "--log", side.before, "--out", "s3://bucket/model")
-    assert side.run(*fit, code=2) == (
-        "s3://bucket/model: this can be written to a folder of this machine only; name one\n"
+    fit = ["fit", "--surface", "spaces", "--log", side.before, "--out", "s3://bucket/model"]
+    done = CliRunner().invoke(training.__main__.app, fit)
+    assert (done.exit_code, done.stderr) == (
+        2,
+        "s3://bucket/model: this can be written to a folder of this machine only; name one\n",
     )
 
 
-def test_check_names_a_log_in_a_bucket_that_two_applications_have(home, sides):
+def test_check_names_a_log_in_a_bucket_that_two_applications_have(home, sides, monkeypatch):
     _, side = sides
     document = yaml.safe_load(side.file.read_text())
     second = {"name": "ranklens", "route_prefix": "/r", "import_path": "serve.app:build"}
@@ -210,5 +234,7 @@ def test_check_names_a_log_in_a_bucket_that_two_applications_have(home, sides):
     }
     document["applications"].append(second)
     (home / "two.yaml").write_text(yaml.safe_dump(document))
-    told = run("serve", "check", "two.yaml", cwd=home, code=1)
-    assert f"the log '{side.before}' is already used by applications[0]" in told
+    monkeypatch.chdir(home)
+    done = CliRunner().invoke(serve.__main__.app, ["check", "two.yaml"])
+    assert done.exit_code == 1
+    assert f"the log '{side.before}' is already used by applications[0]" in done.stdout

@@ -192,7 +192,7 @@ class Play:
     def apply(self, yes, loads):
         if loads:
             self.load()
-        _, lines, held = diff(self.file, self.run_folder.path, None, True, 5.0, SILENT, yes=yes)
+        _, lines, held = diff(self.file, self.run_folder.path, None, True, SILENT, yes=yes)
         if not held:
             raise TabrankError("\n".join(lines))
         self.expect_deployed(yes)
@@ -205,7 +205,7 @@ class Play:
         self.is_popular = wanted
 
     def popular(self, on):
-        popular(self.run_folder.path, None, on, 5.0, SILENT)
+        popular(self.run_folder.path, None, on, SILENT)
         self.is_popular = on
 
     def publish(self, promotes):

@@ -1,4 +1,4 @@
-"""Synthetic rows of `spaces` for benchmarks, with every map and set full, as in a busy service."""
+"""Synthetic rows of `spaces` for benchmarks, with every map and set of a viewer full."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 from serve.contract.hashing import hash64
 from serve.features.field_types import TYPES
 from serve.features.kinds.affinity import Maps
-from serve.features.kinds.gauge import Presences
 from serve.features.rows import CandidateRows, Schema
 from serve.features.slots import CANDIDATE_ID, I64, PackedRows
 from serve.features.state_kind import STATE
@@ -56,22 +55,7 @@ class RowMaker:
         for field, values in rows.values.items():
             if field != CANDIDATE_ID.name:
                 self._fill_sums(values.table[1:])
-        self._fill_presences(rows, at)
         return rows
-
-    def _fill_presences(self, rows: CandidateRows, at: I64) -> None:
-        """Place 12 viewers at a candidate on average; few candidates have many more."""
-        presences = self._schema.kept(Presences)
-        num = self._rng.geometric(1 / 12, len(at)) - 1
-        for slot, inside in presences.presences.items():
-            counts = presences.of(rows.table, slot)
-            counts["newest_step"][at] = NOW_MS // slot.step_ms
-            counts["present"][at, :-1] = num[:, None]
-            if inside:
-                field = CANDIDATE_ID.name
-                viewers = presences.of(rows.values[field].table, inside)["viewers"]
-                made = self._distinct("viewers", len(at), viewers.shape[1])
-                viewers[rows.value_of[field][at]] = np.where(np.arange(made.shape[1]) < num[:, None], made, 0)
 
     def _viewers(self, num_rows: int) -> PackedRows:
         rows = self._schema.blank("viewer", num_rows)

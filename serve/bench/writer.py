@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from serve.bench.fetch import SLATE
 from serve.bench.synthetic import NOW_MS, RowMaker, candidate_id, viewer_id
 from serve.config.settings import AppArgs
 from serve.contract.errors import TabrankError
@@ -32,6 +31,8 @@ from serve.stores.protocol import shown
 # rankings/s.
 BATCHES = (33, 330)
 VIEWERS, CANDIDATES = 20_000, 2_000
+# How many candidates each exposure has.
+SLATE = 55
 
 
 def bench_writer(stores: Sequence[str], num_exposures: int = 3_300, rounds: int = 5) -> dict[str, Any]:
@@ -92,7 +93,7 @@ def _writer(folder: Path, number: int, address: str) -> Ingester:
     schema = Schema(load_surface("spaces"))
     with closing(open_store(address, "spaces", schema.fingerprint, base=folder, writable=True)) as store:
         if store.seq():
-            raise TabrankError(f"bench writer: {shown(address)} has rows; name an empty store")
+            raise TabrankError(f"bench: {shown(address)} has rows; name an empty store")
         maker = RowMaker(schema, seed=0)
         maker.fill_store(store, VIEWERS)
         live = maker.live_table(CANDIDATES)

@@ -14,13 +14,11 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from ray.runtime_env import RuntimeEnv, RuntimeEnvConfig
-from ray.serve._private.config import DeploymentConfig, ReplicaConfig
+from ray.serve._private.config import DeploymentConfig
 from ray.serve._private.utils import validate_route_prefix
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.schema import (
     DeploymentSchema,
-    RayActorOptionsSchema,
-    ServeApplicationSchema,
     ServeDeploySchema,
 )
 
@@ -31,9 +29,6 @@ from serve.contract.errors import did_you_mean
 from serve.contract.typed_reader import Level, read
 from serve.contract.typed_reader import levels as levels_of
 
-# Keys that Ray declares as plain mappings and validates only when it deploys, with the models that
-# it uses then.
-LATE = {"autoscaling_policy": AutoscalingPolicy, "actor_options": RayActorOptionsSchema}
 # Import paths whose code Ray's models would import, and so run, to validate them.
 IMPORTED = ("policy_function", "request_router_class")
 
@@ -44,11 +39,8 @@ def ray_levels() -> dict[Level, list[str]]:
     # Ray declares these two keys here, and refuses them below the top level.
     levels[APPLICATION] = [name for name in levels[APPLICATION] if name not in ("host", "port")]
     levels |= levels_of(AutoscalingPolicy, (*APPLICATION, "autoscaling_policy"))
-    actor = (*DEPLOYMENT, "deployment_actors", "actor_options")
-    levels |= levels_of(RayActorOptionsSchema, actor)
-    levels[(*DEPLOYMENT, "ray_actor_options", "fallback_strategy")] = ["label_selector"]
     known = [name for name in RuntimeEnv.known_fields if not name.startswith("_")]
-    for owner in (APPLICATION, (*DEPLOYMENT, "ray_actor_options"), actor):
+    for owner in (APPLICATION, (*DEPLOYMENT, "ray_actor_options")):
         levels[(*owner, "runtime_env")] = known
         levels[(*owner, "runtime_env", "config")] = list(RuntimeEnvConfig.known_fields)
     return levels
@@ -74,8 +66,16 @@ def ray_defaults(model: type[BaseModel] = ServeDeploySchema, level: Level = ()) 
 
 
 def check_values(root: Node) -> None:
-    """Refuse the values that one of Ray's models refuses, now or when it deploys."""
-    _check(root, {key: value for key, value in root.value.items() if key != "nodes"}, ServeDeploySchema)
+    """Refuse the values that Ray's models refuse; Ray checks options of actors when it deploys."""
+    _validate(root, ServeDeploySchema, {key: value for key, value in root.value.items() if key != "nodes"})
+    for application in root["applications"].items():
+        _check_route(application["route_prefix"])
+        for deployment in application["deployments"].items():
+            if not isinstance(deployment.value, dict):
+                deployment.refuse(f"expected a mapping with the key 'name' (got {deployment.value!r})")
+            # Ray takes any mapping here, and validates it when it deploys.
+            elif isinstance(scaling := _scaling(deployment.value), dict):
+                _check_scaling(deployment["autoscaling_config"], scaling)
 
 
 def size(at: Node, deployment: Mapping[str, Any]) -> Size:
@@ -116,44 +116,19 @@ def _parts(annotation: Any) -> Iterator[Any]:
         yield from _parts(argument)
 
 
-def _check(at: Node, value: Any, model: Any) -> bool:
-    """Refuse what a model refuses. Nested values come first: one error would hide theirs."""
-    if not isinstance(value, dict):
-        needed = [name for name, field in model.model_fields.items() if field.is_required()]
-        at.refuse(f"expected a mapping{f' with the key {needed[0]!r}' if needed else ''} (got {value!r})")
-        return False
-    sound = dict(value)
-    for key, child in value.items():
-        here = at[key]
-        parts = list(_parts(model.model_fields[key].annotation)) if key in model.model_fields else []
-        nested = next(filter(_is_model, [*parts, LATE.get(key)]), None)
-        is_list = any(typing.get_origin(part) is list for part in parts)
-        if nested and is_list and isinstance(child, list):
-            sound[key] = [item.value for item in here.items() if _check(item, item.value, nested)]
-        elif nested and not is_list and child is not None:
-            _check(here, _scaling(value) if nested is AutoscalingConfig else child, nested)
-        _check_plain(here, parts)
-        if not is_list and not here.is_sound:
-            del sound[key]
-    if _validate(at, model, sound) and at.is_sound:
-        _check_more(at, model, sound)
-    return at.is_sound
+def _check_route(at: Node) -> None:
+    try:
+        validate_route_prefix(at.value if at.is_sound else None)
+    except ValueError as error:
+        at.refuse(str(error))
 
 
-def _check_more(at: Node, model: Any, value: Mapping[str, Any]) -> None:
-    """Refuse values that Ray refuses in other code than the model's."""
-    if model is ServeApplicationSchema:
-        _check_env(at["runtime_env"], value.get("runtime_env", {}))
-        try:
-            validate_route_prefix(value.get("route_prefix"))
-        except ValueError as error:
-            at["route_prefix"].refuse(str(error))
-    if model is AutoscalingConfig and value.get("target_ongoing_requests", 0) is None:
+def _check_scaling(at: Node, scaling: Mapping[str, Any]) -> None:
+    _validate(at, AutoscalingConfig, scaling)
+    if scaling.get("target_ongoing_requests", 0) is None:
         at["target_ongoing_requests"].refuse(
             "Ray compares this value with max_ongoing_requests; give a number (got None)"
         )
-    if model is DeploymentSchema:
-        _when_deployed(at, value)
 
 
 def _scaling(deployment: Mapping[str, Any]) -> Any:
@@ -162,33 +137,6 @@ def _scaling(deployment: Mapping[str, Any]) -> Any:
     if deployment.get("num_replicas") == "auto" and (given is None or isinstance(given, dict)):
         return {**AutoscalingConfig.default().model_dump(exclude_unset=True), **(given or {})}
     return given
-
-
-def _when_deployed(at: Node, deployment: Mapping[str, Any]) -> None:
-    """Refuse what Ray refuses only at deployment: actor options, and too small bundles."""
-    placed = ("placement_group_bundles", "placement_group_strategy", "placement_group_bundle_label_selector")
-    options = {key: deployment[key] for key in (*placed, "max_replicas_per_node") if key in deployment}
-    actor = deployment.get("ray_actor_options", {})
-    where = at["ray_actor_options"]
-    for node, given, more in ((where, actor, {}), (at, deployment, options)):
-        try:
-            ReplicaConfig.create("deployment", ray_actor_options=dict(actor), **more)
-        except (ValueError, TypeError) as error:
-            _blame(node, str(error), given)
-            break
-    _check_env(where["runtime_env"], actor.get("runtime_env") or {})
-    if isinstance(actors := deployment.get("deployment_actors"), list):
-        _validate(at, DeploymentConfig, {"deployment_actors": actors})
-
-
-def _check_env(at: Node, env: Mapping[str, Any]) -> None:
-    """Validate the values in a runtime environment that do not name files or packages elsewhere."""
-    for key in ("env_vars", "config"):
-        if key in env and at[key].is_sound:
-            try:
-                RuntimeEnv(**{key: env[key]})
-            except (ValueError, TypeError, AttributeError) as error:
-                at[key].refuse(" ".join(str(error).split()))
 
 
 def _without_imports(value: Any) -> Any:
@@ -213,20 +161,12 @@ def _validate(at: Node, model: Any, value: Any) -> bool:
     return True
 
 
-def _check_plain(at: Node, parts: list[Any]) -> None:
-    """Refuse what pydantic would accept or run: yes for 1, and the import path of code."""
-    value = at.value
-    if at.steps[-1] in IMPORTED and not (isinstance(value, str) and re.fullmatch(r"\w+([.:]\w+)+", value)):
-        at.refuse(f"expected an import path, such as package.module:name (got {value!r})")
-    if isinstance(value, bool) and (int in parts or float in parts) and bool not in parts:
-        at.refuse(f"expected a number (got {value}, which YAML reads for yes and no)")
-
-
 def _is_model(part: Any) -> bool:
     return isinstance(part, type) and issubclass(part, BaseModel)
 
 
 def _note(at: Node, value: Any, problem: Any) -> None:
+    """Add an error of pydantic, unless something at or below its place was refused already."""
     # The check of keys reports unknown keys with a better message.
     if problem["type"] == "extra_forbidden":
         return
@@ -239,6 +179,8 @@ def _note(at: Node, value: Any, problem: Any) -> None:
             except (KeyError, IndexError, TypeError):
                 break
             at = at[step]
+    if not at.is_sound:
+        return
     if problem["type"] == "missing":
         at.miss(str(problem["loc"][-1]), "Ray requires it")
         return

@@ -57,7 +57,7 @@ class TableReader:
         self, column: str, wanted: pa.DataType | None = None, *, nullable: bool = False
     ) -> TableReader:
         """Read a required column; nulls are refused unless `nullable`."""
-        wanted = wanted or self._types[column]
+        wanted = self._types[column] if wanted is None else wanted
         if not self.raw.num_columns:
             self.columns[column] = pa.chunked_array([], wanted)
             return self
@@ -92,7 +92,8 @@ class TableReader:
 
     def optional(self, column: str, wanted: pa.DataType | None = None) -> TableReader:
         """Read a column if it exists; otherwise fill it with nulls."""
-        wanted = wanted or self._types[column]
+        # A struct without fields is false.
+        wanted = self._types[column] if wanted is None else wanted
         if column in self.raw.column_names or not self.raw.num_columns:
             return self.required(column, wanted, nullable=True)
         self.columns[column] = pa.chunked_array([pa.nulls(self.raw.num_rows, wanted)])

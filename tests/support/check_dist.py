@@ -32,7 +32,7 @@ print(*sorted({name.split(".")[0] for name in set(sys.modules) - before} - known
 COMMANDS = (
     *((package, "--help") for package in PACKAGES),
     ("serve", "check"),
-    ("serve", "render", "systemd"),
+    ("serve", "render", "kubernetes", "--help"),
     ("training", "simulate", "--out", "log", "--rows", "2000", "--days", "0.1"),
     ("training", "surface", "--log", "log", "--out", "my"),
     ("serve", "check", "my/cluster.yaml"),

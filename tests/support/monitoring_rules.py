@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
+from contextlib import contextmanager
+from urllib.parse import urlsplit
 
 import httpx
 import yaml
 
-from serve.operate.observe.prometheus import DASHBOARD, RULES
+from serve.operate.render.companions import OBSERVE, RULES
+
+DASHBOARD = OBSERVE / "dashboard.json"
 
 
 def rules(path):
@@ -54,6 +59,27 @@ def required_expressions():
     """
     rules = [text for rule in records() for text in (rule["record"], rule["expr"])]
     return [expression for panel in panels() for expression in panel] + rules
+
+
+@contextmanager
+def prometheus(run, folder, port):
+    """Run a Prometheus on the service of a run folder until the block ends."""
+    service = run.service()
+    jobs = {"tabrank": service.metrics_url, "haproxy": service.haproxy_metrics_url}
+    document = {
+        "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
+        "rule_files": [*map(str, RULES)],
+        "scrape_configs": [
+            {"job_name": job, "static_configs": [{"targets": [urlsplit(url).netloc]}]}
+            for job, url in jobs.items()
+        ],
+    }
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(document))
+    flags = {"config.file": folder / "prometheus.yml", "storage.tsdb.path": folder / "data"}
+    flags["web.listen-address"] = f"127.0.0.1:{port}"
+    with subprocess.Popen(["prometheus", *(f"--{name}={value}" for name, value in flags.items())]) as process:
+        yield
+        process.terminate()
 
 
 def without_series(port, wanted, seconds):

@@ -193,7 +193,6 @@ class Cluster:
             "serve.operate.run.local_cluster._detach": lambda config, run, *_: self.take_over(run),
             "serve.operate.run.supervisor.is_alive": lambda service: True,
             "serve.operate.run.supervisor.nodes": list,
-            "serve.operate.host.running_service.status_code": lambda url: 200,
             "serve.operate.diff.meaning.median_ms": lambda state, application: None,
             "serve.model.scorer_cache.load_scorer": FakeScorer,
             # To parse a text takes a millisecond, and each process parses it.
@@ -236,7 +235,7 @@ class FakeSupervisor(Supervisor):
     """Supervisor that deploys at once when it gets a signal."""
 
     def __init__(self, run_folder, cluster):
-        super().__init__(run_folder, haproxy=True)
+        super().__init__(run_folder)
         self._cluster = cluster
 
     def _start(self):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import msgspec
 from serve.contract.errors import ArtifactRefused
 from serve.model.artifact import peek
 from serve.model.mirror import mirror_of
+from serve.operate.host.service_state import ApplicationState
 from serve.operate.status.report import Report
 from serve.rollout import history
 from serve.rollout.registry import ModelRegistry
@@ -75,11 +75,14 @@ class Application:
         Each has `at_ms` (None for the example) and `request`; candidates are those shown, in their
         order, with the fields that the request stated. A log that cannot be read has none.
         """
+        # These import pyarrow, which the other pages of the console do without.
+        from serve.log.segments import segments
+
         found = []
         # The newest segment may be merged with others meanwhile; the next call finds the result.
         with suppress(OSError, ValueError, TypeError):
-            segments = sorted((self.log / "exposures").glob("*.parquet")) or [self.log / "exposures.parquet"]
-            for row in _newest(segments[-1]):
+            served = [one.path for one in segments(self.log, "exposures")]
+            for row in _newest([self.log / "exposures.parquet", *served][-1]):
                 given = row.pop("context", None) or {}
                 context = {key: one for key, one in given.items() if one is not None}
                 stated = json.loads(row.pop("stated", None) or "{}")
@@ -96,19 +99,18 @@ class Application:
         return [*found, {"at_ms": None, "request": example}] if example else found
 
 
-def applications(found: Report, deployed: Mapping[str, Any]) -> list[Application]:
-    """Return the applications of a report, whose running document is `deployed`.
+def applications(found: Report) -> list[Application]:
+    """Return the applications of a report.
 
     Where none is known, return one with the folders that a first `serve up` would use.
     """
     config = Path(found.config).resolve()
-    args = {app["name"]: app.get("args") or {} for app in deployed.get("applications", ())}
 
     def application(name: str, url: str) -> Application:
-        given = args.get(name, {})
-        log, models = (place(given.get(key, f"var/{key}"), config.parent) for key in ("log", "models"))
+        app = found.applications.get(name, ApplicationState())
+        log, models = (place(getattr(app, key) or f"var/{key}", config.parent) for key in ("log", "models"))
         experiment = found.surfaces.get(name, {}).get("experiment") or {}
-        return Application(name, url, config, log, models, experiment.get("name", ""), given.get("clock", ""))
+        return Application(name, url, config, log, models, experiment.get("name", ""), app.clock)
 
     return [application(name, url) for name, url in (found.our_urls or {"": found.url}).items()]
 
@@ -136,7 +138,6 @@ def _about(folder: Path) -> dict[str, Any]:
 
 
 def _newest(segment: Path) -> list[dict[str, Any]]:
-    # The other pages of the console do without it.
     from serve.storage.parquet import open_parquet
 
     with open_parquet(segment) as file:

@@ -9,7 +9,7 @@ import socket
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
@@ -25,14 +25,13 @@ from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.contract.commands import RUN, key_header
+from serve.contract.commands import key_header
 from serve.contract.errors import TabrankError
 from serve.contract.rankings import Reason
 from serve.contract.reasons import in_words
 from serve.http.docs import POLICY
 from serve.operate.console.application import Application, applications
 from serve.operate.console.watch import EVERY_S, Watch
-from serve.operate.host.run_folder import RunFolder
 from serve.operate.host.running_service import options_of
 from serve.operate.host.state import DIRECT
 from serve.operate.rollout.tables import read_shifts
@@ -91,15 +90,8 @@ def console(watch: Watch, run: Path | None, address: str | None, port: int) -> A
     # The folders of a cluster at an address are not known.
     is_here = address is None or run is not None
 
-    def known() -> list[Application]:
-        service = None
-        # Another version of tabrank may have written its state.
-        with suppress(TabrankError):
-            service = RunFolder(run or RUN).service() if is_here else None
-        return applications(watch.found, service.document if service else {})
-
     def asked(request: Request) -> Application:
-        found, name = known(), request.query_params.get("application")
+        found, name = applications(watch.found), request.query_params.get("application")
         return next((app for app in found if app.name == name), found[0])
 
     async def file(request: Request) -> Response:
@@ -117,7 +109,7 @@ def console(watch: Watch, run: Path | None, address: str | None, port: int) -> A
     def models(request: Request) -> Response:
         # A service that is gone has no metrics; its models are there.
         shifts = read_shifts(read_pages(pages_of(watch.found)))
-        described = [app.described() for app in known() if is_here]
+        described = [app.described() for app in applications(watch.found) if is_here]
         given = options_of(run, address)
         return JSONResponse({"applications": described, "shifts": shifts, "options": given})
 

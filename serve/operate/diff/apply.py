@@ -22,7 +22,6 @@ def diff(
     run: Path | None,
     address: str | None,
     apply: bool,
-    timeout_s: float,
     progress: Progress,
     *,
     yes: bool = False,
@@ -30,8 +29,7 @@ def diff(
     """Compare the file with the running service, and with `apply` deploy it in place.
 
     Nothing is deployed if Serve would have to restart, if a change is dangerous and `yes` is not
-    given, or if another command deployed first. After a deploy, the routes that the service had
-    before it are asked once.
+    given, or if another command deployed first.
 
     Returns:
         The result for JSON, the lines to print, and whether the command held, which means that no
@@ -71,15 +69,13 @@ def diff(
     for line in lines:
         progress(line)
     begin = time.monotonic()
-    answers, asked = running.asked(lambda: running.deploy(config, timeout_s, progress))
-    result |= {"applied": True, "seconds": round(time.monotonic() - begin, 1), "answers": answers}
-    return result, [*asked, f"applied and running ({result['seconds']} s)"], True
+    running.deploy(config, progress)
+    result |= {"applied": True, "seconds": round(time.monotonic() - begin, 1)}
+    return result, [f"applied and running ({result['seconds']} s)"], True
 
 
-def popular(
-    run: Path | None, address: str | None, on: bool, timeout_s: float, progress: Progress
-) -> tuple[dict[str, Any], str]:
-    """Set the kill switch of each of our applications; return the result for JSON and a line.
+def popular(run: Path | None, address: str | None, on: bool, progress: Progress) -> str:
+    """Set the kill switch of each of our applications; return a line.
 
     It is deployed even where it seems to be set: a deploy that is under way, that failed, or that
     went past the supervisor may have set it otherwise.
@@ -87,14 +83,13 @@ def popular(
     begin = time.monotonic()
     running = find(run, address)
     try:
-        running.deploy(running.config(switched(running.document, on)), timeout_s, progress)
+        running.deploy(running.config(switched(running.document, on)), progress)
     except KeyboardInterrupt:
         state = "on" if on else "off"
         progress(f"the kill switch may be {state} already; look with: python -m serve status")
         raise
     seconds = round(time.monotonic() - begin, 1)
-    end = f"python -m serve popular --off{options_of(run, address)}"
-    line = f"every ranking is in popular order ({seconds} s); only --yes or this ends it: {end}"
     if not on:
-        line = f"the kill switch is off ({seconds} s); the arms rank again"
-    return {"kill_switch": on, "action": "deployed", "seconds": seconds}, line
+        return f"the kill switch is off ({seconds} s); the arms rank again"
+    end = f"python -m serve popular --off{options_of(run, address)}"
+    return f"every ranking is in popular order ({seconds} s); only --yes or this ends it: {end}"

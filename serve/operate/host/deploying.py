@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from serve.config.application import OUR_APPLICATION
-from serve.config.diagnoses import Diagnosis, diagnosis
 from serve.config.reader import Config
-from serve.config.settings import AppArgs
 from serve.contract.commands import Parts
 from serve.contract.errors import TabrankError
 from serve.operate.host.field import unshared
@@ -35,23 +31,6 @@ def config_of(path: Path, document: Mapping[str, Any]) -> Config:
     """Return a document, with its pools of nodes, as if it were read from a file."""
     serve = {key: value for key, value in document.items() if key != "nodes"}
     return Config(path, serve, document.get("nodes", {}), sha256="")
-
-
-def edited_surfaces(run: RunFolder, config: Path | None = None) -> Iterator[tuple[str, Diagnosis]]:
-    """Yield the applications whose surface's file is not as the running service got it, and why.
-
-    If `config` is given, nothing is said of a service of another file, and of a service of another
-    release neither.
-    """
-    with suppress(TabrankError):
-        service = run.service() or SupervisedState()
-        path = Path(service.config)
-        apps = service.document.get("applications", ()) if config in (None, path) else ()
-        for app in (app for app in apps if app.get("import_path") == OUR_APPLICATION):
-            args = AppArgs.from_mapping(app["args"])
-            if edit := args.edit(path.parent):
-                commands = {name: run.command(name, path) for name in ("diff", "up")}
-                yield app["name"], diagnosis("surface_edited", surface=args.surface, edit=edit, **commands)
 
 
 def unserved(run: RunFolder) -> TabrankError:

@@ -28,13 +28,10 @@ from serve.operate.host.run_folder import MARKER, RunFolder
 METRICS_PORT = "TABRANK_METRICS_PORT"
 # The port of HAProxy's own page of metrics.
 HAPROXY_PORT = "RAY_SERVE_HAPROXY_METRICS_PORT"
-# The port of Ray's dashboard, if it is asked for.
-DASHBOARD_PORT = "TABRANK_DASHBOARD_PORT"
-LOCAL = "127.0.0.1"
 PORTS = range(20_000, 30_000)
 
 _SETTINGS: Mapping[str, dict[str, str]] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())
-PLAIN_PROXY, HAPROXY = _SETTINGS["plain_proxy"], _SETTINGS["haproxy"]
+HAPROXY = _SETTINGS["haproxy"]
 HAPROXY_PLACES = _SETTINGS["haproxy_places"]
 FAST = _SETTINGS["fast"]
 ONE_MACHINE = _SETTINGS["one_machine"]
@@ -44,24 +41,18 @@ BOUNDS = ",".join(map(str, BOUNDS_MS))
 EVERYWHERE = {name: value.format(bounds_ms=BOUNDS) for name, value in _SETTINGS["everywhere"].items()}
 
 
-def environment(
-    config: Config, run: RunFolder, temp: Path, haproxy: bool, dashboard: bool = False
-) -> dict[str, str]:
+def environment(config: Config, run: RunFolder, temp: Path) -> dict[str, str]:
     """Return the environment of each process of this cluster; `temp` is the temporary folder."""
     env = dict(os.environ)
     # This variable would connect to another cluster.
     env.pop("RAY_ADDRESS", None)
-    stats, haproxy_metrics, fallback, metrics, dashboard_port = free_ports(5)
-    if haproxy:
-        _refuse_few_files(int(env.get("RAY_SERVE_HAPROXY_MAXCONN", 4096)))
-        tunable = FAST | ONE_MACHINE
-        # The folder's path is short: the node's 56-character id and a file's name are added to it.
-        places = {"sockets": temp / "h", "stats": stats, "metrics": haproxy_metrics, "fallback": fallback}
-        forced = HAPROXY | {name: value.format(**places) for name, value in HAPROXY_PLACES.items()}
-    else:
-        tunable, forced = {}, dict(PLAIN_PROXY)
-    tunable |= OTHERS_MEMORY | EVERYWHERE
-    forced |= {
+    stats, haproxy_metrics, fallback, metrics = free_ports(4)
+    _refuse_few_files(int(env.get("RAY_SERVE_HAPROXY_MAXCONN", 4096)))
+    # The folder's path is short: the node's 56-character id and a file's name are added to it.
+    places = {"sockets": temp / "h", "stats": stats, "metrics": haproxy_metrics, "fallback": fallback}
+    forced = {
+        **HAPROXY,
+        **{name: value.format(**places) for name, value in HAPROXY_PLACES.items()},
         MARKER: run.cluster_id,
         # Without this, a process that sets its title overwrites its environment and the marker in
         # it.
@@ -78,9 +69,7 @@ def environment(
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
     }
-    env.pop(DASHBOARD_PORT, None)
-    forced |= {DASHBOARD_PORT: str(dashboard_port)} if dashboard else {}
-    return {**tunable, **env, **forced}
+    return {**FAST, **ONE_MACHINE, **OTHERS_MEMORY, **EVERYWHERE, **env, **forced}
 
 
 def rendered_environment(home: str) -> dict[str, str]:

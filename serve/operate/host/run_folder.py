@@ -29,7 +29,7 @@ import psutil
 from serve.contract.commands import RUN
 from serve.contract.errors import TabrankError
 from serve.contract.validation import refuse_file
-from serve.operate.host.service_state import OfAnyVersion, SupervisedState, Wanted
+from serve.operate.host.service_state import SupervisedState, Wanted
 from serve.storage.atomic_files import exclusive
 
 Kind = TypeVar("Kind")
@@ -60,7 +60,6 @@ class RunFolder:
     """Run folder at a path, which need not exist, and the paths of its files.
 
     `log` is the supervisor's log. `kept_logs` has a folder of logs for each of the last sessions.
-    `token` is the file with the token that Ray's dashboard asks for.
     """
 
     def __init__(self, path: Path) -> None:
@@ -69,7 +68,6 @@ class RunFolder:
         self.cluster_id = hashlib.sha256(str(self.path).encode()).hexdigest()[:8]
         self.log = self.path / "supervisor.log"
         self.kept_logs = self.path / "logs"
-        self.token = self.path / "dashboard.token"
 
     @property
     def temp(self) -> Path | None:
@@ -120,10 +118,6 @@ class RunFolder:
         """Write the supervisor's process id, for systemd."""
         self._replace("supervisor.pid", f"{os.getpid()}\n".encode())
 
-    def save_token(self, token: str) -> None:
-        """Store the token so that only this user can read it."""
-        self._replace(self.token.name, token.encode())
-
     def age_s(self) -> float:
         """Return the seconds since `service.json` was written."""
         try:
@@ -152,21 +146,17 @@ class RunFolder:
 
     def remove_state(self, *, keep_wanted: bool = False) -> None:
         """Remove the files that describe a running service, but for the document if it is kept."""
-        # Earlier versions wrote the last two, which hold hashes of keys.
-        names = ("service.json", "supervisor.pid", self.token.name, "deployed.yaml", "wanted.yaml")
-        for name in (*names, *["wanted.json"] * (not keep_wanted)):
+        for name in ("service.json", "supervisor.pid", *["wanted.json"] * (not keep_wanted)):
             (self.path / name).unlink(missing_ok=True)
 
     def _read(self, name: str, kind: type[Kind]) -> Kind | None:
-        path, content = self.path / name, b""
+        path = self.path / name
         try:
-            content = path.read_bytes()
-            return msgspec.json.decode(content, type=kind)
+            return msgspec.json.decode(path.read_bytes(), type=kind)
         except msgspec.ValidationError as error:
-            config = Path(msgspec.json.decode(content, type=OfAnyVersion).config)
             raise TabrankError(
-                f"{path}: another version of tabrank wrote it ({error}), so no change can be confirmed; "
-                f"restart the service with: {self.command('up', config)} --yes"
+                f"{path}: another version of tabrank wrote it ({error}), so no change can be confirmed; restart the "
+                f"service: run `up` again, with --yes and --run {self.path}"
             ) from None
         except (FileNotFoundError, msgspec.DecodeError):
             return None

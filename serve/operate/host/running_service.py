@@ -6,7 +6,7 @@ import contextlib
 import shlex
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,10 +21,11 @@ from serve.operate.host.kill_switch import kept
 from serve.operate.host.run_folder import POLL_S, RunFolder
 from serve.operate.host.serve_details import application_of, cause, messages_of, settled
 from serve.operate.host.service_state import ServiceChange, ServiceState, SupervisedState, iso
-from serve.operate.host.state import status_code
 
 # The keys of a document, besides its applications, that Serve's details report.
 REPORTED_KEYS = ("proxy_location", "http_options", "grpc_options", "target_capacity")
+# A deploy in place has this time on this machine, and on a cluster, which may have to start nodes.
+DEPLOY_S, CLUSTER_S = 120.0, 600.0
 # Name under which the folder of the file is compared, besides the fields of the file.
 FOLDER = "folder"
 
@@ -46,27 +47,12 @@ class RunningService(ABC):
         """Return a document as if it had been read from the running file, to deploy it."""
         return config_of(self.path, {key: value for key, value in document.items() if key != FOLDER})
 
-    def asked(self, deploy: Callable[[], None]) -> tuple[dict[str, int], list[str]]:
-        """Deploy; ask each of today's routes by a GET without a key, before and after.
-
-        Return the status of each URL after the deploy, and a line that compares it with the former.
-        """
-        urls = [f"{url}/v1/model" for url in self.state.our_urls.values()]
-        before = [status_code(url) for url in urls]
-        deploy()
-        after = {url: status_code(url) for url in urls}
-        lines = []
-        for was, (url, now) in zip(before, after.items(), strict=True):
-            failed = ": today's callers fail" if now not in (200, was) else ""
-            lines.append(f"GET {url} without a key answers {now or 'nothing'} (before: {was}){failed}")
-        return after, lines
-
     @abstractmethod
     def comparable(self, config: Config) -> dict[str, Any]:
         """Return the content of a file that can be compared with the running service."""
 
     @abstractmethod
-    def deploy(self, config: Config, timeout_s: float, progress: Progress) -> None:
+    def deploy(self, config: Config, progress: Progress) -> None:
         """Deploy in place and wait until it runs; raise TabrankError with the reason."""
 
     @abstractmethod
@@ -95,15 +81,15 @@ class LocalService(RunningService):
         """Return the command `up`, which restarts Serve if it has to."""
         return self._run.command("up", config) + " --yes" * yes
 
-    def deploy(self, config: Config, timeout_s: float, progress: Progress) -> None:
+    def deploy(self, config: Config, progress: Progress) -> None:
         """Have the supervisor deploy in place, and wait until it has done so.
 
         Raise TabrankError if the service is no longer the one that was read.
         """
-        with self._run.locked(timeout_s):
+        with self._run.locked(DEPLOY_S):
             if self._run.deployed() != self._compared:
                 raise overtaken(self.where, self._run.service() or SupervisedState())
-            request_deploy(config, self._run, timeout_s, progress)
+            request_deploy(config, self._run, DEPLOY_S, progress)
 
 
 class RemoteService(RunningService):
@@ -161,13 +147,13 @@ class RemoteService(RunningService):
         ]
         return given
 
-    def deploy(self, config: Config, timeout_s: float, progress: Progress) -> None:
+    def deploy(self, config: Config, progress: Progress) -> None:
         """Put the document as `serve deploy` does, and wait until each application runs.
 
         Raise TabrankError if the applications are not those that were read, or not ours afterwards.
         Ray cannot compare and put in one step, so another put may come between.
         """
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + CLUSTER_S
         self._confirm(self.document)
         progress(f"deploying at {self.where}")
         with _sentences(self.where):
@@ -185,7 +171,7 @@ class RemoteService(RunningService):
                 ours = parsed(self.comparable(config))
                 return self._confirm(ours.model_dump(mode="json", exclude_unset=True))
             if time.monotonic() > deadline:
-                raise TabrankError(f"{self.where}: not every application runs after {timeout_s:g} s")
+                raise TabrankError(f"{self.where}: not every application runs after {CLUSTER_S:g} s")
             time.sleep(POLL_S * 3)
 
     def _confirm(self, document: Mapping[str, Any]) -> None:

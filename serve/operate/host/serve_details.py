@@ -26,10 +26,13 @@ def application_of(details: Mapping[str, Any]) -> ApplicationState:
         )
         for name, deployment in details["deployments"].items()
     }
+    deployed = details.get("deployed_app_config") or {}
+    args = deployed.get("args") or {}
     return ApplicationState(
         status=details["status"],
         route_prefix=details["route_prefix"],
-        import_path=(details.get("deployed_app_config") or {}).get("import_path"),
+        import_path=deployed.get("import_path"),
+        **{key: args.get(key, "") for key in ("log", "models", "clock")},
         ingress=(details.get("deployment_topology") or {}).get("ingress_deployment"),
         deployments=deployments,
     )

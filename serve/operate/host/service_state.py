@@ -38,12 +38,19 @@ class DeploymentState(Record):
 
 
 class ApplicationState(Record):
-    """State of an application; without a `route_prefix` it gets no requests over HTTP."""
+    """State of an application; without a `route_prefix` it gets no requests over HTTP.
+
+    `log` and `models` are its folders or buckets, and `clock` how it gets the time, as its file
+    states them; "" where it states none.
+    """
 
     status: str = "UNKNOWN"
     route_prefix: str | None = "/"
     import_path: str | None = None
     ingress: str | None = None
+    log: str = ""
+    models: str = ""
+    clock: str = ""
     deployments: dict[str, DeploymentState] = {}
 
     @property
@@ -106,10 +113,8 @@ class ServiceState(Record):
     pid: int = 0
     url: str = ""
     config: str = "cluster.yaml"
-    haproxy: bool = True
     metrics_url: str | None = None
     haproxy_metrics_url: str | None = None
-    dashboard_url: str | None = None
     ray_address: str = ""
     started: str = ""
     cluster_id: str = ""
@@ -165,9 +170,3 @@ class Wanted(Record):
     config: str
     document: dict[str, Any]
     before: dict[str, Any] = {}
-
-
-class OfAnyVersion(msgspec.Struct):
-    """The part of `service.json` that every version has: the file that was deployed."""
-
-    config: str = "cluster.yaml"

@@ -1,4 +1,5 @@
-"""`serve observe`: run a local Prometheus with rules, alerts and a dashboard.
+"""Rules, alerts and the Grafana dashboard, as files for any Prometheus and Grafana.
 
-Imports `operate.host`, and the layers from `runtime` down.
+`serve render kubernetes` writes the rules into its PrometheusRule, and `make observe` starts a
+local Prometheus with them.
 """

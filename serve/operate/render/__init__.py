@@ -1,4 +1,5 @@
-"""`serve render`: write the RayService or the systemd unit of a service.
+"""`serve render kubernetes`: write the RayService of a service, and the objects beside it.
 
-Imports `operate.host`, the rules of `operate.observe`, and the layers from `runtime` down.
+Imports `operate.host`, `operate.plan` and the layers from `runtime` down, and reads the rules of
+`operate.observe`.
 """

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import yaml
 
-from serve.operate.observe.prometheus import RULES
-from serve.operate.render.manifests import HARDENED, Manifests, Object, manifest, pod_security, scheduling
+from serve.operate.render.manifests import HARDENED, Manifests, Object, manifest, pod_security
 from serve.operate.render.options import REDIS_PORT, Kubernetes
 
 NETWORKING_API = "networking.k8s.io/v1"
 MONITORING_API = "monitoring.coreos.com/v1"
+OBSERVE = Path(__file__).parents[1] / "observe"
+RULES = (OBSERVE / "rules.yml", OBSERVE / "alerts.yml")
+REDIS_IMAGE = "redis:7.4"
 # LMDB takes at most 64 GiB; the rest is room beside it.
 STORE_GIB = 72
 
@@ -19,8 +22,7 @@ STORE_GIB = 72
 def before(manifests: Manifests) -> Iterator[Object]:
     """Yield what the pods of the RayService need when they start."""
     options = manifests.options
-    identity = {"annotations": dict(options.identity or ())}
-    yield manifest("v1", "ServiceAccount", options.metadata() | identity)
+    yield manifest("v1", "ServiceAccount", options.metadata())
     for claim in manifests.stores:
         yield manifest("v1", "PersistentVolumeClaim", options.metadata(claim), _volume(STORE_GIB))
     if manifests.has_workers and not options.redis:
@@ -46,16 +48,15 @@ def after(manifests: Manifests) -> Iterator[Object]:
             )
     if options.host:
         yield _ingress(options, manifests.port)
-    metadata = options.metadata() | {"labels": {**options.labels, **dict(options.monitor_label or ())}}
     pages = {
         # The rules name the job `tabrank`.
         "jobLabel": "app.kubernetes.io/name",
         "selector": {"matchLabels": options.labels},
         "podMetricsEndpoints": [{"port": "metrics", "interval": "15s"}],
     }
-    yield manifest(MONITORING_API, "PodMonitor", metadata, pages)
+    yield manifest(MONITORING_API, "PodMonitor", options.metadata(), pages)
     groups = [group for file in RULES for group in yaml.safe_load(file.read_text())["groups"]]
-    yield manifest(MONITORING_API, "PrometheusRule", metadata, {"groups": groups})
+    yield manifest(MONITORING_API, "PrometheusRule", options.metadata(), {"groups": groups})
 
 
 def _redis(options: Kubernetes) -> Iterator[Object]:
@@ -67,7 +68,7 @@ def _redis(options: Kubernetes) -> Iterator[Object]:
     resources = {"cpu": "250m", "memory": "256Mi", "ephemeral-storage": "1Gi"}
     container = {
         "name": "redis",
-        "image": options.redis_image,
+        "image": REDIS_IMAGE,
         "command": ["redis-server"],
         "args": ["--dir", "/data", "--appendonly", "yes", "--requirepass", "$(PASSWORD)"],
         "env": [{"name": "PASSWORD", **options.password("ray-password")}],
@@ -82,7 +83,7 @@ def _redis(options: Kubernetes) -> Iterator[Object]:
     security = {"automountServiceAccountToken": False, "securityContext": pod_security(999)}
     template = {
         "metadata": {"labels": labels},
-        "spec": {**security, **scheduling(options), "containers": [container]},
+        "spec": {**security, "containers": [container]},
     }
     stateful = {
         "serviceName": name,
@@ -103,8 +104,7 @@ def _ingress(options: Kubernetes, port: int) -> Object:
     backend = {"service": {"name": f"{options.name}-serve-svc", "port": {"number": port}}}
     paths = {"paths": [{"path": "/", "pathType": "Prefix", "backend": backend}]}
     spec = {
-        **({"ingressClassName": options.ingress_class} if options.ingress_class else {}),
-        "tls": [{"hosts": [options.host], "secretName": options.tls_secret_name}],
+        "tls": [{"hosts": [options.host], "secretName": options.tls_secret}],
         "rules": [{"host": options.host, "http": paths}],
     }
     return manifest(NETWORKING_API, "Ingress", options.metadata(), spec)

@@ -73,16 +73,15 @@ def _notes(manifests: Manifests, file: str) -> Iterator[str]:
     """Yield what to know and to do before the objects are applied."""
     options, several = manifests.options, manifests.has_workers
     create = f"kubectl create secret generic -n {options.namespace}"
-    gates = "RayClusterNetworkPolicy" + (" and RayClusterMTLS" if options.ray_tls else "")
     yield f"RayService and what it needs, rendered from {file}: edit that file. Needs KubeRay 1.7 or newer"
-    yield f"with the feature gate {gates}, and Prometheus' operator."
+    yield "with the feature gate RayClusterNetworkPolicy, and Prometheus' operator."
     yield f"The service is {options.name}-serve-svc.{options.namespace}:{manifests.port}; terminate TLS before it."
-    yield f"First: {create} {options.token_secret_name} --from-literal=auth_token=$(openssl rand -hex 32)"
+    yield f"First: {create} {options.token_secret} --from-literal=auth_token=$(openssl rand -hex 32)"
     keys = ["--from-file=password=FILE"] * manifests.has_store_password
     if keys := keys + ["--from-file=ray-password=FILE"] * several:
-        yield " ".join([f"and: {create} {options.redis_secret_name}", *keys])
+        yield " ".join([f"and: {create} {options.redis_secret}", *keys])
     if options.host:
-        yield f"and: the Secret {options.tls_secret_name}, the certificate of {options.host}."
+        yield f"and: the Secret {options.tls_secret}, the certificate of {options.host}."
     for claim, _ in options.volume or ():
         yield f"and: the PersistentVolumeClaim {claim}, {'ReadWriteMany' if several else 'ReadWriteOnce'}."
     for name, pool in manifests.workers.items():
@@ -116,7 +115,7 @@ def _refuse_secrets(where: str, store: str) -> None:
     if "@" in store:
         raise TabrankError(
             f"{where}.store: has a user or a password, which a rendered file must not contain; remove them, and "
-            "put the password into the Secret that --redis-secret names"
+            "put the password into the Secret of Redis, which the head of the rendered file names"
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from serve.config.pools import HEAD, TAINT, NodePool
 from serve.operate.host.environment import rendered_environment
+from serve.operate.plan.nodes import IDLE_TIMEOUT_S
 from serve.operate.render.options import Kubernetes
 
 Object = dict[str, Any]
@@ -19,6 +20,8 @@ HARDENED = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}
 # The ports that only the head has: Ray's controller, its dashboard and its client.
 HEAD_PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001}
 METRICS_PORT = 8080
+# Local disk of a pod: logs, scratch space, and models.
+DISK = "20Gi"
 # Serve's proxies and HAProxy may take these times, one after the other, when they stop.
 PROXY_TIMES = ("PROXY_MIN_DRAINING_PERIOD", "HAPROXY_HARD_STOP_AFTER")
 SPREAD_OVER = ("kubernetes.io/hostname", "topology.kubernetes.io/zone")
@@ -57,7 +60,7 @@ class Manifests:
         autoscaler = {
             "version": "v2",
             "upscalingMode": "Default",
-            "idleTimeoutSeconds": round(60 * options.idle_minutes),
+            "idleTimeoutSeconds": round(IDLE_TIMEOUT_S),
             "resources": {"requests": limits, "limits": limits},
             "securityContext": HARDENED,
         }
@@ -73,11 +76,10 @@ class Manifests:
         }
         cluster = {
             "rayVersion": version("ray"),
-            "authOptions": {"mode": "token", "secretName": options.token_secret_name},
+            "authOptions": {"mode": "token", "secretName": options.token_secret},
             "enableInTreeAutoscaling": several,
             **({"autoscalerOptions": autoscaler, "gcsFaultToleranceOptions": state} if several else {}),
             "networkPolicy": self._network_policy(),
-            **({"tlsOptions": {"enabled": True}} if options.ray_tls else {}),
             "headGroupSpec": head,
             "workerGroupSpecs": [
                 {
@@ -117,7 +119,7 @@ class Manifests:
         resources = {
             "cpu": str(pool.num_cpus),
             "memory": f"{options.memory_gib_per_cpu * max(pool.num_cpus, 1)}Gi",
-            "ephemeral-storage": f"{options.disk_gib}Gi",
+            "ephemeral-storage": DISK,
             **({"nvidia.com/gpu": str(pool.num_gpus)} if pool.num_gpus else {}),
         }
         times = {"initialDelaySeconds": 10, "periodSeconds": 5, "timeoutSeconds": 2}
@@ -155,7 +157,6 @@ class Manifests:
             "restartPolicy": "Never",
             "terminationGracePeriodSeconds": UNROUTED_S + drain_s + proxy_s,
             "serviceAccountName": options.name,
-            **scheduling(options),
             **({"nodeSelector": dict(pool.labels)} if pool.labels else {}),
             **({"tolerations": [_toleration(taint) for taint in taints]} if taints else {}),
             "topologySpreadConstraints": [{"topologyKey": key, **spread} for key in SPREAD_OVER],
@@ -163,10 +164,7 @@ class Manifests:
             "containers": [container],
             "volumes": [{"name": claim, "persistentVolumeClaim": {"claimName": claim}} for claim in claims],
         }
-        # Azure gives an identity only to pods with this label.
-        azure = any(key.startswith("azure.workload.identity/") for key, _ in options.identity or ())
-        use = {"azure.workload.identity/use": "true"} if azure else {}
-        return {"metadata": {"labels": labels | use}, "spec": spec}
+        return {"metadata": {"labels": labels}, "spec": spec}
 
     def _network_policy(self) -> Object:
         """Return the rules for traffic that comes from outside the cluster's own pods.
@@ -192,15 +190,6 @@ def manifest(api: str, kind: str, metadata: Object, spec: Object | None = None) 
     """Return an object of Kubernetes."""
     start = {"apiVersion": api, "kind": kind, "metadata": metadata}
     return {**start, "spec": spec} if spec else start
-
-
-def scheduling(options: Kubernetes) -> Object:
-    """Return the settings that all pods share: their priority, and the secret for their images."""
-    priority, secret = options.priority_class, options.pull_secret
-    return {
-        **({"priorityClassName": priority} if priority else {}),
-        **({"imagePullSecrets": [{"name": secret}]} if secret else {}),
-    }
 
 
 def pod_security(user: int) -> Object:

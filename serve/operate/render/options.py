@@ -1,4 +1,4 @@
-"""Options of `python -m serve render`: each sub-command is a class, its fields are the options."""
+"""Options of `python -m serve render kubernetes`: the fields of the class are the options."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from serve.contract.commands import CONFIG, RUN, ConfigFile, Json, RunFolder
+from serve.contract.commands import CONFIG, ConfigFile
 
 REDIS_PORT = 6379
 
@@ -31,21 +31,6 @@ def claim(text: str) -> Claim:
     return Claim(name, folder)
 
 
-class Pair(NamedTuple):
-    """A label or an annotation."""
-
-    key: str
-    value: str
-
-
-def pair(text: str) -> Pair:
-    """Return the key of a label or an annotation, and its value."""
-    key, _, value = text.partition("=")
-    if not (re.fullmatch(r"[-./\w]+", key) and value):
-        raise typer.BadParameter(f"{text}: must be KEY=VALUE")
-    return Pair(key, value)
-
-
 def network(text: str) -> str:
     """Return a range of addresses."""
     try:
@@ -63,17 +48,6 @@ def unique(claims: list[Claim] | None) -> list[Claim] | None:
     return claims
 
 
-def cluster_name(text: str) -> str:
-    """Return a name that Kubernetes and systemd accept."""
-    from serve.config.pools import NAME
-
-    if not NAME.fullmatch(text):
-        raise typer.BadParameter(
-            f"{text}: use up to 40 lower-case letters, digits and dashes, starting with a letter"
-        )
-    return text
-
-
 def object_name(text: str) -> str:
     """Return the name of an object of Kubernetes."""
     if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", text):
@@ -84,44 +58,47 @@ def object_name(text: str) -> str:
     return text
 
 
-def server(text: str) -> str:
-    """Return the address of a server, which must not hold a password."""
-    if not re.fullmatch(r"(rediss?://)?[^/@:\s]+:\d{1,5}", text):
+def service_name(text: str) -> str:
+    """Return a name to which the names of the other objects can be added."""
+    from serve.config.pools import NAME
+
+    if not NAME.fullmatch(text):
         raise typer.BadParameter(
-            "must be HOST:PORT, or rediss://HOST:PORT for TLS; the password comes from --redis-secret"
+            f"{text}: use up to 40 lower-case letters, digits and dashes, starting with a letter"
         )
     return text
 
 
-def object_option(description: str) -> Any:
-    """Return an option whose value is the name of an object of Kubernetes."""
+def server(text: str) -> str:
+    """Return the address of a server, which must not hold a password."""
+    if not re.fullmatch(r"(rediss?://)?[^/@:\s]+:\d{1,5}", text):
+        raise typer.BadParameter(
+            "must be HOST:PORT, or rediss://HOST:PORT for TLS; the password comes from a Secret"
+        )
+    return text
+
+
+def namespace_option(description: str) -> Any:
+    """Return an option whose value is the name of a namespace."""
     return typer.Option(parser=object_name, metavar="NAME", help=description)
 
 
-def pair_option(description: str) -> Any:
-    """Return an option whose value is a label or an annotation."""
-    return typer.Option(parser=pair, metavar="KEY=VALUE", help=description)
-
-
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """Options of every sub-command."""
-
-    config: ConfigFile = CONFIG
-    out: Annotated[Path | None, typer.Option(help="Write to this file instead of stdout.")] = None
-    name: Annotated[str, typer.Option(parser=cluster_name, help="Name of the cluster.")] = "tabrank"
-    as_json: Json = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Kubernetes(Options):
+class Kubernetes:
     """Write the RayService, and the other objects that a cluster needs, for `kubectl apply`.
+
+    A kustomization of the file sets everything else, such as the class of the Ingress.
 
     Example: python -m serve render kubernetes --image IMAGE --volume tabrank=/mnt/tabrank
     """
 
+    config: ConfigFile = CONFIG
+    out: Annotated[Path | None, typer.Option(help="Write to this file instead of stdout.")] = None
+    name: Annotated[
+        str, typer.Option(parser=service_name, help="Name of the service; the Secrets are named after it.")
+    ] = "tabrank"
     image: Annotated[str, typer.Option(help="Container image, made from the Dockerfile.")]
-    namespace: Annotated[str, object_option("Namespace of the service.")] = "tabrank"
+    namespace: Annotated[str, namespace_option("Namespace of the service.")] = "tabrank"
     volume: Annotated[
         list[Claim] | None,
         typer.Option(parser=claim, callback=unique, metavar="CLAIM=FOLDER", help="Mount of a volume."),
@@ -130,48 +107,30 @@ class Kubernetes(Options):
         str | None,
         typer.Option(parser=server, metavar="HOST:PORT", help="Redis for Ray's state, or one is rendered."),
     ] = None
-    redis_image: Annotated[str, typer.Option(help="Image of the rendered Redis.")] = "redis:7.4"
-    token_secret: Annotated[str | None, object_option("Secret with the key auth_token.")] = None
-    redis_secret: Annotated[
-        str | None, object_option("Secret with the keys password (store) and ray-password (Ray's state).")
-    ] = None
-    allow: Annotated[list[str] | None, object_option("Callers' namespace; default: the service's.")] = None
+    allow: Annotated[list[str] | None, namespace_option("Callers' namespace; default: the service's.")] = None
     balancer: Annotated[
         list[str] | None,
         typer.Option(parser=network, metavar="CIDR", help="Addresses of load balancers and health checks."),
     ] = None
     host: Annotated[str | None, typer.Option(metavar="NAME", help="Host of an Ingress with TLS.")] = None
-    tls_secret: Annotated[str | None, object_option("Secret with the certificate of --host.")] = None
-    ingress_class: Annotated[str | None, object_option("Ingress class; default: the cluster's.")] = None
-    ray_tls: Annotated[bool, typer.Option("--ray-tls", help="TLS between pods; needs cert-manager.")] = False
-    monitoring: Annotated[str, object_option("Namespace of Prometheus.")] = "monitoring"
-    monitor_label: Annotated[
-        list[Pair] | None, pair_option("Label by which Prometheus finds its objects.")
-    ] = None
-    operator: Annotated[str, object_option("Namespace of the KubeRay operator.")] = "kuberay-system"
-    identity: Annotated[
-        list[Pair] | None, pair_option("Annotation of the service account, for an identity of the cloud.")
-    ] = None
-    pull_secret: Annotated[str | None, object_option("Secret of the images' registry.")] = None
-    priority_class: Annotated[str | None, object_option("PriorityClass of the pods.")] = None
-    idle_minutes: Annotated[float, typer.Option(min=0, help="Minutes that an idle pod stays.")] = 5.0
+    monitoring: Annotated[str, namespace_option("Namespace of Prometheus.")] = "monitoring"
+    operator: Annotated[str, namespace_option("Namespace of the KubeRay operator.")] = "kuberay-system"
     memory_gib_per_cpu: Annotated[int, typer.Option(min=1, help="Memory of a pod per CPU.")] = 2
-    disk_gib: Annotated[int, typer.Option(min=1, help="Local disk of a pod: logs, scratch, models.")] = 20
 
     @property
-    def token_secret_name(self) -> str:
-        """The name of the Secret with Ray's token."""
-        return self.token_secret or f"{self.name}-ray-token"
+    def token_secret(self) -> str:
+        """The name of the Secret with the key `auth_token`, Ray's token."""
+        return f"{self.name}-ray-token"
 
     @property
-    def redis_secret_name(self) -> str:
-        """The name of the Secret with the password of Redis."""
-        return self.redis_secret or f"{self.name}-redis"
+    def redis_secret(self) -> str:
+        """The name of the Secret with the keys `password` (of the store) and `ray-password`."""
+        return f"{self.name}-redis"
 
     @property
-    def tls_secret_name(self) -> str:
-        """The name of the Secret with the certificate."""
-        return self.tls_secret or f"{self.name}-tls"
+    def tls_secret(self) -> str:
+        """The name of the Secret with the certificate of the host."""
+        return f"{self.name}-tls"
 
     @property
     def redis_name(self) -> str:
@@ -194,17 +153,4 @@ class Kubernetes(Options):
 
     def password(self, key: str) -> dict[str, Any]:
         """Return where a variable with a password gets it from."""
-        return {"valueFrom": {"secretKeyRef": {"name": self.redis_secret_name, "key": key}}}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Systemd(Options):
-    """Write the systemd unit that keeps the service running on this machine.
-
-    Example: python -m serve render systemd --out tabrank.service
-    """
-
-    run: RunFolder = RUN
-
-
-SUB_COMMANDS = (Kubernetes, Systemd)
+        return {"valueFrom": {"secretKeyRef": {"name": self.redis_secret, "key": key}}}

@@ -33,7 +33,7 @@ def show(folder: Folder = MODELS, as_json: Json = False) -> None:
 
 
 @models.command()
-def promote(version: Version, folder: Folder = MODELS, as_json: Json = False) -> None:
+def promote(version: Version, folder: Folder = MODELS) -> None:
     """Let a version rank for arms with the scorer `current`; the service loads it within 1 s."""
     from serve.rollout.registry import ModelRegistry
 
@@ -43,11 +43,11 @@ def promote(version: Version, folder: Folder = MODELS, as_json: Json = False) ->
     if misfit:
         print(misfit, file=sys.stderr)
     before = "it was already" if was == version else f"before: {was}"
-    answer({"current": version, "was": was}, as_json, f"{version} is current{f'; {before}' if was else ''}")
+    print(f"{version} is current{f'; {before}' if was else ''}")
 
 
 @models.command()
-def rollback(reason: Reason = BY_HAND, folder: Folder = MODELS, as_json: Json = False) -> None:
+def rollback(reason: Reason = BY_HAND, folder: Folder = MODELS) -> None:
     """Go back from the current version to the good one before it. Exit code 1: there is none."""
     from serve.rollout.registry import ModelRegistry, NothingBefore
 
@@ -60,8 +60,7 @@ def rollback(reason: Reason = BY_HAND, folder: Folder = MODELS, as_json: Json = 
         raise typer.Exit(1) from None
     if now is None:
         raise TabrankError(f"models {folder}: no version is current; promote one")
-    line = f"{now} is current again; {was}: {reason}"
-    answer({"current": now, "rolled_back": was, "reason": reason}, as_json, line)
+    print(f"{now} is current again; {was}: {reason}")
 
 
 @models.command()
@@ -70,7 +69,6 @@ def canary(
     end: Annotated[bool, typer.Option("--end", help="End the canary.")] = False,
     reason: Reason = BY_HAND,
     folder: Folder = MODELS,
-    as_json: Json = False,
 ) -> None:
     """Let a version rank for arms with the scorer `canary`; --end returns them to `current`."""
     from serve.rollout.registry import ModelRegistry
@@ -78,17 +76,17 @@ def canary(
     if (version is None) != end:
         raise TabrankError("models canary: name the version, or end it with --end alone")
     releases = ModelRegistry(folder)
-    if version is not None:
-        releases.start_canary(version)
-        line = f"{version} is the canary: it ranks for the arms whose scorer is canary (their share: cluster.yaml)"
-        answer({"canary": version}, as_json, line)
+    if version is None:
+        print(f"{releases.end_canary(reason)} has ended as the canary")
         return
-    ended = releases.end_canary(reason)
-    answer({"canary": None, "ended": ended}, as_json, f"{ended} has ended as the canary")
+    releases.start_canary(version)
+    print(
+        f"{version} is the canary: it ranks for the arms whose scorer is canary (their share: cluster.yaml)"
+    )
 
 
 @models.command()
-def shift(run: AnyRunFolder = None, address: Address = None, as_json: Json = False) -> None:
+def shift(run: AnyRunFolder = None, address: Address = None) -> None:
     """Compare the scores of two versions on rows that the running service scored with both.
 
     Such rows come from the shadow (`user_config.shadow`), the canary, and a version that was
@@ -102,4 +100,4 @@ def shift(run: AnyRunFolder = None, address: Address = None, as_json: Json = Fal
     nothing = (
         "no rows were scored by two versions yet: there is no canary, no shadow and no newly promoted version"
     )
-    answer({"shifts": found}, as_json, shifts(found) or nothing)
+    print(shifts(found) or nothing)

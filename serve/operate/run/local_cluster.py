@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import importlib
 import os
 import shutil
 import socket
@@ -13,7 +12,6 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -48,8 +46,6 @@ def up(
     config_path: Path,
     *,
     run_dir: Path | None = None,
-    haproxy: bool = True,
-    dashboard: bool = False,
     yes: bool = False,
     timeout_s: float = 120.0,
     progress: Progress = lambda message: None,
@@ -61,8 +57,7 @@ def up(
     callers or end the kill switch. A service without a supervisor gets a new one, without a gap.
     Where no service runs, the kill switch of the last one stays on, unless `yes` is given.
     Processes that a killed start of this folder left behind are ended first. A start that fails in
-    Ray itself is repeated, and may take longer if the machine is overloaded. If `dashboard` is set,
-    Ray opens its own dashboard on 127.0.0.1.
+    Ray itself is repeated, and may take longer if the machine is overloaded.
 
     Returns:
         The content of `service.json`, with `seconds`, `action` ("started", "deployed", "taken
@@ -80,13 +75,9 @@ def up(
     run = RunFolder(run_dir or config.path.parent / "var" / "run")
     compared = _deployed(run)
     with run.locked(timeout_s):
-        if dashboard:
-            _refuse_dashboard(run)
-        action, changes = _Start(config, run, haproxy, dashboard, timeout_s, progress).act(yes, compared)
+        action, changes = _Start(config, run, timeout_s, progress).act(yes, compared)
         service = _known(run)
         degraded, advice = by_kind(of_answers(answers_of(service)))
-    if dashboard:
-        progress(f"Ray's dashboard: {service.dashboard_url}; it asks for the token in {run.token}")
     return {
         **msgspec.to_builtins(fields_of(service, ServiceState)),
         "action": action,
@@ -124,8 +115,6 @@ class _Start:
 
     config: Config
     run: RunFolder
-    haproxy: bool
-    dashboard: bool
     timeout_s: float
     progress: Progress
 
@@ -156,20 +145,15 @@ class _Start:
                 return "taken over", changes
             if found.changes and last != compared:
                 raise overtaken(running.where, service)
-            if service.haproxy != self.haproxy:
-                self.progress("restarting: the ingress changes")
-            elif not found.changes and not service.error and service.state == "ready":
+            if not found.changes and not service.error and service.state == "ready":
                 return "taken over" if taken_over else "none", changes
-            else:
-                for line in found.lines():
-                    self.progress(line)
-                if found.worst < Consequence.RESTART:
-                    self.progress("deploying the changed file in place")
-                    deploy = partial(request_deploy, self.config, self.run, self.timeout_s, self.progress)
-                    _, asked = running.asked(deploy)
-                    self.progress("\n".join(asked))
-                    return "deployed", changes
-                self.progress("restarting: the file changes a setting that Serve reads only at its start")
+            for line in found.lines():
+                self.progress(line)
+            if found.worst < Consequence.RESTART:
+                self.progress("deploying the changed file in place")
+                request_deploy(self.config, self.run, self.timeout_s, self.progress)
+                return "deployed", changes
+            self.progress("restarting: the file changes a setting that Serve reads only at its start")
             if self.config.port != urlsplit(service.url).port:
                 # Check the new port before a healthy service is stopped for it.
                 _refuse_busy_port(self.config)
@@ -199,11 +183,9 @@ class _Start:
             # it.
             temp = self.run.make_temp()
             try:
-                env = environment(self.config, self.run, temp, self.haproxy, self.dashboard)
-                if self.dashboard:
-                    self.run.save_token(env["RAY_AUTH_TOKEN"])
+                env = environment(self.config, self.run, temp)
                 self.run.save_wanted(Wanted(str(self.config.path), document, dict(before)))
-                _detach(self.config.path, self.run, self.haproxy, env)
+                _detach(self.config.path, self.run, env)
                 left_s = until - time.monotonic()
                 follow(self.run, left_s, self.progress, lambda now: now.state in ("ready", "failed"))
                 return
@@ -254,7 +236,7 @@ def _take_over(run: RunFolder, timeout_s: float, progress: Progress) -> bool:
         return False
     progress("taking over a running service that has no supervisor")
     # The environment of any of the cluster's processes has the token and the ports of its start.
-    _detach(Path(service.config), run, service.haproxy, node[0].environ())
+    _detach(Path(service.config), run, node[0].environ())
     follow(run, timeout_s, progress, lambda now: now.pid != service.pid, known=service.error)
     return True
 
@@ -283,21 +265,6 @@ def _clean(run: RunFolder, progress: Progress) -> tuple[list[str], Path | None]:
     return killed, kept
 
 
-def _refuse_dashboard(run: RunFolder) -> None:
-    """Raise TabrankError if Ray cannot open its dashboard, which it does only at its start."""
-    try:
-        importlib.import_module("ray.dashboard.optional_deps")
-    except ImportError as error:
-        raise TabrankError(
-            f"--dashboard: Ray's dashboard needs the package {error.name}; pip install 'ray[default]'"
-        ) from None
-    if run.node() and not _known(run).dashboard_url:
-        raise TabrankError(
-            "--dashboard: the service runs without it, and Ray opens it only at its start; first run: "
-            "python -m serve down"
-        )
-
-
 def _refuse_busy_port(config: Config) -> None:
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     try:
@@ -315,14 +282,14 @@ def _refuse_busy_port(config: Config) -> None:
         raise TabrankError(f"{place} is in use by {holder}; stop it, or choose another port") from None
 
 
-def _detach(config: Path, run: RunFolder, haproxy: bool, env: Mapping[str, str]) -> None:
+def _detach(config: Path, run: RunFolder, env: Mapping[str, str]) -> None:
     """Start the supervisor in its own session, so that it outlives the command that started it."""
     command = [sys.executable, "-m", "serve.operate.run.supervisor", SUPERVISE, str(run.path)]
     # Append while the cluster runs, so that the log of its earlier supervisor stays.
     log = os.open(run.log, os.O_WRONLY | os.O_CREAT | (os.O_APPEND if run.node() else os.O_TRUNC), 0o600)
     with open(log, "wb") as file:
         subprocess.run(
-            [*command, str(int(haproxy))],
+            command,
             cwd=config.parent,
             env=env,
             stdin=subprocess.DEVNULL,

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 from serve.operate.host.service_state import ApplicationState, Restarted, iso
@@ -15,20 +12,14 @@ from serve.operate.host.service_state import ApplicationState, Restarted, iso
 MEMORY = "killed by Ray's memory monitor"
 ENDED = "its process ended"
 UNHEALTHY = "did not answer its health checks"
-# Ray's signal handler writes this line into the file of a process's stderr. SIGKILL leaves nothing.
-SIGNAL = re.compile(r"\*\*\* (SIG\w+) received")
 # If a part restarts over and over, this many of the last times are kept.
 MAX_TIMES = 10
 
 
 class Restarts:
-    """Count restarts, and keep the last reason; planned stops do not count.
+    """Count restarts, and keep the last reason; planned stops do not count."""
 
-    `logs` is the folder in which Ray's processes of this machine write, if it is known.
-    """
-
-    def __init__(self, logs: Path | None = None) -> None:
-        self._logs = logs
+    def __init__(self) -> None:
         # Replicas of deployments that Serve reported as unhealthy, and those of them that have
         # ended.
         self._unhealthy: set[str] = set()
@@ -74,7 +65,7 @@ class Restarts:
             return MEMORY
         context = cause.actor_died_error_context
         if context.reason != context.RAY_KILL:
-            return ENDED + (_signal(self._logs, actor.get("Pid", 0)) if self._logs else "")
+            return ENDED
         replica = actor["Name"].rpartition("#")[2]
         self._stopped |= self._unhealthy & {replica}
         is_replica = actor["Name"].startswith(REPLICA)
@@ -83,17 +74,6 @@ class Restarts:
     def deploying(self) -> None:
         """Forget which replicas were unhealthy, because a deploy stops replicas as planned."""
         self._unhealthy.clear()
-
-
-@cache
-def _signal(logs: Path, pid: int) -> str:
-    """Return, in words, the signal that ended a process according to its log, or ""."""
-    for path in logs.glob(f"worker-*-{pid}.err"):
-        # Read line by line, because a file may be larger than memory.
-        with path.open(errors="replace") as file:
-            if found := next(filter(None, map(SIGNAL.match, file)), None):
-                return f" by {found[1]}"
-    return ""
 
 
 def _row(count: int, events: list[tuple[str, str]]) -> Restarted:

@@ -22,7 +22,7 @@ import psutil
 from serve.config.reader import Config
 from serve.contract.errors import TabrankError
 from serve.operate.host.deploying import SETTLE_S, config_of, document_of
-from serve.operate.host.environment import DASHBOARD_PORT, HAPROXY_PORT, LOCAL, METRICS_PORT
+from serve.operate.host.environment import HAPROXY_PORT, METRICS_PORT
 from serve.operate.host.field import parsed
 from serve.operate.host.run_folder import GRACE_S, POLL_S, RAY, RunFolder
 from serve.operate.host.serve_details import application_of, cause, messages_of, settled
@@ -50,22 +50,18 @@ class Supervisor:
     shows whether it is current.
     """
 
-    def __init__(self, run: RunFolder, haproxy: bool) -> None:
-        dashboard = os.environ.get(DASHBOARD_PORT)
-        haproxy_page = f"http://127.0.0.1:{os.environ[HAPROXY_PORT]}/metrics" if haproxy else None
+    def __init__(self, run: RunFolder) -> None:
         self._run = run
         self._client: Any = None
         self._node: list[psutil.Process] = []
-        self._restarts = Restarts(run.replica_logs and run.replica_logs.parent)
+        self._restarts = Restarts()
         self._redeploy = False
         self._write_error = ""
         self._service = SupervisedState(
             stage="starting Ray",
             pid=os.getpid(),
-            haproxy=haproxy,
             metrics_url=f"http://127.0.0.1:{os.environ[METRICS_PORT]}/metrics",
-            haproxy_metrics_url=haproxy_page,
-            dashboard_url=dashboard and f"http://{LOCAL}:{dashboard}",
+            haproxy_metrics_url=f"http://127.0.0.1:{os.environ[HAPROXY_PORT]}/metrics",
             started=now(),
             cluster_id=run.cluster_id,
             metrics_every_s=float(os.environ.get(REPORT_MS, 10_000)) / 1e3,
@@ -119,13 +115,10 @@ class Supervisor:
         from ray._private.node import Node
         from ray._private.parameter import RayParams
 
-        temp, dashboard = self._run.temp, os.environ.get(DASHBOARD_PORT)
+        temp = self._run.temp
         assert temp is not None, "made before this process is started"
         params = RayParams(
-            include_dashboard=bool(dashboard),
-            dashboard_host=LOCAL,
-            # Without a dashboard Ray ignores its port.
-            dashboard_port=int(dashboard or 0),
+            include_dashboard=False,
             # The service puts nothing into the object store, so it can be small.
             object_store_memory=128 << 20,
             temp_dir=str(temp / RAY),
@@ -319,12 +312,12 @@ def _log(text: str) -> None:
         print(text, flush=True)
 
 
-def supervise(run: RunFolder, haproxy: bool) -> None:
+def supervise(run: RunFolder) -> None:
     """Leave the session and the process tree of the calling command, then supervise."""
     if os.fork() > 0:
         os._exit(0)
     os.setsid()
-    supervisor = Supervisor(run, haproxy)
+    supervisor = Supervisor(run)
     if run.node():
         supervisor.attach()
     # Skip Ray's exit hooks, which wait for a cluster that is gone.
@@ -332,5 +325,5 @@ def supervise(run: RunFolder, haproxy: bool) -> None:
 
 
 if __name__ == "__main__":
-    # `local_cluster` starts this module with: --supervise RUN_FOLDER 0|1
-    supervise(RunFolder(Path(sys.argv[2])), sys.argv[3] == "1")
+    # `local_cluster` starts this module with: --supervise RUN_FOLDER
+    supervise(RunFolder(Path(sys.argv[2])))

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from serve.config.application import OUR_APPLICATION
 from serve.config.diagnoses import DIAGNOSES, RUNBOOK, Diagnosis, diagnosis
-from serve.config.known_keys import APPLICATION
+from serve.config.settings import AppArgs
 from serve.contract.commands import RUN
-from serve.operate.host.deploying import edited_surfaces
-from serve.operate.host.field import get
+from serve.contract.errors import TabrankError
 from serve.operate.host.run_folder import RunFolder
 from serve.operate.host.serve_details import cause as message_of
+from serve.operate.host.service_state import SupervisedState
 from serve.operate.status.report import Cause, Counted, Health, Report, Traffic
 
 # A replica for which a node has room starts within this time.
@@ -97,13 +99,9 @@ def waiting(found: Report, now: datetime) -> Iterator[Cause]:
     yield _named("deploying", "", config=under_way.config, since=under_way.since)
     if now - datetime.fromisoformat(under_way.since) < STARTS_WITHIN:
         return
-    wanted = RunFolder(Path(found.run or RUN)).wanted()
     for app, name, deployment in found.deployments:
         if starting := deployment.replicas.get("STARTING", 0):
-            path = (*APPLICATION, app, "deployments", name, "ray_actor_options", "num_cpus")
-            # Serve's default is 1.
-            num_cpus = 1 if (given := get(wanted.document if wanted else {}, path, None)) is None else given
-            room = f"no room? {starting} wait for {num_cpus:g} CPUs each"
+            room = f"no room? {starting} wait for a node with free CPUs"
             reason = message_of([deployment.message]) if deployment.message else room
             yield _named("not_starting", f"{app}/{name}", reason=reason)
 
@@ -123,7 +121,22 @@ def _of_state(found: Report) -> Iterator[Cause]:
         yield _named("deploy_failed", "", **facts, error=error)
     elif state != "ready" and not found.deploying:
         yield _named("not_deployed", "", state=state.replace("_", " "), why=error and f": {error}")
-    yield from (_cause(one, app) for app, one in (edited_surfaces(run) if found.run else ()))
+    if found.run:
+        yield from edited_surfaces(run)
+
+
+def edited_surfaces(run: RunFolder) -> Iterator[Cause]:
+    """Yield the applications whose surface's file is not as the running service got it."""
+    # The service may be of another release, and the file unreadable.
+    with suppress(TabrankError):
+        service = run.service() or SupervisedState()
+        path = Path(service.config)
+        for app in service.document.get("applications", ()):
+            args = AppArgs.from_mapping(app["args"]) if app.get("import_path") == OUR_APPLICATION else None
+            if args and (edit := args.edit(path.parent)):
+                diff, up = (run.command(name, path) for name in ("diff", "up"))
+                facts = {"surface": args.surface, "edit": edit, "diff": diff, "up": up}
+                yield _cause(diagnosis("surface_edited", **facts), app["name"])
 
 
 def _of_replicas(found: Report, now: datetime) -> Iterator[Cause]:

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import textwrap
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import msgspec
 from rich.console import Console
-from rich.live import Live
 from rich.text import Text
 
 from serve.operate.host.service_state import DeploymentState
 from serve.operate.status.causes import shown
-from serve.operate.status.report import Report, Traffic, unread
-from serve.operate.status.scrape import PageHistory
+from serve.operate.status.report import Report, Traffic
 from serve.report.rows import number
 
 # What is shown for an unknown value.
@@ -39,28 +34,9 @@ def show(found: Report, as_json: bool) -> None:
     """Print JSON or the screen, which is wrapped and coloured on a terminal only."""
     console = Console()
     if as_json:
-        print(msgspec.json.encode(found).decode(), flush=True)
+        print(msgspec.json.encode(found).decode())
     else:
         console.print(screen(found, console.width if console.is_terminal else None), soft_wrap=True)
-
-
-def keep_showing(
-    run: Path | None, address: str | None, every_s: float, as_json: bool, config: Path | None = None
-) -> Report:
-    """Refresh the screen, or print lines of JSON, until Ctrl-C; return the last report."""
-    from serve.operate.status.vitals import look
-
-    history, found = PageHistory(every_s), unread("unknown")
-    with contextlib.suppress(KeyboardInterrupt), Live(auto_refresh=False) as live:
-        found = look(run, address, None, config)
-        while True:
-            if live.console.is_terminal and not as_json:
-                live.update(screen(found, live.console.width), refresh=True)
-            else:
-                show(found, as_json)
-            time.sleep(every_s)
-            found = look(run, address, history, config)
-    return found
 
 
 def screen(found: Report, width: int | None = None) -> Text:

@@ -14,7 +14,6 @@ import msgspec
 from serve.contract.commands import RUN, key_header
 from serve.contract.errors import TabrankError
 from serve.model.mirror import mirror_of
-from serve.operate.host.run_folder import RunFolder
 from serve.operate.host.running_service import RemoteService
 from serve.operate.host.service_state import Probe, ServiceChange, ServiceState, fields_of, iso
 from serve.operate.host.state import RunState, get, status, status_code
@@ -30,26 +29,18 @@ ANSWERING = ("ready", "deploying", "unwatched", "unhealthy")
 CHANGES_WITHIN, MAX_CHANGES = timedelta(hours=1), 20
 
 
-def look(
-    run: Path | None, address: str | None, history: PageHistory | None = None, config: Path | None = None
-) -> Report:
-    """Return the report of the running service, which must be that of the file `config` if given.
+def look(run: Path | None, address: str | None, history: PageHistory | None = None) -> Report:
+    """Return the report of the running service.
 
     Reading rates takes some seconds, unless `history` holds earlier pages. New pages are added
     to it.
 
     Raises:
         TabrankError: the dashboard at `address` does not answer, or no application runs there; or
-            the files of the run folder cannot be read, or it runs another file.
+            the files of the run folder cannot be read.
     """
     now, run = datetime.now(UTC), run or (None if address else RUN)
     found = Report(**fields_of(_state(run, address), RunState))
-    if config and run:
-        if found.state != "stopped" and Path(found.config).resolve() != config.resolve():
-            raise TabrankError(
-                f"{run}: its service is that of {found.config}; name the folder of {config} with --run"
-            )
-        found.config = str(config)
     found.surfaces = answers_of(found) if found.state in ANSWERING else {}
     pages = pages_of(found)
     if history is None or not pages:
@@ -129,10 +120,9 @@ def _changes(found: Report, now: datetime) -> list[ServiceChange]:
     for name, one in (found.restarts or {}).items():
         changes += [ServiceChange(at, f"{name} restarted: {one.last}") for at in one.times[-1:]]
         changes += [ServiceChange(at, f"{name} restarted") for at in one.times[:-1]]
-    service = RunFolder(Path(found.run)).service() if found.run else None
-    for app in service.document.get("applications", ()) if service else ():
-        named = (app.get("args") or {}).get("models", "var/models")
-        models = mirror_of(place(named, Path(found.config).parent)).folder
+    # The files of a cluster at an address are out of reach.
+    for app in found.applications.values() if found.run else ():
+        models = mirror_of(place(app.models or "var/models", Path(found.config).parent)).folder
         with contextlib.suppress(OSError):
             changes += [_released(entry) for entry in releases.read(models).entries[-MAX_CHANGES:]]
     recent = [one for one in changes if now - datetime.fromisoformat(one.at) < CHANGES_WITHIN]

@@ -27,8 +27,9 @@ from serve.contract.errors import Busy, ScorerUnavailable, StateMismatch, Tabran
 from serve.contract.records import Event
 from serve.features.matrix import Features
 from serve.features.rows import Schema
-from serve.features.surface import read_surface
+from serve.features.surface import load_surface, read_surface
 from serve.http.app import Edge
+from serve.ingest.backfill import load as fill
 from serve.ingest.writer import Ingester
 from serve.log.events import IngestResult
 from serve.log.lease import Lease, swap_lease
@@ -121,11 +122,10 @@ class Home:
         write_log(self.folder / "log", log)
 
     def load(self) -> list[dict]:
-        words = ["load", "--log", self.args["log"], "--surface", "tiny.toml", "--store", "lmdb:store"]
-        done = CliRunner().invoke(app, [*words, "--json"])
-        assert done.exit_code == 0, done.output
-        found = json.loads(done.stdout)["diagnoses"]
-        assert all(f"warning: {one['cause']} {one['remedy']}\n" in done.stderr for one in found)
+        said: list[str] = []
+        where = bucket.place(self.args["log"]), "lmdb:store", Path.cwd()
+        found = fill(load_surface("tiny.toml"), *where, said.append, named="tiny.toml")["diagnoses"]
+        assert all(f"warning: {one['cause']} {one['remedy']}" in said for one in found)
         return found
 
     def check(self) -> list[str]:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-from serve.__main__ import app
 from serve.contract.errors import TabrankError
 from serve.features.kinds.affinity import Maps
 from serve.features.rows import Schema
 from serve.features.surface import read_surface
+from serve.ingest.backfill import load
 from serve.log import rebuild as module
 from serve.log import stream
 from serve.log.reader import read_log
@@ -171,10 +170,10 @@ def test_the_joins_of_a_large_log_are_those_of_a_sample(tmp_path, log_folder, mo
 def test_load_answers_since_when_each_feature_is_complete(service, monkeypatch):
     (service.folder / "changed.toml").write_text(CHANGED.text)
     monkeypatch.chdir(service.folder)
-    command = ["load", "--log", "log", "--surface", "changed.toml", "--store", "lmdb:changed", "--json"]
-    done = CliRunner().invoke(app, command)
-    assert done.exit_code == 0, done.stderr
-    since_ms = json.loads(done.stdout)["complete_since_ms"]
+    said = []
+    since_ms = load(CHANGED, Path("log"), "lmdb:changed", Path(), said.append, named="changed.toml")[
+        "complete_since_ms"
+    ]
     assert since_ms.pop("topic_affinity") == snapshots(service.folder / "log")[0].ts_ms
     assert set(since_ms.values()) == {None}
-    assert "From 1970-04-18 00:00:53 on: topic_affinity" in done.stderr
+    assert any("From 1970-04-18 00:00:53 on: topic_affinity" in line for line in said)

@@ -49,9 +49,9 @@ def states(releases):
 
 
 def command(models, *words, code=0):
-    done = CliRunner().invoke(app, ["models", *words, "--models", str(models), "--json"])
+    done = CliRunner().invoke(app, ["models", *words, "--models", str(models)])
     assert done.exit_code == code, done.output
-    return json.loads(done.stdout) if code == 0 else done.stderr
+    return done.stderr if code else done.stdout
 
 
 def test_a_rollback_goes_to_the_good_one_before_and_is_remembered(models, releases):
@@ -85,7 +85,7 @@ def test_a_rollback_goes_to_no_version_of_another_state(tmp_path):
     assert f"{C} does not fit the surface of {B}, which is current" in command(models, "canary", C, code=2)
     command(models, "promote", C)
     assert states(ModelRegistry(models)) == {FIRST: "previous", A: "published", B: "published", C: "current"}
-    assert command(models, "rollback")["current"] == FIRST
+    assert command(models, "rollback").startswith(f"{FIRST} is current again")
 
 
 def test_a_rollback_goes_to_no_version_that_lacks_an_outcome(tmp_path):
@@ -275,16 +275,18 @@ def test_a_version_is_on_trial_after_promotion_and_not_after_a_rollback(models, 
 
 
 def test_the_commands_promote_list_and_roll_back(models):
-    assert command(models, "promote", A) == {"current": A, "was": None}
-    assert command(models, "promote", B) == {"current": B, "was": A}
-    assert command(models, "canary", C) == {"canary": C}
-    listed = command(models, "list")["versions"]
+    assert command(models, "promote", A) == f"{A} is current\n"
+    assert command(models, "promote", B) == f"{B} is current; before: {A}\n"
+    assert command(models, "canary", C).startswith(f"{C} is the canary")
+    listed = json.loads(command(models, "list", "--json"))["versions"]
     assert [(each["version"], each["state"]) for each in listed] == [
         (C, "canary"), (B, "current"), (A, "previous")
     ]  # fmt: skip
     assert listed[0]["made"] == "2026-01-03T00:00:00Z"
-    assert command(models, "canary", "--end", "--reason", "done") == {"canary": None, "ended": C}
-    assert command(models, "rollback", "--reason", "clicks fell")["current"] == A
+    assert command(models, "canary", "--end", "--reason", "done") == f"{C} has ended as the canary\n"
+    assert (
+        command(models, "rollback", "--reason", "clicks fell") == f"{A} is current again; {B}: clicks fell\n"
+    )
     assert "no good version" in command(models, "rollback", code=1)
     assert "did you mean" in command(models, "promote", B[:-1] + "c", code=2)
     assert "name the version, or end it" in command(models, "canary", code=2)
@@ -336,7 +338,7 @@ def test_a_change_of_meaning_goes_out_with_its_surface(tmp_path):
     # The service knows what it accepts, and the command goes by the current version.
     assert ModelRegistry(models, read_surface(TOML)).roll_back(C, "broken") == A
     command(models, "promote", C)
-    assert command(models, "rollback")["current"] == B
+    assert command(models, "rollback").startswith(f"{B} is current again")
     refusal = command(models, "rollback", code=1)
     assert (
         f"({A}: it predicts join as join within 10s, and in the surface tiny join is join within 20s)"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import threading
 import time
@@ -22,7 +21,10 @@ from serve.ingest.backfill import load
 from serve.log.reader import read_log
 from serve.model.artifact import save
 from serve.model.graph import Calibration
+from serve.operate.rollout.tables import read_shifts
 from serve.operate.run.local_cluster import down, up
+from serve.operate.status.scrape import read_pages
+from serve.operate.status.vitals import metrics_pages
 from serve.rollout.registry import ModelRegistry
 from tests.support import networks
 from tests.support.networks import artifact_files, random_network
@@ -76,9 +78,9 @@ class Service:
         return f"http://127.0.0.1:{port}"
 
     def command(self, *words):
-        done = CliRunner().invoke(app, ["models", *words, "--json"])
+        done = CliRunner().invoke(app, ["models", *words])
         assert done.exit_code == 0, done.output
-        return json.loads(done.stdout)
+        return done.stdout
 
     @contextmanager
     def asked(self):
@@ -121,7 +123,7 @@ class Service:
 def service(tmp_path_factory):
     service = Service(tmp_path_factory.mktemp("rollout"))
     run = service.folder / "run"
-    up(service.folder / "cluster.yaml", run_dir=run, haproxy=False, timeout_s=120)
+    up(service.folder / "cluster.yaml", run_dir=run, timeout_s=120)
     yield service
     down(run)
 
@@ -144,9 +146,10 @@ def test_shifted_or_altered_artifacts_are_rolled_back_within_a_minute(service):
 
 def test_the_score_shift_is_on_the_metrics_pages(service):
     end = time.monotonic() + 10
-    while not (shifts := service.command("shift", "--run", str(service.folder / "run"))["shifts"]):
+    while not (shifts := read_shifts(read_pages(metrics_pages(service.folder / "run", None)))):
         assert time.monotonic() < end
         time.sleep(0.5)
+    assert SHIFTED in service.command("shift", "--run", str(service.folder / "run"))
     (shift,) = shifts
     assert (shift["new"], shift["old"]) == (SHIFTED, GOOD)
     assert shift["rows"] > 200

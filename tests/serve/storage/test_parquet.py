@@ -15,7 +15,7 @@ from tests.support.small_surface import TOML, tables
 ROOT = Path(__file__).parents[3]
 # In the checkout, these read files of their own.
 OWN = (
-    "training/data/flat.py",
+    "training/data/flat_file.py",
     "loadtest/targets/workspace.py",
     "loadtest/scenarios/topic_story.py",
     "loadtest/generator/ids.py",

@@ -29,13 +29,15 @@ def write(path, times):
 
 
 def newest(log):
-    (app,) = applications(Report(), {})
+    (app,) = applications(Report())
     return [(one["at_ms"], one["request"]) for one in dataclasses.replace(app, log=log).requests()]
 
 
 def test_the_newest_rankings_of_the_last_segment_come_first(tmp_path):
-    write(tmp_path / "exposures/00001.parquet", range(5))
-    write(tmp_path / "exposures/00002.parquet", range(100, 200))
+    write(tmp_path / "exposures/00000000000000000001-00000000000000000005-0000000001.parquet", range(5))
+    write(
+        tmp_path / "exposures/00000000000000000006-00000000000000000105-0000000001.parquet", range(100, 200)
+    )
     found = newest(tmp_path)
     request = {"candidates": ["a", "b"], "limit": 2, "context": {"hour": 3.0}}
     assert len(found) == NUM_NEWEST
@@ -64,11 +66,9 @@ def test_a_logged_request_states_what_it_stated(tmp_path):
 
 def test_with_the_event_clock_a_request_has_its_time(tmp_path):
     write(tmp_path / "var/log/exposures.parquet", range(2))
-    ours = {"import_path": "serve.app:build", "route_prefix": "/", "deployments": {}}
+    ours = {"import_path": "serve.app:build", "route_prefix": "/", "clock": "event"}
     found = {"config": str(tmp_path / "cluster.yaml"), "applications": {"a": ours}}
-    (app,) = applications(
-        convert(found, Report), {"applications": [{"name": "a", "args": {"clock": "event"}}]}
-    )
+    (app,) = applications(convert(found, Report))
     assert [one["request"]["now_ms"] for one in app.requests()] == [1, 0]
 
 
@@ -96,14 +96,13 @@ def test_applications_have_the_folders_of_their_file_and_their_route(tmp_path):
         "url": "http://h:1",
         "config": str(tmp_path / "my/cluster.yaml"),
         "applications": {
-            "a": ours | {"route_prefix": "/a"},
+            "a": ours | {"route_prefix": "/a", "log": "logs", "models": "/m"},
             "b": {"import_path": "x:y"},
             "c": ours | {"route_prefix": "/"},
         },
         "surfaces": {"a": {"experiment": {"name": "launch"}}, "c": {}},
     }
-    declared = {"applications": [{"name": "a", "args": {"log": "logs", "models": "/m"}}]}
-    first, second = applications(convert(found, Report), declared)
+    first, second = applications(convert(found, Report))
     assert (first.url, first.experiment) == ("http://h:1/a", "launch")
     assert (second.url, second.experiment) == ("http://h:1", "")
     assert (first.log, str(first.models)) == (tmp_path / "my/logs", "/m")

@@ -66,8 +66,7 @@ def words(page, selector):
 
 @needs_chromium
 @needs_axe
-@pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("width", [390, 1440])
+@pytest.mark.parametrize(("width", "dark"), [(390, True), (1440, False)])
 def test_every_page_is_accessible_and_as_wide_as_the_window(chromium, url, stage, width, dark):
     stage.state = stage.degraded
     with page_at(chromium, url, width=width, dark=dark) as page:
@@ -129,8 +128,7 @@ Object.defineProperty(window, "uPlot", { get: () => kept, set: (made) => {
 
 
 @needs_chromium
-@pytest.mark.parametrize("width", [390, 1440])
-@pytest.mark.parametrize("seconds", [8, 20, 40, 66, 100, 130, 200, 310, 420, 599, 700, 1300, 2100, 3598])
+@pytest.mark.parametrize(("seconds", "width"), [(8, 1440), (66, 390), (599, 390), (3598, 1440)])
 def test_a_chart_has_at_least_two_times(chromium, stage, seconds, width):
     stage.state = stage.healthy
     now_s = round(time.time())
@@ -179,9 +177,7 @@ def test_an_hour_is_shown_again_after_a_reload_and_a_legend_has_the_value_below_
     ("weight", "more", "shown"),
     [
         (1.0, {}, "9.2 %"),
-        (2.0, {}, "0.092"),
         (1.0, {"until": "leave", "cap": 60.0}, "0.092"),
-        (1.0, {"sum": "value", "cap": 500.0}, "0.092"),
     ],
 )
 def test_a_score_is_a_percentage_only_if_it_is_a_probability(chromium, url, stage, weight, more, shown):
@@ -263,7 +259,7 @@ SAME = {
 
 @needs_chromium
 @needs_axe
-@pytest.mark.parametrize("width", [390, 1440])
+@pytest.mark.parametrize("width", [390])
 def test_versions_stand_side_by_side_and_their_differences_are_marked(chromium, url, stage, width):
     stage.state = stage.healthy
     app = {"name": "spaces", "models": "m", "versions": VERSIONS}
@@ -328,7 +324,7 @@ MOVED = [
 
 @needs_chromium
 @needs_axe
-@pytest.mark.parametrize("width", [390, 1440])
+@pytest.mark.parametrize("width", [390])
 def test_pins_are_typed_and_both_orders_are_shown_with_what_moved_a_candidate(
     chromium, url, stage, width, monkeypatch
 ):

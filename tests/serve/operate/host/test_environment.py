@@ -9,7 +9,6 @@ import pytest
 from serve.config.reader import Config
 from serve.contract.errors import TabrankError
 from serve.operate.host.environment import (
-    DASHBOARD_PORT,
     FAST,
     HAPROXY,
     METRICS_PORT,
@@ -24,28 +23,14 @@ from serve.operate.host.run_folder import MARKER, RunFolder
 SOURCE = str(Path(inspect.getfile(environment)).resolve().parents[3])
 
 
-def built(folder: Path, haproxy: bool = True) -> dict[str, str]:
-    return environment(
-        Config(folder / "cluster.yaml", {}, {}, ""), RunFolder(folder), folder / "temp", haproxy
-    )
+def built(folder: Path) -> dict[str, str]:
+    return environment(Config(folder / "cluster.yaml", {}, {}, ""), RunFolder(folder), folder / "temp")
 
 
 def test_every_process_carries_the_marker_and_keeps_it(tmp_path):
     env = built(tmp_path)
     assert env[MARKER] == RunFolder(tmp_path).cluster_id
     assert env["SPT_NOENV"] == "1"
-
-
-def test_ray_opens_its_dashboard_on_request_alone(tmp_path, monkeypatch):
-    monkeypatch.setenv(DASHBOARD_PORT, "1")
-    assert DASHBOARD_PORT not in built(tmp_path)
-    folder = RunFolder(tmp_path)
-    env = environment(Config(tmp_path / "cluster.yaml", {}, {}, ""), folder, tmp_path / "temp", True, True)
-    assert int(env[DASHBOARD_PORT]) > 1
-    folder.save_token(env["RAY_AUTH_TOKEN"])
-    assert folder.token.stat().st_mode & 0o777 == 0o600
-    folder.remove_state()
-    assert not folder.token.exists()
 
 
 def test_paths_count_from_the_folder_of_the_file(tmp_path):
@@ -69,7 +54,6 @@ def test_the_memory_use_of_other_processes_kills_none_of_ours(tmp_path, monkeypa
     assert not set(OTHERS_MEMORY) & set(rendered_environment("/home"))
     monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "250")
     assert built(tmp_path)["RAY_memory_monitor_refresh_ms"] == "250"
-    assert built(tmp_path, haproxy=False)["RAY_worker_oom_score_adjustment"] == "0"
 
 
 def test_a_shell_can_tune_but_not_redirect(tmp_path, monkeypatch):
@@ -90,14 +74,6 @@ def test_spans_are_of_the_service_unless_the_shell_says_otherwise(tmp_path, monk
     assert built(tmp_path)["OTEL_SERVICE_NAME"] == "tabrank"
     monkeypatch.setenv("OTEL_SERVICE_NAME", "ours")
     assert built(tmp_path)["OTEL_SERVICE_NAME"] == "ours"
-
-
-def test_the_plain_proxy_is_plain_whatever_the_shell_says(tmp_path, monkeypatch):
-    monkeypatch.setenv("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
-    env = built(tmp_path, haproxy=False)
-    assert (env["RAY_SERVE_ENABLE_HA_PROXY"], env["RAY_SERVE_THROUGHPUT_OPTIMIZED"]) == ("0", "0")
-    callback = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
-    assert env[callback] == built(tmp_path)[callback], "the plain proxy drops trailers too"
 
 
 def test_two_clusters_share_no_port(tmp_path):
@@ -122,4 +98,3 @@ def test_too_few_open_files_for_haproxy_are_refused_at_once(tmp_path, monkeypatc
     monkeypatch.setenv("RAY_SERVE_HAPROXY_MAXCONN", "2000000000")
     with pytest.raises(TabrankError, match=r"and HAProxy needs 5000000256; raise the limit"):
         built(tmp_path)
-    built(tmp_path, haproxy=False)

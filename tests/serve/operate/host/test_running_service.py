@@ -114,14 +114,14 @@ def test_a_changed_file_is_put_and_waited_for():
     assert [(text(change.path), change.consequence) for change in found.changes] == [
         ("applications[spaces].logging_config.enable_access_log", Consequence.IN_PLACE)
     ]
-    running.deploy(config(file), 5.0, lambda line: None)
+    running.deploy(config(file), lambda line: None)
     assert dashboard.put == [file]
     assert difference(RemoteService(URL, dashboard), config(file)).changes == ()
 
 
 def test_a_deploy_that_fails_says_why():
     with pytest.raises(TabrankError, match="'spaces' cannot be deployed: ValueError: it cannot"):
-        RemoteService(URL, Dashboard(fails=True)).deploy(config(FILE), 5.0, lambda line: None)
+        RemoteService(URL, Dashboard(fails=True)).deploy(config(FILE), lambda line: None)
 
 
 def test_another_port_needs_a_restart():
@@ -132,7 +132,7 @@ def test_another_port_needs_a_restart():
 def test_the_kill_switch_of_a_cluster_is_set_by_putting_its_document():
     dashboard = Dashboard()
     running = RemoteService(URL, dashboard)
-    running.deploy(running.config(switched(running.document, True)), 5.0, lambda line: None)
+    running.deploy(running.config(switched(running.document, True)), lambda line: None)
     document = RemoteService(URL, dashboard).document
     assert document == switched(document, True) != switched(document, False)
     (change,) = difference(RemoteService(URL, dashboard), config(FILE)).changes
@@ -150,7 +150,7 @@ def test_a_put_beside_another_command_of_a_cluster_says_what_stands(moment):
         monitored = dashboard.deploy_applications
         dashboard.deploy_applications = lambda document: (monitored(document), dashboard.take(other))
     with pytest.raises(TabrankError, match=rf"^{URL}: another command deployed first; what stands: deployed"):
-        running.deploy(ours, 5.0, lambda line: None)
+        running.deploy(ours, lambda line: None)
     assert len(dashboard.put) == (moment == "after")
 
 
@@ -165,7 +165,7 @@ def test_a_deploy_under_way_and_the_remedy_of_a_refusal_are_reported(written, mo
     running = RemoteService(URL, Dashboard())
     running.state.deploying = Deploying("/srv/big.yaml", "2026-01-31T12:00:00+00:00")
     monkeypatch.setattr("serve.operate.diff.apply.find", lambda run, address: running)
-    result, lines, held = diff(written, None, URL, True, 5.0, lambda line: None)
+    result, lines, held = diff(written, None, URL, True, lambda line: None)
     assert (result["under_way"], held) == (
         {"config": "/srv/big.yaml", "since": "2026-01-31T12:00:00+00:00"},
         False,
@@ -179,7 +179,7 @@ def test_a_deploy_under_way_and_the_remedy_of_a_refusal_are_reported(written, mo
 def test_the_error_that_nothing_runs_comes_before_any_warning(written, tmp_path):
     messages: list[str] = []
     with pytest.raises(TabrankError, match="nothing runs here"):
-        diff(written, tmp_path / "run", None, False, 5.0, messages.append)
+        diff(written, tmp_path / "run", None, False, messages.append)
     assert messages == []
 
 
@@ -192,7 +192,7 @@ def test_an_interrupted_switch_says_that_it_may_be_on(monkeypatch):
     monkeypatch.setattr("serve.operate.diff.apply.find", lambda run, address: running)
     messages: list[str] = []
     with pytest.raises(KeyboardInterrupt):
-        popular(None, URL, True, 5.0, messages.append)
+        popular(None, URL, True, messages.append)
     assert messages == ["the kill switch may be on already; look with: python -m serve status"]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import socket
 import subprocess
 import tomllib
 from pathlib import Path
@@ -15,20 +14,9 @@ import yaml
 
 from loadtest.workload.profiles import load_slo
 from serve.config.settings import UserConfig
-from serve.contract.errors import TabrankError
 from serve.contract.metric_catalog import METRICS
-from serve.operate.host.run_folder import RunFolder
-from serve.operate.host.service_state import SupervisedState
-from serve.operate.observe import prometheus
-from serve.operate.observe.prometheus import (
-    DASHBOARD,
-    RULES,
-    configuration,
-    observe,
-    run_prometheus,
-    write_targets,
-)
-from tests.support.monitoring_rules import alerts, expressions, panels, records, rules
+from serve.operate.render.companions import OBSERVE, RULES
+from tests.support.monitoring_rules import DASHBOARD, alerts, expressions, panels, records, rules
 
 ROOT = Path(__file__).parents[4]
 RUNBOOK = ROOT / "docs" / "runbook.md"
@@ -131,12 +119,13 @@ def test_each_series_on_which_an_alert_stands_is_missed_if_ray_drops_it():
 def test_each_alert_fires_for_its_cause_and_is_silent_without_it():
     if shutil.which("promtool") is None:
         pytest.skip("promtool is missing: apt-get install prometheus")
-    cases = RULES[0].with_name("alerts_test.yml")
-    done = subprocess.run(["promtool", "test", "rules", cases], capture_output=True, text=True, check=False)
+    cases = sorted(OBSERVE.glob("*_test.yml"))
+    done = subprocess.run(["promtool", "test", "rules", *cases], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     tested = {
         case["alertname"]
-        for test in yaml.safe_load(cases.read_text())["tests"]
+        for file in cases
+        for test in yaml.safe_load(file.read_text())["tests"]
         for case in test["alert_rule_test"]
         if case["exp_alerts"]
     }
@@ -162,69 +151,6 @@ def test_panels_have_unique_titles_and_do_not_overlap():
         assert max(x for x, _ in cells) < 24
         taken |= cells
     assert {expression for panel in panels() for expression in panel} <= set(expressions())
-
-
-@pytest.mark.parametrize("data", ["/proc/data", "file"])
-def test_prometheus_is_not_started_where_its_data_cannot_be_kept(run, tmp_path, monkeypatch, data):
-    monkeypatch.setattr(prometheus.shutil, "which", lambda name: "/bin/false")
-    (tmp_path / "file").touch()
-    with pytest.raises(TabrankError, match="name another folder"), run_prometheus(run, tmp_path / data, 1):
-        pass
-
-
-@pytest.fixture
-def run(tmp_path):
-    (tmp_path / "run").mkdir()
-    folder = RunFolder(tmp_path / "run")
-    folder.write(SupervisedState(metrics_url="http://127.0.0.1:1234/metrics"))
-    return folder
-
-
-def test_prometheus_gets_our_rules_and_the_pages_of_the_service(run, tmp_path):
-    write_targets(run, tmp_path)
-    configured = configuration(tmp_path, 5.0)
-    assert [Path(path).name for path in configured["rule_files"]] == ["rules.yml", "alerts.yml"]
-    files = {job["job_name"]: job["file_sd_configs"][0]["files"][0] for job in configured["scrape_configs"]}
-    assert json.loads(Path(files["tabrank"]).read_text()) == [{"targets": ["127.0.0.1:1234"]}]
-    assert json.loads(Path(files["haproxy"]).read_text()) == []
-    yaml.safe_dump(configured)
-
-
-def test_a_restarted_service_is_followed_and_a_stopped_one_stays_a_target(run, tmp_path):
-    write_targets(run, tmp_path)
-    run.write(SupervisedState(metrics_url="http://127.0.0.1:99/metrics"))
-    write_targets(run, tmp_path)
-    (run.path / "service.json").unlink()
-    write_targets(run, tmp_path)
-    assert json.loads((tmp_path / "tabrank.json").read_text()) == [{"targets": ["127.0.0.1:99"]}]
-
-
-def test_without_a_service_or_prometheus_the_command_names_the_remedy(run, tmp_path, monkeypatch):
-    with pytest.raises(TabrankError, match="python -m serve up"):
-        observe(RunFolder(tmp_path / "none"), tmp_path, 9090, print)
-    monkeypatch.setattr(prometheus.shutil, "which", lambda name: None)
-    with pytest.raises(TabrankError, match="apt-get install prometheus"):
-        observe(run, tmp_path, 9090, print)
-
-
-def test_a_port_in_use_is_refused(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(prometheus.shutil, "which", lambda name: "/bin/false")
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        with (
-            pytest.raises(
-                TabrankError, match=rf"--port: {port} is in use; .*make observe PORT={port - 1}\)$"
-            ),
-            run_prometheus(run, tmp_path, port),
-        ):
-            pass
-
-
-def test_an_unexpected_end_of_prometheus_is_an_error(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(prometheus.shutil, "which", lambda name: "/bin/false")
-    monkeypatch.setattr(prometheus, "LOOK_EVERY_S", 0.05)
-    with pytest.raises(TabrankError, match="ended unexpectedly with code 1"):
-        observe(run, tmp_path / "data", 1, print)
 
 
 def test_rules_and_alerts_are_in_files_of_their_own():

@@ -18,7 +18,7 @@ from serve.features.surface import load_surface
 from serve.ingest.quality import GRACE_MS, LiveQuality
 from serve.log.events import Exposure
 from serve.model.artifact import FILES, save
-from serve.operate.observe.prometheus import RULES
+from serve.operate.render.companions import RULES
 
 QUALITY = METRICS["tabrank_quality"]
 VERSION = "20260101T000000Z-0001"

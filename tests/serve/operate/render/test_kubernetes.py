@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from serve.__main__ import app
 from serve.config.reader import read
-from serve.operate.observe.prometheus import RULES
+from serve.operate.render.companions import RULES
 from serve.stores.redis_client import PASSWORD
 from tests.serve.operate.render.strict_schemas import validate
 
@@ -26,10 +26,7 @@ SPACES = FOLDER.parents[3] / "serve/surfaces/spaces.toml"
 GUIDE = FOLDER.parents[3] / "docs/kubernetes.md"
 # What a cluster's review asks for, with each option of it.
 REVIEWED = (
-    *OPTIONS, "--host", "rank.example.com", "--ingress-class", "nginx", "--allow", "ingress-nginx",
-    "--balancer", "35.191.0.0/16", "--identity", "eks.amazonaws.com/role-arn=arn:aws:iam::1:role/tabrank",
-    "--pull-secret", "registry", "--priority-class", "serving", "--monitor-label", "release=prometheus",
-    "--ray-tls",
+    *OPTIONS, "--host", "rank.example.com", "--allow", "ingress-nginx", "--balancer", "35.191.0.0/16",
 )  # fmt: skip
 
 
@@ -126,21 +123,6 @@ def test_the_schemas_refuse_a_misspelt_field_and_a_wrong_type(kind, path, value)
         validate(one)
 
 
-def test_the_guide_s_list_has_each_point_with_lines_of_the_rendered_file():
-    section = GUIDE.read_text().split("\n## What a review asks for\n")[1].split("\n## ")[0]
-    rows = re.findall(r"^\| ([^|]+) \| (.+) \|$", section, re.MULTILINE)[1:]
-    command = re.search(
-        r"^    python -m serve render kubernetes cluster.yaml (.+?)\n\n", section, re.M | re.S
-    )
-    assert command[1].replace("\\\n", " ").split() == list(REVIEWED)
-    lines = {line.strip().removeprefix("- ") for line in rendered(*REVIEWED).splitlines()}
-    assert len(rows) == 15
-    for point, spans in rows:
-        wanted = re.findall(r"`([^`]+)`", spans)
-        assert wanted, point
-        assert [line for line in wanted if line not in lines] == [], point
-
-
 def test_the_serve_part_is_the_file_without_its_pools():
     assert yaml.safe_load(service_of()["spec"]["serveConfigV2"]) == read(CLUSTER).serve
 
@@ -186,12 +168,12 @@ def test_no_pod_runs_as_root_or_may_become_it():
 
 def test_every_container_has_limits_of_cpu_memory_and_local_disk():
     (redis,) = of_kind("StatefulSet")
-    service = service_of("--disk-gib", "30")
+    service = service_of()
     autoscaler = service["spec"]["rayClusterConfig"]["autoscalerOptions"]
     for one in (*containers(service), *redis["spec"]["template"]["spec"]["containers"], autoscaler):
         assert one["resources"]["requests"] == one["resources"]["limits"]
         assert {"cpu", "memory", "ephemeral-storage"} <= set(one["resources"]["limits"])
-    assert {one["resources"]["limits"]["ephemeral-storage"] for one in containers(service)} == {"30Gi"}
+    assert {one["resources"]["limits"]["ephemeral-storage"] for one in containers(service)} == {"20Gi"}
 
 
 def opened(rules):
@@ -232,12 +214,6 @@ def test_callers_reach_a_head_that_serves(tmp_path):
     assert opened(head) == {"monitoring": [8080], "kuberay-system": [8265, 8000], "tabrank": [8000]}
 
 
-def test_tls_between_pods_is_that_of_kuberay():
-    assert "tlsOptions" not in service_of()["spec"]["rayClusterConfig"]
-    assert service_of("--ray-tls")["spec"]["rayClusterConfig"]["tlsOptions"] == {"enabled": True}
-    assert "RayClusterMTLS" in rendered(*OPTIONS, "--ray-tls").split("apiVersion")[0]
-
-
 def test_a_drain_of_nodes_evicts_one_pod_of_a_pool_at_a_time(tmp_path):
     (budget,) = of_kind("PodDisruptionBudget")
     assert budget["metadata"]["name"] == "tabrank-workers"
@@ -248,6 +224,11 @@ def test_a_drain_of_nodes_evicts_one_pod_of_a_pool_at_a_time(tmp_path):
     one = written(tmp_path, "num_cpus: 8, min_nodes: 2", "num_cpus: 8, min_nodes: 1")
     assert of_kind("PodDisruptionBudget", config=one) == []
     assert "The pool workers may have one pod" in rendered(*OPTIONS, config=one)
+
+
+def test_only_the_autoscaler_beside_the_head_speaks_with_kubernetes():
+    tokens = [pod["spec"]["automountServiceAccountToken"] for pod in pods(service_of()).values()]
+    assert tokens == [True, False, False]
 
 
 def test_the_pods_of_a_pool_spread_over_nodes_and_zones():
@@ -309,29 +290,8 @@ def test_a_head_that_serves_answers_until_nothing_new_comes_in(tmp_path):
     assert container["lifecycle"]["preStop"]["exec"]["command"] == ["sleep", "10"]
 
 
-def test_the_service_account_carries_the_identity_of_the_cloud():
-    identity = "azure.workload.identity/client-id=1-2"
-    (account,) = of_kind("ServiceAccount", "--identity", identity)
-    assert account["metadata"]["annotations"] == {"azure.workload.identity/client-id": "1-2"}
-    for pod in pods(service_of("--identity", identity)).values():
-        assert pod["spec"]["serviceAccountName"] == account["metadata"]["name"]
-        assert pod["metadata"]["labels"]["azure.workload.identity/use"] == "true"
-    # Only the autoscaler beside the head speaks with Kubernetes.
-    tokens = [pod["spec"]["automountServiceAccountToken"] for pod in pods(service_of()).values()]
-    assert tokens == [True, False, False]
-
-
-def test_every_pod_has_the_priority_and_the_pull_secret():
-    options = "--priority-class", "serving", "--pull-secret", "registry"
-    (redis,) = of_kind("StatefulSet", *options)
-    for pod in (*pods(service_of(*options)).values(), redis["spec"]["template"]):
-        assert pod["spec"]["priorityClassName"] == "serving"
-        assert pod["spec"]["imagePullSecrets"] == [{"name": "registry"}]
-
-
 def test_prometheus_scrapes_every_pod_as_the_job_of_our_rules():
-    (monitor,) = of_kind("PodMonitor", "--monitor-label", "release=prometheus")
-    assert monitor["metadata"]["labels"]["release"] == "prometheus"
+    (monitor,) = of_kind("PodMonitor")
     for pod in pods(service_of()).values():
         labels = pod["metadata"]["labels"]
         assert monitor["spec"]["selector"]["matchLabels"].items() <= labels.items()
@@ -349,8 +309,8 @@ def test_prometheus_gets_our_own_rules_and_alerts():
 
 def test_an_ingress_ends_tls_before_the_service():
     assert of_kind("Ingress") == []
-    (ingress,) = of_kind("Ingress", "--host", "rank.example.com", "--tls-secret", "certificate")
-    assert ingress["spec"]["tls"] == [{"hosts": ["rank.example.com"], "secretName": "certificate"}]
+    (ingress,) = of_kind("Ingress", "--host", "rank.example.com")
+    assert ingress["spec"]["tls"] == [{"hosts": ["rank.example.com"], "secretName": "tabrank-tls"}]
     (rule,) = ingress["spec"]["rules"]
     assert rule["host"] == "rank.example.com"
     service = {"name": "tabrank-serve-svc", "port": {"number": 8000}}
@@ -398,11 +358,12 @@ def test_the_pods_set_the_password_variable_that_the_store_reads():
 
 
 def test_no_secret_is_written_and_each_is_named():
-    service = service_of("--token-secret", "my-token", "--redis-secret", "my-redis")
-    assert service["spec"]["rayClusterConfig"]["authOptions"] == {"mode": "token", "secretName": "my-token"}
+    service = service_of("--name", "mine")
+    token = {"mode": "token", "secretName": "mine-ray-token"}
+    assert service["spec"]["rayClusterConfig"]["authOptions"] == token
     password = {
         "name": "TABRANK_REDIS_PASSWORD",
-        "valueFrom": {"secretKeyRef": {"name": "my-redis", "key": "password"}},
+        "valueFrom": {"secretKeyRef": {"name": "mine-redis", "key": "password"}},
     }
     assert password in containers(service)[1]["env"]
 
@@ -458,7 +419,6 @@ def test_the_byte_order_mark_of_an_editor_changes_nothing(tmp_path):
         (("--redis", "store"), "'--redis': must be HOST:PORT"),
         (("--redis", "store.internal:6379"), "--redis store.internal:6379 is the store's server"),
         (("--balancer", "35.191.0.1/16"), "'--balancer': 35.191.0.1/16 has host bits set"),
-        (("--identity", "role"), "'--identity': role: must be KEY=VALUE"),
     ],
 )
 def test_names_that_kubernetes_does_not_accept_are_refused(options, message):

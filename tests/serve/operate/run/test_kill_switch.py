@@ -29,7 +29,7 @@ class Fake(Supervisor):
     """Supervisor in a thread, that is also its own process; a deploy only writes its document."""
 
     def __init__(self, run):
-        super().__init__(run, haproxy=True)
+        super().__init__(run)
         self._ends, self.after_deploy = False, lambda: None
         self.thread = threading.Thread(target=self.main, daemon=True)
 
@@ -108,10 +108,10 @@ class Service:
 
     def apply(self, name, *, yes=False):
         path = self.folder / f"{name}.yaml"
-        return apply.diff(path, self.run.path, None, True, 5.0, lambda line: None, yes=yes)[2]
+        return apply.diff(path, self.run.path, None, True, lambda line: None, yes=yes)[2]
 
     def popular(self, on):
-        apply.popular(self.run.path, None, on, 5.0, lambda line: None)
+        apply.popular(self.run.path, None, on, lambda line: None)
 
     @property
     def is_on(self):

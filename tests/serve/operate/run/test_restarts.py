@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tracemalloc
 from datetime import UTC, datetime
 from typing import Any
 
@@ -93,26 +92,6 @@ def test_a_deploy_forgets_no_replica_that_did_not_answer_before_it():
     assert restarts.found(table, scorers("HEALTHY", "b"))["spaces/Scorer"].count == 1
     restarts.deploying()
     assert restarts.found(table, scorers("HEALTHY", "c"))["spaces/Scorer"].last == UNHEALTHY
-
-
-def test_the_signal_that_ended_a_process_is_named(tmp_path):
-    handler = ":actor_name:ServeReplica:spaces:Scorer\n*** SIGBUS received at time=1795984810 on cpu 0 ***\n"
-    (tmp_path / "worker-5331-01000000-77.err").write_text(handler)
-    (tmp_path / "worker-60af-01000000-78.err").write_text(":job_id:01000000\n")
-    for pid, last in ((77, f"{ENDED} by SIGBUS"), (78, ENDED), (79, ENDED)):
-        found = Restarts(tmp_path).found([actor(SCORER + "a", DIED, 30, pid=pid)], {})
-        assert found["spaces/Scorer"].last == last
-
-
-def test_a_large_file_of_a_process_is_not_held_in_memory(tmp_path):
-    with (tmp_path / "worker-1-01000000-77.err").open("w") as file:
-        file.writelines(["x" * 9_999 + "\n"] * 800 + ["*** SIGABRT received at time=1\n"])
-    tracemalloc.start()
-    found = Restarts(tmp_path).found([actor(SCORER + "a", DIED, 30, pid=77)], {})
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert found["spaces/Scorer"].last == f"{ENDED} by SIGABRT"
-    assert peak < 1 << 20
 
 
 def test_a_proxy_that_serve_stopped_did_not_answer():

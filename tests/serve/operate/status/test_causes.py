@@ -24,7 +24,6 @@ from serve.operate.host.service_state import (
     ServiceChange,
     ServiceState,
     SupervisedState,
-    Wanted,
 )
 from serve.operate.host.state import RunState
 from serve.operate.status import vitals
@@ -537,12 +536,9 @@ def test_deploys_that_run_wait_or_failed_are_named(stub):
     found = stub.look()
     assert named(found) == {
         "deploying": f"A deploy of /srv/a.yaml has been under way since {since}.",
-        "not_starting": "Replicas do not start: no room? 1 wait for 1 CPUs each.",
+        "not_starting": "Replicas do not start: no room? 1 wait for a node with free CPUs.",
         "replicas_missing": "0 of 1 replicas run, 1 starting.",
     }
-    scorer = {"name": "Scorer", "ray_actor_options": {"num_cpus": 1.5}}
-    stub.run.save_wanted(Wanted("a.yaml", {"applications": [{"name": "spaces", "deployments": [scorer]}]}))
-    assert "1 wait for 1.5 CPUs each" in named(stub.look())["not_starting"]
     stub.service |= {"state": "ready", "deploying": None, "error": "no such model"}
     assert named(stub.look())["deploy_failed"] == "The last deploy failed: no such model."
 

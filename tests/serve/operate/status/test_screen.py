@@ -11,10 +11,9 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from serve.__main__ import app
-from serve.operate.host.state import RunState
 from serve.operate.status import screen as module
 from serve.operate.status.report import Report
-from serve.operate.status.screen import keep_showing, screen, show
+from serve.operate.status.screen import screen, show
 
 READY = {
     "store": "fresh",
@@ -215,28 +214,6 @@ def test_an_unknown_value_is_a_dash_and_a_stopped_service_has_no_numbers():
     assert screen(msgspec.convert(stopped, Report)).plain == "down      All is lost. Mend."
 
 
-def test_a_watched_screen_on_a_pipe_is_printed_at_each_look(monkeypatch, capsys):
-    first, second = report(), report(**DEGRADED)
-    looks = iter([first, second])
-
-    def look(*_):
-        if (found := next(looks, None)) is None:
-            raise KeyboardInterrupt
-        return found
-
-    monkeypatch.setattr("serve.operate.status.vitals.look", look)
-    assert keep_showing(None, None, 0.0, False) == second
-    assert capsys.readouterr().out == f"{screen(first).plain}\n{screen(second).plain}\n"
-
-
-def test_ctrl_c_before_the_first_screen_ends_the_command(monkeypatch):
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("serve.operate.status.vitals.look", interrupted)
-    assert keep_showing(None, None, 2.0, False).state == "unknown"
-
-
 @pytest.mark.parametrize(("changed", "code"), [({}, 0), ({"degraded": ["x"]}, 1), ({"state": "stopped"}, 1)])
 def test_the_exit_code_is_0_only_for_a_ready_service_that_is_not_degraded(monkeypatch, changed, code):
     monkeypatch.setattr("serve.operate.status.vitals.look", lambda *_: report(**changed))
@@ -245,22 +222,7 @@ def test_the_exit_code_is_0_only_for_a_ready_service_that_is_not_degraded(monkey
     assert msgspec.json.decode(done.stdout, type=Report) == report(**changed)
 
 
-def test_a_file_names_the_service_that_is_meant(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-
-    def said(*given):
-        return CliRunner().invoke(app, ["status", *given, "--run", "run"])
-
-    assert "python -m serve up mine.yaml --run" in said("mine.yaml").stdout
-    running = RunState(state="dead", config=str(tmp_path / "mine.yaml"))
-    monkeypatch.setattr("serve.operate.status.vitals.status", lambda run: running)
-    assert said("mine.yaml").exit_code == said("./mine.yaml").exit_code == said().exit_code == 1
-    other = said("other.yaml")
-    assert (other.exit_code, other.stdout) == (2, "")
-    assert "mine.yaml; name the folder of other.yaml with --run" in other.stderr
-
-
-@pytest.mark.parametrize("command", [["status"], ["status", "--json"], ["status", "--watch"]])
+@pytest.mark.parametrize("command", [["status"], ["status", "--json"]])
 def test_a_reader_that_left_gets_no_traceback(monkeypatch, command):
     monkeypatch.setattr("serve.operate.status.vitals.look", lambda *_: report())
     reader, writer = os.pipe()
