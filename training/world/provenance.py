@@ -46,14 +46,10 @@ class Provenance:
         """
         try:
             return read(cls, json_value((log / WORLD).read_bytes(), WORLD), WORLD)
-        except OSError:
+        except (OSError, TabrankError) as error:
             raise TabrankError(
-                f"--log: {log} has no {WORLD}, so its world is unknown; name a log that "
-                "`python -m training simulate` wrote"
-            ) from None
-        except TabrankError as error:
-            raise TabrankError(
-                f"--log: {log} was written by another version: {error}; run `python -m training simulate` again"
+                f"--log {log}: its world is unknown: {error}; name a log that `python -m training simulate` of this "
+                "version wrote"
             ) from None
 
     def write(self, log: Path) -> None:

@@ -152,13 +152,13 @@ class World:
         the viewer is in or has hidden are left out.
         """
         live = self.spaces.live(ts_ms)
-        live = live[~_among(live, audience.of(viewer, ts_ms))]
+        live = live[~np.isin(live, audience.of(viewer, ts_ms))]
         if len(live) <= SLATE:
             return live
         key = rng.random(len(live))
         key += self.spaces.language[live] == self.viewers.language[viewer]
         follows, num_guests = self.follows(viewer, live)
-        key += 2.0 * (follows | (num_guests > 0) | _among(live, audience.inside(viewer, ts_ms)))
+        key += 2.0 * (follows | (num_guests > 0) | np.isin(live, audience.inside(viewer, ts_ms)))
         key[np.argpartition(-audience.listeners[live], NUM_POPULAR)[:NUM_POPULAR]] += 2.0
         return live[np.argpartition(-key, SLATE)[:SLATE]]
 
@@ -290,11 +290,6 @@ class World:
         tastes = self.viewers.tastes[viewer]
         for topic in self.spaces.topic[joined].tolist():
             tastes[topic] += DRIFT * max(0.0, MAX_TASTE - tastes[topic])
-
-
-def _among(space: I64, chosen: I64) -> Bools:
-    """Return for each Space whether it is among the `chosen`, of which there are few."""
-    return np.asarray((space[:, None] == chosen).any(axis=1), dtype=np.bool_)
 
 
 def _goes_on(joins: F64 | Bools) -> F64:

@@ -51,7 +51,7 @@ class Simulated:
     """Log read back as plain Python, without the simulator."""
 
     def __init__(self, folder: Path, summary: dict) -> None:
-        self.folder, self.summary = folder, summary
+        self.folder, self.summary, self.made = folder, summary, Provenance.read(folder)
         tables = {name: pq.read_table(folder / f"{name}.parquet") for name in SCHEMAS}
         self.schemas = {name: table.schema for name, table in tables.items()}
         self.viewers = tables["viewers"].to_pylist()
@@ -125,10 +125,8 @@ def test_the_log_reader_accepts_it_and_finds_no_unknown_id(log):
 def test_the_summary_counts_what_was_written(log):
     summary = log.summary
     assert summary["rows"] == sum(len(e["candidates"]) for e in log.exposures) == ROWS
-    assert summary["exposures"] == len(log.exposures)
     assert summary["viewers"] == len(log.viewers)
     assert summary["candidates"] == len(log.started_ms)
-    assert summary["events"] == Counter(e["kind"] for e in log.events)
     assert summary["seconds"] > 0
 
 
@@ -224,7 +222,7 @@ def test_a_host_has_one_space_at_a_time(log):
 
 
 def test_at_least_200_spaces_are_still_live_at_the_end(log):
-    assert sum(log.ends_ms[space] == FAR_MS for space in log.started_ms) >= log.summary["live_at_end"] >= 200
+    assert sum(log.ends_ms[space] == FAR_MS for space in log.started_ms) >= 200
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +234,7 @@ def cascade(tmp_path_factory) -> Simulated:
 def test_the_truth_is_aligned_and_the_events_agree_with_it(kind, request):
     log = request.getfixturevalue(kind)
     joins, clicks, hides = (log.times(kind) for kind in ("join", "click", "hide"))
-    closed_ms = log.summary["end_ms"] - WINDOW_MS
+    closed_ms = log.made.end_ms - WINDOW_MS
     rows = []
     names = ("p_click", "p_join", "p_hide", "examination")
     for exposure, truth in zip(log.exposures, log.truth, strict=True):
@@ -307,7 +305,7 @@ def test_late_joins_come_after_the_labels_window(log, tmp_path):
 def test_stays_last_on_average_as_long_as_the_truth_says(log):
     joins, leaves = log.times("join"), log.times("leave")
     # In the last 70 minutes a stay may be longer than the log can tell.
-    closed_ms = log.summary["end_ms"] - 70 * 60_000
+    closed_ms = log.made.end_ms - 70 * 60_000
     pairs = []
     for exposure, truth in zip(log.exposures, log.truth, strict=True):
         for candidate, minutes in zip(exposure["candidates"], truth["minutes"], strict=True):
@@ -343,11 +341,11 @@ def test_few_joins_are_the_price_of_many_fewer_hides(log):
     "altered", [{"examination": "cubic"}, {"seed": "seven"}, {"colour": 1}, {"version": 2}, {"version": None}]
 )
 def test_a_world_of_another_version_is_refused_with_the_remedy(log, tmp_path, altered):
-    with pytest.raises(TabrankError, match=r"has no world\.json"):
+    with pytest.raises(TabrankError, match=r"world is unknown: .*No such file"):
         Provenance.read(tmp_path)
     values = json.loads((log.folder / "world.json").read_text())
     (tmp_path / "world.json").write_text(json.dumps(values | altered))
-    with pytest.raises(TabrankError, match=rf"another version: .*{next(iter(altered))}.*simulate` again"):
+    with pytest.raises(TabrankError, match=rf"world is unknown: .*{next(iter(altered))}.*simulate` of this"):
         Provenance.read(tmp_path)
 
 
@@ -355,14 +353,13 @@ def test_a_log_from_before_worlds_had_a_version_is_refused(log, tmp_path):
     values = json.loads((log.folder / "world.json").read_text())
     del values["version"]
     (tmp_path / "world.json").write_text(json.dumps(values))
-    with pytest.raises(TabrankError, match=r"another version: .*version.*simulate` again"):
+    with pytest.raises(TabrankError, match=r"world is unknown: .*version.*simulate` of this"):
         Provenance.read(tmp_path)
 
 
 def test_the_truth_is_the_process_with_tastes_that_follow_joins(log):
     """Against friends inside and showings passed over that are found again from the log alone."""
-    summary = log.summary
-    world = World(seed=0, viewers=summary["viewers"], start_ms=summary["start_ms"], end_ms=summary["end_ms"])
+    world = log.made.world()
     friends = {viewer["id"]: viewer["friends"] for viewer in log.viewers}
     joins, leaves, clicks = log.times("join"), log.times("leave"), log.times("click")
     stays = defaultdict(list)
