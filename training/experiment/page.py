@@ -31,8 +31,8 @@ HOW_TO_READ = (
     "most popular first); an exposure is a ranking shown to a viewer. A viewer counts in the assigned arm, whatever "
     "the rung (how complete an answer is). Means are adjusted by what the same viewers did before, if that is "
     "known. The interval at one look (fixed horizon) holds at a time that was set in advance, and decides at the "
-    "declared end. Until then the other one decides, which you may read as often as you like, and the p-values go with it. p (Holm) is "
-    "corrected for the number of metrics. Formulas and sources: docs/experiments.md."
+    "declared end. Until then the other one decides, which you may read as often as you like, and the p-values go "
+    "with it. p (Holm) is corrected for the number of metrics. Formulas and sources: docs/experiments.md."
 )
 
 
