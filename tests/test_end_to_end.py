@@ -147,11 +147,10 @@ def test_scores_over_http_are_those_of_the_library(by_the_library, url):
     assert worst <= 1e-5
 
 
-def test_what_the_service_writes_is_its_users_alone(home, url, request):
-    kind = request.node.callspec.params["url"]
+def test_what_the_service_writes_is_its_users_alone(home, url):
     event = {"type": "event", "id": "mode", "kind": "click", "viewer": "0", "candidate": "1805", "ts_ms": 1}
     assert httpx.post(f"{url}/v1/events", json={"records": [event]}, timeout=30).json()["accepted"] == 1
-    folders = [home / "var/run", home / "store", home / "before", home / f"log-{kind}"]
+    folders = [home / "var/run", home / "store", home / "before", home / "log-served"]
     segments = folders[-1] / "events"
     while not list(segments.glob("[0-9]*.parquet")):
         time.sleep(0.1)

@@ -131,8 +131,9 @@ def test_events_that_show_late_do_not_hold(live_stub, tmp_path):
     report = measured(live_stub, tmp_path, 1.0, probes=102.0)
     assert report["verdict"] == "not held"
     assert 1200 <= report["freshness_ms"]["p50"] < 1500
-    assert len(report["reasons"]) == 1
-    assert re.match(r"the p99 of freshness is 1\d\d\d ms", report["reasons"][0])
+    # A busy machine may also acknowledge too few events.
+    (reason,) = [reason for reason in report["reasons"] if "freshness" in reason]
+    assert re.match(r"the p99 of freshness is 1\d\d\d ms", reason)
 
 
 @pytest.mark.parametrize("fallback", [False, True])

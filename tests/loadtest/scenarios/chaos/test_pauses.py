@@ -148,14 +148,31 @@ def test_the_process_is_stopped_within_the_recorded_times_and_runs_between_them(
 
 
 def test_a_pause_every_so_often_is_not_delayed_by_those_before_it(monkeypatch, process):
+    clock = SlowClock()
+    monkeypatch.setattr(pauses, "time", clock)
     monkeypatch.setattr(pauses, "LENGTHS_MS", (20,))
     monkeypatch.setattr(pauses, "NUM", 4)
     monkeypatch.setattr(pauses, "EVERY_S", 0.1)
-    fault, zero_s = Pauses(), time.monotonic()
+    fault = Pauses()
     fault.inject(SimpleNamespace(one=lambda role: process))
-    ((one,), _) = measured(fault, Offering(1), zero_s)
-    begins_s = [begun_s for begun_s, _ in one["pauses_s"]]
-    assert begins_s == pytest.approx([0.0, 0.1, 0.2, 0.3], abs=0.05)
+    ((one,), _) = measured(fault, Offering(1), 0.0)
+    begins_s, ends_s = np.transpose(one["pauses_s"])
+    assert ends_s - begins_s == pytest.approx(0.02 + clock.late_s)
+    # Each starts late once, and none twice as late as the one before.
+    assert begins_s == pytest.approx([0.0, *np.array([0.1, 0.2, 0.3]) + clock.late_s])
+
+
+class SlowClock:
+    """Clock that moves in `sleep` alone, which takes longer than it was asked to."""
+
+    def __init__(self):
+        self.now_s, self.late_s = 0.0, 0.015
+
+    def monotonic(self):
+        return self.now_s
+
+    def sleep(self, seconds):
+        self.now_s += seconds + self.late_s
 
 
 def test_only_the_lengths_that_did_not_hold_are_reasons(monkeypatch, process):

@@ -330,12 +330,12 @@ def test_a_failed_read_is_a_state_and_the_next_one_counts(error, line):
     ],
 )
 def test_a_service_that_is_always_late_does_not_alternate(monkeypatch, late, verdicts):
-    monkeypatch.setattr("serve.operate.console.watch.OVERDUE_S", 0.01)
+    monkeypatch.setattr("serve.operate.console.watch.OVERDUE_S", 0.05)
     states = iter([healthy()])
 
     def look():
         if (first := next(states, None)) is None:
-            time.sleep(0.035)
+            time.sleep(0.175)
         return first or late
 
     watch = Watch(look, every_s=0.001)
