@@ -71,7 +71,7 @@ def run(
     The shipped profiles are headline (900 requests/s), modest (300), step, spike and diurnal. The
     last three have a shape, which changes the rate over time. The limits are the same, and hold for
     the whole run. The report also has the time until the limits held again after each step up, and
-    report.json the numbers of each phase. `serve plan` can read the report's timeline.csv as a trace.
+    report.json the numbers of each phase. `serve plan` can read a report's timeline.csv as a trace.
 
     Exit code 0: the limits held. 1: they did not hold. 2: there is no valid measurement, because
     the load generator was late, no service answered, or the input is unusable.

@@ -62,7 +62,7 @@ class Findings:
         return "\n".join([*lines, *(f"  - {note}" for note in self.notes)])
 
     def parts(self, pictures: Iterable[str]) -> list[str]:
-        """Return the parts of the page: the verdict, the first numbers, pictures and all numbers."""
+        """Return the parts of the page: verdict, first numbers, pictures, all numbers."""
         void = self.word == "void"
         headline = f"No verdict on {self.claim}" if void else f"{self.word.capitalize()}: {self.claim}"
         reason, *others = self.notes or [self.held]
