@@ -123,17 +123,20 @@ check: install ## Check format, lint, prose and types; run the tests without Ray
 # So three groups run at once. What `check` does has the lowest priority: it takes only the time
 # that the others leave, and does not delay a service that a test measures. At most two tests start
 # Ray.
+# Each group writes a line of progress each minute to descriptor 9, and make the rest when it ends.
 test: install ## Run check, and the tests with Redis, Ray, HTTP and Locust (10 minutes).
-	@$(MAKE) --no-print-directory --jobs 3 --output-sync=target with-ray without-ray in-background
+	@exec 9>&2; $(MAKE) --no-print-directory --jobs 3 --output-sync=target with-ray without-ray in-background
+
+with-ray without-ray in-background: PROGRESS = PROGRESS_OF=$@
 
 with-ray: install
-	@$(BY_FILE) -m 'integration and not no_ray and not proof and not gpu'
+	@$(PROGRESS) $(BY_FILE) -m 'integration and not no_ray and not proof and not gpu'
 
 without-ray: install
-	@$(BY_FILE) -m 'integration and no_ray and not proof and not gpu'
+	@$(PROGRESS) $(BY_FILE) -m 'integration and no_ray and not proof and not gpu'
 
 in-background: install
-	@nice -n 10 $(MAKE) --no-print-directory check
+	@$(PROGRESS) nice -n 10 $(MAKE) --no-print-directory check
 
 proofs: install ## Run the long tests: demo, kills, fuzzing, searches, scaling (20 minutes).
 	@$(BIN)/pytest -q -n 2 -m 'proof and no_ray and not gpu'

@@ -22,6 +22,7 @@ from serve.features.surface import Surface, read_surface
 from serve.http.openapi import openapi
 from serve.log.writer import write_log
 from serve.storage.bucket import place
+from tests.support.progress import Progress
 from tests.support.redis_server import MISSING, RedisServer, find_server
 from tests.support.s3_server import FaultyBucket, MemoryBucket, environment, named
 from tests.support.small_surface import TOML, tables
@@ -58,8 +59,10 @@ LONGEST_FIRST = (
 MEMORY, MEMORY_BYTES = Path("/dev/shm"), 4 * 1024**3
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Let `tmp_path` be in memory where there is enough, and programs in it can be run."""
+    if "PROGRESS_OF" in os.environ and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Progress(os.environ.pop("PROGRESS_OF")))
     if MEMORY.is_dir():
         disk = os.statvfs(MEMORY)
         if disk.f_bavail * disk.f_frsize >= MEMORY_BYTES and not disk.f_flag & os.ST_NOEXEC:
