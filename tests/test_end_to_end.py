@@ -27,6 +27,7 @@ from serve.log.reader import read_log
 from serve.log.replay import Replay
 from serve.model.scorers import load_scorer
 from serve.operate.host.run_folder import RunFolder
+from tests.support.commands import call, call_json
 from tests.support.monitoring_rules import prometheus, required_expressions, without_series
 
 pytestmark = pytest.mark.integration
@@ -42,10 +43,6 @@ def run(*arguments, cwd, accept=(0,)):
     return done
 
 
-def run_json(*arguments, cwd):
-    return json.loads(run(*arguments, "--json", cwd=cwd).stdout)
-
-
 @pytest.fixture(scope="module")
 def home(ranklens, tmp_path_factory):
     """Folder with a fitted, published RankLens model and a store filled from the first 80 %.
@@ -53,12 +50,12 @@ def home(ranklens, tmp_path_factory):
     Of the log, its first two fifths do: a fit takes half the time.
     """
     home = tmp_path_factory.mktemp("home")
-    run("training", "import", "ranklens", "--source", str(ranklens), "--out", "log", cwd=home)
-    run("training", "split", "--log", "log", "--at", "0.4", "--out", "part", cwd=home)
-    run("training", "split", "--log", "part/before", "--at", "0.8", "--out", ".", cwd=home)
+    call("import", "ranklens", "--source", ranklens, "--out", "log", cwd=home)
+    call("split", "--log", "log", "--at", "0.4", "--out", "part", cwd=home)
+    call("split", "--log", "part/before", "--at", "0.8", "--out", ".", cwd=home)
     fit = ("fit", "--surface", "ranklens", "--log", "before", "--out", "model", "--workers", "1")
     run("training", *fit, cwd=home)
-    run("training", "publish", "--model", "model", "--models", "models", cwd=home)
+    call("publish", "--model", "model", "--models", "models", cwd=home)
     run("serve", "load", "--surface", "ranklens", "--log", "before", "--store", "lmdb:store", cwd=home)
     return home
 
@@ -98,9 +95,7 @@ def url(home):
 
 
 def test_the_model_beats_the_heuristic_on_what_it_has_not_seen(home):
-    result = run_json(
-        "training", "evaluate", "--model", "model", "--history", "before", "--log", "after", cwd=home
-    )
+    result = call_json("evaluate", "--model", "model", "--history", "before", "--log", "after", cwd=home)
     assert result["model"]["auc"] >= 0.78
     assert result["model"]["ndcg@10"] > result["popular"]["ndcg@10"]
     assert result["rows"] == 13_776

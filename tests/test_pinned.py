@@ -488,7 +488,7 @@ sequences = given(st.integers(0, 2**64 - 1))
 
 
 @sequences
-@settings(max_examples=40, **FAST)
+@settings(max_examples=15, **FAST)
 def test_what_runs_is_what_was_deployed_in_any_sequence(prepared, seed):
     run(prepared, drawn(seed))
 
@@ -496,6 +496,6 @@ def test_what_runs_is_what_was_deployed_in_any_sequence(prepared, seed):
 @pytest.mark.integration
 @pytest.mark.no_ray
 @sequences
-@settings(max_examples=300, **FAST)
+@settings(max_examples=200, **FAST)
 def test_what_runs_is_what_was_deployed_in_hundreds_of_sequences(prepared, seed):
     run(prepared, drawn(seed))
