@@ -86,7 +86,7 @@ def test_the_load_is_test_traffic_and_its_events_are_a_logs(soon):
     names = [record["id"] for record in events]
     assert len(set(names)) == len(names)
     load = [record for record in events if record["viewer"] in IDS["viewers"]]
-    assert len(load) == 250
+    assert len(load) == 75
     assert {record["kind"] for record in load} == {"join"}
 
 
