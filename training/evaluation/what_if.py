@@ -30,7 +30,7 @@ from serve.ranking.slate import rerank
 from serve.ranking.slate.where import facts_of
 from serve.ranking.utility import Weighing, Weighings
 from training.data.dataset import Dataset
-from training.evaluation.evaluate import measured_by, opened, read_rows, score
+from training.evaluation.evaluate import measured_by, opened, read_rows, score, suspects_of
 from training.evaluation.metrics import Z95, Values, more_log
 from training.evaluation.slates import TIE_SEED, Slates
 from training.evaluation.verdict import not_beaten
@@ -69,11 +69,11 @@ def sweep_log(model: Path, history: Path | None, log: Path, sweep: str) -> dict[
         estimate.
     """
     artifact, surface = opened(model)
+    doubts = [*not_beaten(artifact.manifest["paired"]), *suspects_of(artifact)]
     name, values = swept_weights(sweep, surface)
     data, about = read_rows(surface, history, log, ProgressLines("weights"))
     examinations = Examination.of(artifact.manifest)
     found = exchange(data, score(model, data.matrix), surface, examinations, name, values)
-    doubts = [*not_beaten(artifact.manifest["paired"]), *artifact.manifest["suspects"]]
     found |= {"doubts": doubts} | ({"chosen": None} if doubts else {})
     return measured_by(artifact, data) | about | found
 
