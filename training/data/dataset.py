@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -293,32 +294,27 @@ class DatasetPlan:
         """
         times, sees = self._replay.exposure_ms[self._exposures], self._sees
         starts = np.concatenate([[0], np.flatnonzero(np.diff(times) | np.diff(sees)) + 1])
-        before = np.concatenate([[0], np.cumsum(self._num_rows)])[starts]
+        # How many rows come before each moment, and in all.
+        before = np.append(0, np.cumsum(self._num_rows))[np.append(starts, len(times))]
         moments = list(zip(sees[starts].tolist(), np.split(self._exposures, starts[1:]), strict=True))
-        cuts = np.flatnonzero(np.diff(before // rows)) + 1
-        done = 0
-        for begin, end in zip([0, *cuts], [*cuts, len(moments)], strict=True):
-            size = int((before[end] if end < len(moments) else self._num_rows.sum()) - before[begin])
+        cuts = np.flatnonzero(np.diff(before[:-1] // rows)) + 1
+        for begin, end in pairwise([0, *cuts, len(moments)]):
+            done, size = int(before[begin]), int(before[end] - before[begin])
             if size:
                 yield self._repeated(self._part(moments[begin:end], size, progress, done))
-            done += size
 
     def _repeated(self, part: Dataset) -> Dataset:
         """Repeat each exposure's rows as often as it represents one, each time as a new slate."""
         times = self._times[self._skipped :]
         if times.max() == 1:
             return part
-        starts = np.flatnonzero(np.diff(part.slate, prepend=-1))
-        exposure, lengths = part.slate[starts], np.diff(starts, append=len(part))
-        # The exposure of each copy.
-        copied = np.repeat(np.arange(len(starts)), times[exposure])
-        number = np.arange(len(copied)) - np.repeat(
-            np.cumsum(times[exposure]) - times[exposure], times[exposure]
-        )
-        slate = (np.cumsum(times) - times)[exposure[copied]] + number
-        lengths = lengths[copied]
-        rows = np.repeat(starts[copied] - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
-        return replace(part.take(rows), slate=np.repeat(slate, lengths))
+        starts, first = np.flatnonzero(np.diff(part.slate, prepend=-1)), np.cumsum(times) - times
+        rows, slates = [], []
+        for own in np.split(np.arange(len(part)), starts[1:]):
+            exposure = part.slate[own[0]]
+            rows.append(np.tile(own, times[exposure]))
+            slates.append(np.repeat(first[exposure] + np.arange(times[exposure]), len(own)))
+        return replace(part.take(np.concatenate(rows)), slate=np.concatenate(slates))
 
     def _part(self, moments: Sequence[tuple[int, I64]], size: int, progress: Progress, done: int) -> Dataset:
         replay, columns = self._replay, self.columns
