@@ -27,6 +27,7 @@ from training.terminal import (
     Models,
     NewLog,
     ProgressLines,
+    ReportFolder,
     Seed,
     SurfaceName,
     anywhere,
@@ -206,7 +207,7 @@ def weights(
     log: LogFolder,
     sweep: Annotated[str, typer.Option(help="An outcome and its range of weights, such as hide=-50..0.")],
     history: History = None,
-    out: Annotated[Path | None, typer.Option(help="New folder for report.json and report.html.")] = None,
+    out: ReportFolder = None,
 ) -> None:
     """Try a range of weights for an outcome on a log: what each weight gains and costs.
 
@@ -222,8 +223,6 @@ def weights(
     from training.evaluation.what_if import sweep_log
     from training.evaluation.what_if_page import weights_page, weights_text, write
 
-    if out is not None:
-        refuse_existing(out)
     result = sweep_log(model, history, log, sweep)
     _warn_of_training(result["rows_seen_in_training"])
     if out is not None:
@@ -237,7 +236,7 @@ def slate(
     arm: Annotated[str, typer.Option(help="The arm whose rules are replayed.")],
     config: Annotated[Path, typer.Option(help="The file that declares the arm.")] = CONFIG,
     history: History = None,
-    out: Annotated[Path | None, typer.Option(help="New folder for report.json and report.html.")] = None,
+    out: ReportFolder = None,
 ) -> None:
     """Measure on a log what an arm's slate rules cost, all together and each alone.
 
@@ -250,8 +249,6 @@ def slate(
     from training.evaluation.what_if_page import slate_page, slate_text, write
     from training.experiment.declared import declared_arm
 
-    if out is not None:
-        refuse_existing(out)
     declared, args = declared_arm(config, arm)
     base = config.parent
     result = cost_of_arm(declared, args.load_surface(base), place(args.models, base), log, history)

@@ -22,7 +22,7 @@ from serve.model.artifact import Artifact
 from serve.model.artifact import load as load_artifact
 from serve.model.encoder import Encoder
 from serve.model.scorers import load_scorer
-from training.data.dataset import Dataset, DatasetPlan, Progress, kept_evenly
+from training.data.dataset import Dataset, Progress, build, kept_evenly
 from training.data.draws import drawn_weights
 from training.data.encoding import category_strings
 from training.evaluation.metrics import Contender, Values, calibrated, reliability
@@ -297,8 +297,8 @@ def read_rows(
     weights = drawn_weights(log, rows)
     if fields:
         about["strings"] = category_strings(surface, past or rows) | category_strings(surface, rows)
-    plan = DatasetPlan(Schema(surface), rows, history=past, weights=weights, kept=kept, fields=fields)
-    return plan.whole(progress), about
+    given: dict[str, Any] = {"history": past, "weights": weights, "kept": kept}
+    return build(Schema(surface), rows, **given, fields=fields, progress=progress), about
 
 
 def measured_by(artifact: Artifact, data: Dataset) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from tests.support.small_surface import TOML, tables
 from tests.support.stub_artifact import MODEL
 from tests.support.trade_world import KNOWN, PER
 from training.__main__ import app
-from training.data.dataset import DatasetPlan
+from training.data.dataset import build
 from training.evaluation.what_if_page import slate_page as page
 from training.evaluation.what_if_page import slate_text as text
 from training.examination.examination import Examination
@@ -180,8 +180,7 @@ def test_rules_meet_the_values_that_the_service_saw(tmp_path, monkeypatch):
     monkeypatch.setattr(ranker, "ruled", seen)
     service.run(busy_hour)
     log = read_log(tmp_path / "log", service.surface)
-    plan = DatasetPlan(Schema(service.surface), log, fields=["candidate.ends_ms", *NAMES, *OTHERS[:2]])
-    (data,) = plan.parts(len(plan))
+    data = build(Schema(service.surface), log, fields=["candidate.ends_ms", *NAMES, *OTHERS[:2]])
     num = 0
     for i in range(len(data)):
         key = data.request_ids[data.slate[i]], data.candidate_ids[data.shown[i]]
