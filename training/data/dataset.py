@@ -159,15 +159,13 @@ def evenly(num_rows: int, most: int) -> I64:
     return np.linspace(0, num_rows - 1, min(most, num_rows)).astype(np.int64)
 
 
-def kept_evenly(num_shown: I64, most: int, among: I64 | None = None) -> Bools:
+def kept_evenly(num_shown: I64, most: int) -> Bools:
     """Choose evenly spaced exposures that show about `most` candidates in all, as a mask `[N]`.
 
-    `num_shown` `[N]` is the number of candidates of each exposure. With `among`, only exposures
-    with these numbers are chosen.
+    `num_shown` `[N]` is the number of candidates of each exposure.
     """
-    among = np.arange(len(num_shown)) if among is None else among
-    num = len(among) * most // max(1, int(num_shown[among].sum()))
-    return np.isin(np.arange(len(num_shown)), among[evenly(len(among), num)])
+    num = len(num_shown) * most // max(1, int(num_shown.sum()))
+    return np.isin(np.arange(len(num_shown)), evenly(len(num_shown), num))
 
 
 def build(

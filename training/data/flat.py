@@ -103,9 +103,12 @@ def flat_tables(
     tables = {
         "viewers": _table(fields["viewer"], "id"),
         "candidates": _table(fields["candidate"], "id"),
-        "exposures": _with_context(exposures, fields["request_id"]),
+        "exposures": _table(exposures, "request_id"),
         "events": _table(events, "id"),
     }
+    if len(fields["request_id"].columns):
+        context = _table(fields["request_id"].loc[exposures.index], "id").drop_columns("id")
+        tables["exposures"] = tables["exposures"].append_column("context", context.to_struct_array())
     kinds = Counter(events["kind"])
     missing = {fate.column: float(fate.values.isna().mean()) for fate in found if fate.owner}
     # Events in another file are matched to candidates only later, by the command `surface`.
@@ -210,15 +213,6 @@ def _stated(shown: pd.DataFrame, values: pd.DataFrame) -> pd.Series[str]:
         for name, row in zip(shown["candidate"], fields, strict=True)
     ]
     return "{" + pd.Series(parts).groupby(shown["request_id"].array, sort=False).agg(",".join) + "}"
-
-
-def _with_context(exposures: pd.DataFrame, context: pd.DataFrame) -> pa.Table:
-    """Return the exposures, with the fields of their slates as the column `context`."""
-    table = _table(exposures, "request_id")
-    if not len(context.columns):
-        return table
-    fields = _table(context.loc[exposures.index], "id").drop_columns("id")
-    return table.append_column("context", fields.to_struct_array())
 
 
 def _table(frame: pd.DataFrame, index: str) -> pa.Table:
