@@ -11,7 +11,7 @@ import typer
 
 from serve.contract.commands import CONFIG, Json, answer, command_line
 from serve.contract.errors import TabrankError
-from serve.contract.validation import milliseconds, refuse_existing, spelled
+from serve.contract.validation import milliseconds, spelled
 from serve.features.surface import load_surface
 from serve.report.rows import columns
 from serve.storage.atomic_files import PRIVATE
@@ -33,6 +33,7 @@ from training.terminal import (
     anywhere,
     artifact_of,
     decimal,
+    new_folder,
     print_progress,
 )
 
@@ -70,8 +71,9 @@ def surface(
     out: Annotated[
         Path | None,
         typer.Option(
+            callback=new_folder,
             help="A new folder for surface.toml, a matching cluster.yaml and a request.json; or a .toml file, to "
-            "write the surface alone. Default: print the surface."
+            "write the surface alone. Default: print the surface.",
         ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the surface. Default: the log folder's.")] = None,
@@ -89,8 +91,6 @@ def surface(
     from training.drafting.application import write_application
     from training.drafting.draft import draft
 
-    if out is not None:
-        refuse_existing(out)
     drafted = draft(log, name)
     for note in drafted.notes:
         print_progress(note)

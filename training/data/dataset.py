@@ -307,8 +307,7 @@ def _refuse_unlabelled(surface: Surface, primary: NDArray[np.float32], *, num_un
     if np.isnan(primary).all():
         raise TabrankError(
             f"the outcome {next(iter(surface.predicted))!r} is not known for any row: the log is shorter than its "
-            f"window of {spelled(surface.primary.within_ms / 1000)}; give a longer log, or a shorter `within` in the "
-            "surface"
+            f"window of {spelled(surface.primary.within_ms / 1000)}; give a longer log, or a shorter `within`"
         )
 
 

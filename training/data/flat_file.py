@@ -118,9 +118,7 @@ def read_flat(source: Path, columns: FlatColumns) -> FlatFile:
     for option, name in (*columns.given, *(("category", name) for name in columns.categories)):
         where = f"{source}: --{option}: {name!r}"
         if name not in known:
-            raise TabrankError(
-                f"{where} is not a column of the file, which has {', '.join(map(repr, known))}"
-            )
+            raise TabrankError(f"{where} is not a column of the file: {', '.join(map(repr, known))}")
         values = table[name]
         if option in ("candidate", "time", "slate"):
             _refuse(where, pc.is_null(values, nan_is_null=True), "is empty; every row needs a value")

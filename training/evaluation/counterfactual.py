@@ -194,10 +194,11 @@ class Counterfactual:
         for begin in range(0, num, _AT_ONCE):
             some = slice(begin, begin + _AT_ONCE)
             terms, slopes, full = self._terms(some, place[some], attraction[some])
-            total[some] += sum(terms).sum(axis=1)
-            gradient += sum(np.einsum("nc,ncp->p", *each) for each in zip(terms, slopes, strict=True))
-            earned, kept = terms[0], np.minimum(full, MAX_WEIGHT)
-            totals += [earned.sum(), (earned**2).sum(), kept.sum(), full.sum()]
+            total[some] += np.sum(terms, axis=(0, 2))
+            for term, slope in zip(terms, slopes, strict=True):
+                gradient += np.einsum("nc,ncp->p", term, slope)
+            kept = np.minimum(full, MAX_WEIGHT).sum()
+            totals += [terms[0].sum(), (terms[0] ** 2).sum(), kept, full.sum()]
         earned, squared, kept, whole = totals.tolist()
         value, moved = float(total.mean()), self.curve.influence @ (gradient / num)
         return Value(

@@ -136,6 +136,5 @@ def _check_labels(name: str, surface: Surface, outcomes: NDArray[np.float32]) ->
         if not (positives and negatives):
             raise TabrankError(
                 f"of the {name} rows, {positives + negatives} are older than the window of the outcome {outcome!r}, "
-                f"{spelled(declared.within_ms / 1000)}, and {positives} of them have it; {BOTH_LABELS}: give a longer "
-                "log, more days or a shorter within"
+                f"{spelled(declared.within_ms / 1000)}, and {positives} of them have it; {BOTH_LABELS}: give more days"
             )

@@ -150,7 +150,7 @@ def test_times_since_1970_are_taken_in_any_unit(tmp_path, unit):
         (
             FlatColumns("item", "when", ("did",)),
             ROWS,
-            "--candidate: 'item' is not a column of the file, which has '', 'when'",
+            "--candidate: 'item' is not a column of the file: '', 'when'",
         ),
         (
             FlatColumns("what", "weekday", ("did",)),

@@ -271,7 +271,7 @@ def test_an_arm_without_a_published_model_is_refused(home, tmp_path):
     [
         (["--arm", "modl"], "unknown arm 'modl'; did you mean 'model'?"),
         (["--arm", "plain"], "arm plain has no rules; declare them as its `slate` in cluster.yaml"),
-        (["--arm", "shuffle"], "arm shuffle ranks by shuffle and not by a model"),
+        (["--arm", "shuffle"], "arm shuffle ranks by shuffle; name an arm that ranks by a model"),
         (["--arm", "model", "--config", "gone.yaml"], "gone.yaml: cannot be read"),
     ],
 )
@@ -287,7 +287,7 @@ def test_an_arm_of_two_applications_is_refused_as_nobody_knows_which_is_meant(ho
     both.write_text(CLUSTER + application.replace("tiny.toml", "spaces"))
     done = run(home, "--arm", "model", "--config", both)
     assert (done.exit_code, done.stdout) == (2, "")
-    assert "several applications have an arm model; give a file that has one of them" in done.stderr
+    assert "several applications have an arm model; give a file with one of them" in done.stderr
 
 
 def test_a_rule_of_an_unknown_field_is_refused_with_its_place(home, tmp_path):

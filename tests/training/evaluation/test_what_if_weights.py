@@ -179,7 +179,7 @@ def test_an_amount_has_its_unit_and_an_outcome_without_support_its_reason(world)
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ("hide", "write an outcome, its least weight and then its largest, such as hide=-50..0"),
+        ("hide", "write an outcome and its two weights, such as hide=-50..0"),
         ("hide=-50", "such as hide=-50..0"),
         ("hide=0..-50", "such as hide=-50..0"),
         ("hide=a..b", "such as hide=-50..0"),

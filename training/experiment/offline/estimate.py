@@ -121,9 +121,7 @@ def called(difference: Mapping[str, Any]) -> str:
 def _summary(estimate: Estimate, drawn: Drawn) -> dict[str, Any]:
     low, high = estimate.interval(drawn.cluster)
     if not np.isfinite(low + high):
-        raise TabrankError(
-            "all exposures with a drawn order are of one viewer, but an interval needs several; collect more"
-        )
+        raise TabrankError("all drawn orders are of one viewer, and an interval needs several; collect more")
     return {"value": estimate.value, "interval": [low, high]}
 
 
