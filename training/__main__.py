@@ -11,7 +11,7 @@ import typer
 
 from serve.contract.commands import CONFIG, Json, answer, command_line
 from serve.contract.errors import TabrankError
-from serve.contract.validation import milliseconds, refuse_existing, spelled
+from serve.contract.validation import milliseconds, spelled
 from serve.features.surface import load_surface
 from serve.report.rows import columns
 from serve.storage.atomic_files import PRIVATE
@@ -27,11 +27,13 @@ from training.terminal import (
     Models,
     NewLog,
     ProgressLines,
+    ReportFolder,
     Seed,
     SurfaceName,
     anywhere,
     artifact_of,
     decimal,
+    new_folder,
     print_progress,
 )
 
@@ -69,8 +71,9 @@ def surface(
     out: Annotated[
         Path | None,
         typer.Option(
+            callback=new_folder,
             help="A new folder for surface.toml, a matching cluster.yaml and a request.json; or a .toml file, to "
-            "write the surface alone. Default: print the surface."
+            "write the surface alone. Default: print the surface.",
         ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the surface. Default: the log folder's.")] = None,
@@ -88,8 +91,6 @@ def surface(
     from training.drafting.application import write_application
     from training.drafting.draft import draft
 
-    if out is not None:
-        refuse_existing(out)
     drafted = draft(log, name)
     for note in drafted.notes:
         print_progress(note)
@@ -206,7 +207,7 @@ def weights(
     log: LogFolder,
     sweep: Annotated[str, typer.Option(help="An outcome and its range of weights, such as hide=-50..0.")],
     history: History = None,
-    out: Annotated[Path | None, typer.Option(help="New folder for report.json and report.html.")] = None,
+    out: ReportFolder = None,
 ) -> None:
     """Try a range of weights for an outcome on a log: what each weight gains and costs.
 
@@ -222,8 +223,6 @@ def weights(
     from training.evaluation.what_if import sweep_log
     from training.evaluation.what_if_page import weights_page, weights_text, write
 
-    if out is not None:
-        refuse_existing(out)
     result = sweep_log(model, history, log, sweep)
     _warn_of_training(result["rows_seen_in_training"])
     if out is not None:
@@ -237,7 +236,7 @@ def slate(
     arm: Annotated[str, typer.Option(help="The arm whose rules are replayed.")],
     config: Annotated[Path, typer.Option(help="The file that declares the arm.")] = CONFIG,
     history: History = None,
-    out: Annotated[Path | None, typer.Option(help="New folder for report.json and report.html.")] = None,
+    out: ReportFolder = None,
 ) -> None:
     """Measure on a log what an arm's slate rules cost, all together and each alone.
 
@@ -250,8 +249,6 @@ def slate(
     from training.evaluation.what_if_page import slate_page, slate_text, write
     from training.experiment.declared import declared_arm
 
-    if out is not None:
-        refuse_existing(out)
     declared, args = declared_arm(config, arm)
     base = config.parent
     result = cost_of_arm(declared, args.load_surface(base), place(args.models, base), log, history)

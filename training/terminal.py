@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from serve.contract.commands import Parts
+from serve.contract.validation import refuse_existing
 from serve.storage.bucket import place
 
 
@@ -33,6 +34,18 @@ def artifact_of(model: Path | None) -> Path | None:
 
 
 Model = Annotated[Path, anywhere(callback=artifact_of, help="Folder of an artifact or of a search.")]
+
+
+def new_folder(out: Path | None) -> Path | None:
+    """Return the path that an option names, and refuse it if it exists."""
+    if out is not None:
+        refuse_existing(out)
+    return out
+
+
+ReportFolder = Annotated[
+    Path | None, typer.Option(callback=new_folder, help="New folder for report.json and report.html.")
+]
 
 
 def print_progress(message: str) -> None:

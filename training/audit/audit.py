@@ -231,11 +231,8 @@ def _served(folder: Path, log: Log, columns: Columns, surface: str) -> tuple[lis
         num_rows = lengths[exposure]
         shapes = (num_rows, len(columns.numeric)), (num_rows, columns.num_category)
         if (len(numeric), len(category)) != tuple(map(math.prod, shapes)):
-            raise TabrankError(
-                f"{folder}: the features of exposure {log.exposures['request_id'][exposure].as_py()!r} are "
-                f"{len(numeric)} numbers and {len(category)} categories, but the surface has {len(columns.numeric)} "
-                f"and {columns.num_category} for each of its {num_rows} rows; name the surface that was served"
-            )
+            name = log.exposures["request_id"][exposure].as_py()
+            raise TabrankError(f"{folder}: exposure {name!r} has features of another surface; name that one")
         matrix = Matrix(numeric.reshape(shapes[0]), category.reshape(shapes[1]))
         given, weights = row["predictions"].as_py(), json.loads(row["weights"].as_py() or "{}")
         amounts = predictions(scores, given and np.array(given, np.float32), weights)

@@ -16,7 +16,6 @@ from safetensors.numpy import load as load_safetensors
 from serve.features.matrix import Matrix
 from serve.model.artifact import load as load_artifact
 from serve.model.scorers import load_scorer
-from serve.operate.host.machine import describe_machine
 
 # How many rows to score at once: those of one request, of 8 and of 32 requests of 55 candidates.
 SIZES = (55, 440, 1760)
@@ -32,9 +31,9 @@ def bench_scorer(model: Path, *, sizes: tuple[int, ...] = SIZES, rounds: int = R
     Where torch finds a GPU, it scores there.
 
     Returns:
-        `machine`; `device`, where torch scored; `version` and `network` of the artifact; `columns`,
-        the number of the network's inputs; `candidates_per_s`, for each size those of `onnx` and
-        `torch`; and `max_difference` between the two backends' scores.
+        `device`, where torch scored; `version` of the artifact; `columns`, the number of the
+        network's inputs; `candidates_per_s`, for each size those of `onnx` and `torch`; and
+        `max_difference` between the two backends' scores.
 
     Raises:
         TabrankError: the artifact is invalid.
@@ -58,10 +57,8 @@ def bench_scorer(model: Path, *, sizes: tuple[int, ...] = SIZES, rounds: int = R
         speeds[str(size)] = {name: size / statistics.median(seconds) for name, seconds in taken.items()}
     by_onnx, by_torch = (scorer.score(matrix.numeric, matrix.category) for scorer in scorers.values())
     return {
-        "machine": describe_machine(),
         "device": torch.cuda.get_device_name() if device == "cuda" else device,
         "version": artifact.version,
-        "network": artifact.manifest["network"],
         "columns": len(artifact.encoder.input_names),
         "candidates_per_s": speeds,
         "max_difference": float(np.abs(by_onnx - by_torch).max()),

@@ -102,7 +102,7 @@ def csv(
     from serve.report.rows import columns as aligned
     from training.data.csv_text import Dialect
     from training.data.flat import import_flat
-    from training.data.flat_columns import FlatColumns
+    from training.data.flat_file import FlatColumns
 
     owners = _pairs("--field", field, "a column and its owner, such as age=viewer")
     columns = FlatColumns(

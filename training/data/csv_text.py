@@ -21,9 +21,6 @@ BLOCK_BYTES = 1 << 30
 # An empty cell is a missing value, also in a column of strings. So are NA, N/A, #N/A, NaN, nan,
 # NULL, null and n/a, and what MySQL and web analytics write.
 WORDS = [*pcsv.ConvertOptions().null_values, r"\N", "(null)", "(not set)"]
-NULLS = pcsv.ConvertOptions(strings_can_be_null=True, null_values=WORDS)
-# "1.234" is then a string, which `read_numbers` reads as 1234.
-COMMAS = pcsv.ConvertOptions(strings_can_be_null=True, null_values=WORDS, decimal_point=",")
 # The first line of a file lies within this many bytes.
 HEAD_BYTES = 1 << 16
 # Separators by the name that is printed.
@@ -81,7 +78,9 @@ def read_csv(
     found = max(SEPARATORS, key=counted.__getitem__) if first.strip() else ","
     parse = pcsv.ParseOptions(delimiter=dialect.delimiter or found)
     options = pcsv.ReadOptions(block_size=BLOCK_BYTES, encoding=encoding, skip_rows=int(named is not None))
-    table = pcsv.read_csv(source, options, parse, NULLS if dialect.decimal != "," else COMMAS)
+    # With a decimal comma, "1.234" is a string, which `read_numbers` reads as 1234.
+    given = {"null_values": WORDS, "decimal_point": dialect.decimal or "."}
+    table = pcsv.read_csv(source, options, parse, pcsv.ConvertOptions(strings_can_be_null=True, **given))
     for name, column in zip(table.column_names, table.columns, strict=True):
         if pa.types.is_binary(column.type):
             row, cell = next(_not_text(column))
@@ -93,25 +92,13 @@ def read_csv(
     read = pcsv.read_csv(source, options, parse, as_text).columns if texts else []
     for name, text in zip(texts, read, strict=True):
         # A viewer called NULL is nobody, while a candidate may well be called NA.
-        is_word = pc.is_in(text, pa.array(NULLS.null_values))
+        is_word = pc.is_in(text, pa.array(WORDS))
         text = pc.if_else(is_word, None, text) if name in nullable else text
         table = table.set_column(table.column_names.index(name), name, text)
     notes = [f"note: {source} is read as UTF-16"] * (encoding == "utf-16" and not dialect.encoding)
     if found != "," and not dialect.delimiter:
         notes.append(f"note: the columns of {source} are separated by {SEPARATORS[found]}")
-    if dialect.encoding and codecs.lookup(encoding).name != "utf-8" and _is_utf_8(head):
-        notes.append(
-            f"warning: {source} looks like UTF-8; leave --encoding out unless it reads wrongly without"
-        )
     return table, dialect.delimiter or found, notes
-
-
-def _is_utf_8(head: bytes) -> bool:
-    """Return whether the bytes have letters beyond ASCII, in UTF-8; the last one may be cut."""
-    try:
-        return not codecs.getincrementaldecoder("utf-8")().decode(head).isascii()
-    except UnicodeDecodeError:
-        return False
 
 
 def _not_text(column: pa.ChunkedArray) -> Iterator[tuple[int, bytes]]:

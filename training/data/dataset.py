@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from serve.features.surface import Surface
 from serve.log.reader import Log, concat_logs
 from serve.log.replay import Replay
 from training.data.labels import label
-from training.data.scratch import ROWS_AT_ONCE, empty, taken
+from training.data.scratch import empty, taken
 from training.terminal import print_progress
 
 Progress = Callable[[float], None]
@@ -158,15 +159,13 @@ def evenly(num_rows: int, most: int) -> I64:
     return np.linspace(0, num_rows - 1, min(most, num_rows)).astype(np.int64)
 
 
-def kept_evenly(num_shown: I64, most: int, among: I64 | None = None) -> Bools:
+def kept_evenly(num_shown: I64, most: int) -> Bools:
     """Choose evenly spaced exposures that show about `most` candidates in all, as a mask `[N]`.
 
-    `num_shown` `[N]` is the number of candidates of each exposure. With `among`, only exposures
-    with these numbers are chosen.
+    `num_shown` `[N]` is the number of candidates of each exposure.
     """
-    among = np.arange(len(num_shown)) if among is None else among
-    num = len(among) * most // max(1, int(num_shown[among].sum()))
-    return np.isin(np.arange(len(num_shown)), among[evenly(len(among), num)])
+    num = len(num_shown) * most // max(1, int(num_shown.sum()))
+    return np.isin(np.arange(len(num_shown)), evenly(len(num_shown), num))
 
 
 def build(
@@ -175,197 +174,110 @@ def build(
     *,
     history: Log | None = None,
     weights: Weights | None = None,
+    newest_ms: float = np.inf,
+    arms: I64 | None = None,
     kept: Bools | None = None,
+    fields: Sequence[str] = (),
     progress: Progress = lambda share: None,
 ) -> Dataset:
-    """Build the dataset of `log`. The state starts from the log `history`, if it is given.
+    """Build the dataset of `log`: decide which rows there are, then compute their features.
 
-    For `weights` and `kept`, see `DatasetPlan`.
-
-    Raises:
-        TabrankError: the primary outcome is not known for any row.
-    """
-    return DatasetPlan(schema, log, history=history, weights=weights, kept=kept).whole(progress)
-
-
-class DatasetPlan:
-    """Plan of a dataset: decides which rows there are, then computes their features part by part.
-
-    It holds about 40 bytes for each row besides the log, and about 140 while it is created.
+    The state starts from the log `history`, if it is given. Large arrays lie in files.
 
     Args:
         weights: as `training.data.draws.drawn_weights` returns them.
-        arms: as `training.data.draws.served_arms` returns them.
         newest_ms: only candidates shown within this time before the last row become rows. Earlier
             records still build the state.
+        arms: as `training.data.draws.served_arms` returns them.
         kept: a mask over the log's exposures. Only candidates of these exposures become rows; the
             other exposures still build the state.
         fields: the fields whose values the rows keep, such as candidate.host or candidate.ends_ms.
+        progress: is called with the share of the rows that have their features.
 
     Raises:
         TabrankError: the primary outcome is not known for any row, or all shown candidates were
             unknown when they were shown.
     """
+    skipped = len(history.exposures) if history else 0
+    whole = concat_logs([history, log]) if history else log
+    features, replay = Features(schema), Replay(schema, whole)
+    outcomes, viewers = label(replay, whole, schema.surface), replay.exposure_viewer
+    # Exposures have their numbers in the whole log. Those of the history become no rows.
+    number = np.arange(len(viewers))
+    is_kept = (number >= skipped) & ~replay.before_snapshot
+    if kept is not None:
+        is_kept[skipped:] &= kept
+    able = _able(replay, outcomes, is_kept, newest_ms)
+    # The service puts unknown candidates last without a score, so they teach a model nothing.
+    is_left_out = schema.surface.unknown_candidates == "last"
+    unknown = able & replay.unknown() if is_left_out else np.zeros(len(able), np.bool_)
+    is_row = able & ~unknown
+    _refuse_unlabelled(schema.surface, outcomes[is_row, 0], num_unknown=int(unknown.sum()))
 
-    def __init__(
-        self,
-        schema: Schema,
-        log: Log,
-        *,
-        history: Log | None = None,
-        weights: Weights | None = None,
-        newest_ms: float = np.inf,
-        arms: I64 | None = None,
-        kept: Bools | None = None,
-        fields: Sequence[str] = (),
-    ) -> None:
-        self._fields = _layout(schema, fields)
-        self._features = Features(schema)
-        self._arms = arms
-        self._skipped = len(history.exposures) if history else 0
-        whole = concat_logs([history, log]) if history else log
-        self._contexts = whole.exposures["context"].combine_chunks()
-        self._replay = replay = Replay(schema, whole)
-        self._outcomes = label(replay, whole, schema.surface)
-        kept = np.ones(len(log.exposures), np.bool_) if kept is None else kept
-        # By exposure of the whole log: those of the history become no rows.
-        of_log = np.append(np.zeros(self._skipped, np.bool_), kept)
-        able = _able(replay, self._outcomes, of_log & ~replay.before_snapshot, newest_ms)
-        # The service puts unknown candidates last without a score, so they teach a model nothing.
-        is_left_out = schema.surface.unknown_candidates == "last"
-        unknown = able & replay.unknown() if is_left_out else np.zeros(len(able), np.bool_)
-        self._is_row = able & ~unknown
-        _refuse_unlabelled(schema.surface, self._outcomes[self._is_row, 0], num_unknown=int(unknown.sum()))
-        exposures = np.arange(self._skipped, len(whole.exposures))
-        self._exposures = exposures[np.argsort(replay.exposure_ms[exposures], kind="stable")]
-        # At one time, one replica of a service may have seen more of the log than another. The
-        # state can only move forward, so make `sees` monotone.
-        self._sees = np.maximum.accumulate(replay.sees[self._exposures])
-        drawn = {i + self._skipped: weight for i, weight in (weights or {}).items()}
-        self._weight = _whole_draws(replay, drawn, self._is_row, unknown) if drawn else None
-        self._pinned = _pinned(replay, whole)
-        rows_before = np.concatenate([[0], np.cumsum(self._is_row)])[replay.first]
-        self._num_rows = np.diff(rows_before)[self._exposures]
-        # How many slates each exposure represents.
-        self._times: I64 = whole.exposures["one_in"].to_numpy()
-        self.columns = self._features.columns
-        # [N], the time of each row.
-        num_rows = self._num_rows * self._times[self._exposures]
-        self.ts_ms: I64 = np.repeat(replay.exposure_ms[self._exposures], num_rows)
-        viewers, shown_ms = replay.exposure_viewer, np.repeat(replay.exposure_ms, np.diff(replay.first))
-        self._viewer_seen = np.where(viewers > 0, _earlier(viewers, replay.exposure_ms), 0)
-        self._candidate_seen = _earlier(replay.shown, shown_ms).astype(np.int32)
-        slates = np.repeat(np.arange(len(log.exposures)), self._times[self._skipped :])
-        # The request of each slate.
-        self.request_ids: list[str] = log.exposures["request_id"].take(slates).to_pylist()
+    # [P], the exposure of each shown candidate, and [N] the shown candidate of each row.
+    of_shown, rows = np.repeat(number, np.diff(replay.first)), np.flatnonzero(is_row)
+    rows = rows[np.argsort(replay.exposure_ms[of_shown[rows]], kind="stable")]
+    exposure = of_shown[rows]
+    # At one time, one replica of a service may have seen more of the log than another. The state
+    # can only move forward, so make `sees` monotone.
+    order, sees = skipped + np.argsort(replay.exposure_ms[skipped:], kind="stable"), replay.sees.copy()
+    sees[order] = np.maximum.accumulate(sees[order])
+    numeric = empty((len(rows), len(features.columns.numeric)), np.float32)
+    category = empty((len(rows), features.columns.num_category), np.uint64)
+    held = empty((len(rows),), _layout(schema, fields))
+    contexts = whole.exposures["context"].combine_chunks()
+    # All rows of a moment have the same state.
+    moments = np.flatnonzero(np.diff(replay.exposure_ms[exposure]) | np.diff(sees[exposure])) + 1
+    for begin, end in pairwise([0, *moments.tolist(), len(rows)]):
+        part = slice(begin, end)
+        replay.advance_to(int(sees[exposure[begin]]))
+        exposures, lengths = np.unique(exposure[part], return_counts=True)
+        matrix, owners = _compute(features, replay, contexts, exposures, rows[part], lengths)
+        numeric[part], category[part] = matrix.numeric, matrix.category
+        for owner in held.dtype.names or ():
+            values = owners[owner][[*(held.dtype[owner].names or ())]]
+            held[owner][part] = values if owner == "candidate" else np.repeat(values, lengths)
+        progress(end / len(rows))
 
-    def __len__(self) -> int:
-        return len(self.ts_ms)
+    drawn = {i + skipped: weight for i, weight in (weights or {}).items()}
+    pinned = _pinned(replay, whole)
+    viewer_seen = np.where(viewers > 0, _earlier(viewers, replay.exposure_ms), 0)
+    times: I64 = log.exposures["one_in"].to_numpy()
+    data = Dataset(
+        columns=features.columns,
+        matrix=Matrix(numeric, category),
+        outcomes=taken(outcomes, rows),
+        slate=taken(number - skipped, exposure),
+        viewer=taken(np.where(viewers > 0, viewers, -1 - number), exposure),
+        shown=taken(replay.shown, rows),
+        ts_ms=taken(replay.exposure_ms, exposure),
+        popular=taken(numeric[:, features.popular], slice(None)),
+        position=taken(np.arange(len(of_shown)) - replay.first[of_shown], rows),
+        viewer_seen=taken(viewer_seen, exposure),
+        candidate_seen=taken(_earlier(replay.shown, replay.exposure_ms[of_shown]), rows),
+        request_ids=log.exposures["request_id"].take(np.repeat(np.arange(len(times)), times)).to_pylist(),
+        candidate_ids=replay.state.candidates.ids,
+        rule=schema.surface.baseline,
+        weight=taken(_whole_draws(replay, drawn, is_row, unknown), rows) if drawn else None,
+        arm=None if arms is None else taken(arms, exposure - skipped),
+        pinned=None if pinned is None else taken(pinned, rows),
+        fields=held if held.dtype.names else None,
+    )
+    return _repeated(data, times) if times.max() > 1 else data
 
-    def whole(self, progress: Progress = lambda share: None) -> Dataset:
-        """Return all rows in the order of time; large arrays are kept in files.
 
-        A plan can be used once, because its state only moves forward.
-        """
+def _repeated(data: Dataset, times: I64) -> Dataset:
+    """Repeat the rows of each exposure as often as it represents one, each time as a new slate.
 
-        def blank(array: NDArray[Any]) -> NDArray[Any]:
-            return empty((len(self), *array.shape[1:]), array.dtype)
-
-        at, whole = 0, None
-        for part in self.parts(ROWS_AT_ONCE, progress):
-            if whole is None:
-                arrays: dict[str, Any] = {name: blank(array) for name, array in part.arrays().items()}
-                matrix = Matrix(blank(part.matrix.numeric), blank(part.matrix.category))
-                whole = replace(part, matrix=matrix, **arrays)
-            rows = whole.take(slice(at, at + len(part)))
-            rows.matrix.numeric[:], rows.matrix.category[:] = part.matrix.numeric, part.matrix.category
-            for name, array in part.arrays().items():
-                getattr(rows, name)[:] = array
-            at += len(part)
-        assert whole is not None
-        return whole
-
-    def parts(self, rows: int, progress: Progress = lambda share: None) -> Iterator[Dataset]:
-        """Yield the rows in the order of time, in parts of at least `rows` rows.
-
-        A part ends with the last row of the moment in which it reaches that size. An exposure that
-        represents several counts once towards the size. A plan can be used once.
-        """
-        times, sees = self._replay.exposure_ms[self._exposures], self._sees
-        starts = np.concatenate([[0], np.flatnonzero(np.diff(times) | np.diff(sees)) + 1])
-        before = np.concatenate([[0], np.cumsum(self._num_rows)])[starts]
-        moments = list(zip(sees[starts].tolist(), np.split(self._exposures, starts[1:]), strict=True))
-        cuts = np.flatnonzero(np.diff(before // rows)) + 1
-        done = 0
-        for begin, end in zip([0, *cuts], [*cuts, len(moments)], strict=True):
-            size = int((before[end] if end < len(moments) else self._num_rows.sum()) - before[begin])
-            if size:
-                yield self._repeated(self._part(moments[begin:end], size, progress, done))
-            done += size
-
-    def _repeated(self, part: Dataset) -> Dataset:
-        """Repeat each exposure's rows as often as it represents one, each time as a new slate."""
-        times = self._times[self._skipped :]
-        if times.max() == 1:
-            return part
-        starts = np.flatnonzero(np.diff(part.slate, prepend=-1))
-        exposure, lengths = part.slate[starts], np.diff(starts, append=len(part))
-        # The exposure of each copy.
-        copied = np.repeat(np.arange(len(starts)), times[exposure])
-        number = np.arange(len(copied)) - np.repeat(
-            np.cumsum(times[exposure]) - times[exposure], times[exposure]
-        )
-        slate = (np.cumsum(times) - times)[exposure[copied]] + number
-        lengths = lengths[copied]
-        rows = np.repeat(starts[copied] - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
-        return replace(part.take(rows), slate=np.repeat(slate, lengths))
-
-    def _part(self, moments: Sequence[tuple[int, I64]], size: int, progress: Progress, done: int) -> Dataset:
-        replay, columns = self._replay, self.columns
-        numeric = np.empty((size, len(columns.numeric)), np.float32)
-        category = np.empty((size, columns.num_category), np.uint64)
-        fields = np.empty(size, self._fields)
-        # For each row, the index of its shown candidate.
-        rows = np.empty(size, np.int64)
-        at = 0
-        for sees, exposures in moments:
-            parts = (slice(replay.first[i], replay.first[i + 1]) for i in exposures)
-            taken = [part.start + np.flatnonzero(self._is_row[part]) for part in parts]
-            pairs = np.concatenate(taken)
-            if not len(pairs):
-                continue
-            replay.advance_to(sees)
-            lengths = [len(part) for part in taken]
-            matrix, owners = _compute(self._features, replay, self._contexts, exposures, pairs, lengths)
-            part = slice(at, at + len(pairs))
-            for owner in self._fields.names or ():
-                held = owners[owner][[*(self._fields[owner].names or ())]]
-                fields[owner][part] = held if owner == "candidate" else np.repeat(held, lengths)
-            numeric[part], category[part], rows[part] = matrix.numeric, matrix.category, pairs
-            at += len(pairs)
-            progress((done + at) / self._num_rows.sum())
-        exposure = np.searchsorted(replay.first, rows, "right") - 1
-        viewer = replay.exposure_viewer[exposure]
-        return Dataset(
-            columns=columns,
-            matrix=Matrix(numeric, category),
-            outcomes=self._outcomes[rows],
-            slate=exposure - self._skipped,
-            viewer=np.where(viewer > 0, viewer, -1 - exposure),
-            shown=replay.shown[rows],
-            ts_ms=replay.exposure_ms[exposure],
-            popular=numeric[:, self._features.popular],
-            position=rows - replay.first[exposure],
-            viewer_seen=self._viewer_seen[exposure],
-            candidate_seen=self._candidate_seen[rows].astype(np.int64),
-            request_ids=self.request_ids,
-            candidate_ids=replay.state.candidates.ids,
-            rule=self._features.schema.surface.baseline,
-            weight=None if self._weight is None else self._weight[rows],
-            arm=None if self._arms is None else self._arms[exposure - self._skipped],
-            pinned=None if self._pinned is None else self._pinned[rows],
-            fields=fields if self._fields.names else None,
-        )
+    `slate` of the rows is the number of their exposure.
+    """
+    starts, first = np.flatnonzero(np.diff(data.slate, prepend=-1)), np.cumsum(times) - times
+    rows, slates = [], []
+    for own in np.split(np.arange(len(data)), starts[1:]):
+        exposure = data.slate[own[0]]
+        rows.append(np.tile(own, times[exposure]))
+        slates.append(np.repeat(first[exposure] + np.arange(times[exposure]), len(own)))
+    return replace(data.take(np.concatenate(rows)), slate=np.concatenate(slates))
 
 
 def _able(replay: Replay, outcomes: NDArray[np.float32], kept: Bools, newest_ms: float) -> Bools:
@@ -395,8 +307,7 @@ def _refuse_unlabelled(surface: Surface, primary: NDArray[np.float32], *, num_un
     if np.isnan(primary).all():
         raise TabrankError(
             f"the outcome {next(iter(surface.predicted))!r} is not known for any row: the log is shorter than its "
-            f"window of {spelled(surface.primary.within_ms / 1000)}; give a longer log, or a shorter `within` in the "
-            "surface"
+            f"window of {spelled(surface.primary.within_ms / 1000)}; give a longer log, or a shorter `within`"
         )
 
 
@@ -429,7 +340,7 @@ def recompute_features(
     for i in exposures[np.argsort(replay.sees[exposures], kind="stable")].tolist():
         replay.advance_to(int(replay.sees[i]))
         shown = np.arange(replay.first[i], replay.first[i + 1])
-        yield i, _compute(features, replay, contexts, np.array([i]), shown, [len(shown)])[0]
+        yield i, _compute(features, replay, contexts, np.array([i]), shown, np.array([len(shown)]))[0]
 
 
 def _layout(schema: Schema, fields: Sequence[str]) -> np.dtype[np.void]:
@@ -441,7 +352,7 @@ def _layout(schema: Schema, fields: Sequence[str]) -> np.dtype[np.void]:
 
 
 def _compute(
-    features: Features, replay: Replay, contexts: pa.Array, exposures: I64, pairs: I64, lengths: list[int]
+    features: Features, replay: Replay, contexts: pa.Array, exposures: I64, pairs: I64, lengths: I64
 ) -> tuple[Matrix, dict[str, PackedRows]]:
     """Return the features of the shown candidates `pairs` in the present state.
 

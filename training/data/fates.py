@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
@@ -125,10 +125,10 @@ class Ids:
         return np.asarray(rows[np.append(True, differs | ~is_same)], np.int64)
 
 
-def fates(file: FlatFile, names: Iterable[str], ids: Mapping[str, Ids]) -> Iterator[Fate]:
-    """Yield the fate of each of these columns of a file, whose rows have these ids."""
+def fates(file: FlatFile, ids: Mapping[str, Ids]) -> Iterator[Fate]:
+    """Yield the fate of each column that no option names, of a file whose rows have these ids."""
     everything = Ids(pd.Series(0, file.log.index), file.log["request_id"], file.log["at_ms"])
-    for name in names:
+    for name in file.unnamed:
         read = file.reading(name)
         if read.is_open:
             yield Fate(name, read, "", read.doubt)

@@ -23,9 +23,8 @@ from serve.log.writer import write_log
 from serve.storage.conversion import converted
 from training.data.doubts import doubts
 from training.data.fates import OWNERS, STATED, Fate, Ids, fates
-from training.data.flat_columns import FlatColumns
 from training.data.flat_events import events_of
-from training.data.flat_file import FlatFile, read_flat
+from training.data.flat_file import FlatColumns, FlatFile, read_flat
 from training.data.numbers import Reading, may_be_thousands
 from training.terminal import print_progress
 
@@ -36,8 +35,6 @@ NOT_READ = "no field is read from --events; name an amount with --value, or put 
 PARTNERS = {"candidate": "viewer", "viewer": "request_id", "request_id": "candidate"}
 # With lists of their own, so large a share of the viewers tells their fields from the context.
 ENOUGH_AGAIN = 0.1
-# If candidates are shown this often on average, a model can learn each one by its id.
-OFTEN = 1_000
 # Cells that look like lists: JSON, or several values with a separator.
 LIST = r"^\s*\[.*\]\s*$|[^|;][|;][^|;]"
 # Stands for "valid at all times" until it is written as null.
@@ -89,17 +86,15 @@ def flat_tables(
     act_file, unread = file, list[Fate]()
     if acts:
         act_file = read_flat(acts, replace(columns, position=None, categories=(), owners={}))
-        unread = _unread(act_file, columns)
+        unread = _unread(act_file)
     all_events, amounts, asked = events_of(act_file)
     events = all_events if acts else _once(all_events)
 
-    given = {name for _, name in file.columns.given}
-    names = [name for name in map(str, file.rows) if name not in given]
     for name in columns.owners:
-        one_of(name, names, "--field", "column")
+        one_of(name, file.unnamed, "--field", "column")
     log = file.log
     ids = {own: Ids(log[own], log[other], log["at_ms"]) for own, other in PARTNERS.items()}
-    found = list(fates(file, names, ids))
+    found = list(fates(file, ids))
     fields = {
         key: _fields(ids[key], log, [fate for fate in found if fate.owner == OWNERS[key]]) for key in ids
     }
@@ -108,26 +103,19 @@ def flat_tables(
     tables = {
         "viewers": _table(fields["viewer"], "id"),
         "candidates": _table(fields["candidate"], "id"),
-        "exposures": _with_context(exposures, fields["request_id"]),
+        "exposures": _table(exposures, "request_id"),
         "events": _table(events, "id"),
     }
+    if len(fields["request_id"].columns):
+        context = _table(fields["request_id"].loc[exposures.index], "id").drop_columns("id")
+        tables["exposures"] = tables["exposures"].append_column("context", context.to_struct_array())
     kinds = Counter(events["kind"])
     missing = {fate.column: float(fate.values.isna().mean()) for fate in found if fate.owner}
     # Events in another file are matched to candidates only later, by the command `surface`.
     doubted = doubts(tables["exposures"], {} if acts else kinds, missing)
     notes = file.notes + (act_file.notes if acts else [])
     warnings = [*notes, *amounts, *doubted, *asked, *_of_columns(found, file, act_file, exposures["viewer"])]
-    if (
-        len(shown) >= OFTEN * (num := len(ids["candidate"].names))
-        and not (fields["candidate"].nunique() == num).any()
-    ):
-        warnings.append(
-            f"note: the {num:,} candidates are shown {len(shown) / num:,.0f} times each, but ids are no "
-            f"features; a model learns more about each one if you add a column that repeats {columns.candidate!r}"
-        )
-    begin, end = (
-        pd.Timestamp(int(ms), unit="ms") for ms in (exposures["ts_ms"].min(), exposures["ts_ms"].max())
-    )
+    begin, end = (pd.Timestamp(exposures["ts_ms"].agg(which), unit="ms") for which in ("min", "max"))
     return tables, {
         "kinds": sorted(kinds),
         "slates": columns.rule,
@@ -183,13 +171,11 @@ def _once(events: pd.DataFrame) -> pd.DataFrame:
     return events[~is_again.reindex(events.index)]
 
 
-def _unread(acts: FlatFile, columns: FlatColumns) -> list[Fate]:
+def _unread(acts: FlatFile) -> list[Fate]:
     """Return the fates of the columns of a file of events that no option names."""
-    given = {name for _, name in columns.given}
-    rest = {name: values for name, values in acts.rows.items() if name not in given}
     return [
         Fate(f"{acts.path}: {name}", Reading(values), "", f"{values.notna().mean():.0%} have one; {NOT_READ}")
-        for name, values in rest.items()
+        for name, values in acts.rows[acts.unnamed].items()
     ]
 
 
@@ -227,15 +213,6 @@ def _stated(shown: pd.DataFrame, values: pd.DataFrame) -> pd.Series[str]:
         for name, row in zip(shown["candidate"], fields, strict=True)
     ]
     return "{" + pd.Series(parts).groupby(shown["request_id"].array, sort=False).agg(",".join) + "}"
-
-
-def _with_context(exposures: pd.DataFrame, context: pd.DataFrame) -> pa.Table:
-    """Return the exposures, with the fields of their slates as the column `context`."""
-    table = _table(exposures, "request_id")
-    if not len(context.columns):
-        return table
-    fields = _table(context.loc[exposures.index], "id").drop_columns("id")
-    return table.append_column("context", fields.to_struct_array())
 
 
 def _table(frame: pd.DataFrame, index: str) -> pa.Table:

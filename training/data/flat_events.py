@@ -94,8 +94,7 @@ def _amounts_to_ask(file: FlatFile, events: pd.DataFrame) -> Iterator[str]:
     if len(kinds) > MOST_KINDS:
         return
     happened = {kind: file.rows.index.isin(events.index[events["kind"] == kind]) for kind in kinds}
-    given = {name for _, name in file.columns.given}
-    for name in (name for name in map(str, file.rows) if name not in given):
+    for name in file.unnamed:
         values = file.reading(name).values
         if pd.api.types.is_numeric_dtype(values.dtype) and not pd.api.types.is_bool_dtype(values.dtype):
             numbers = values.to_numpy(float, na_value=0.0)

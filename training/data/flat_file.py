@@ -1,7 +1,11 @@
-"""Read a flat file: its rows, and the ids, times and positions that they have in a log."""
+"""Read a flat file: its rows, and the ids, times and positions that they have in a log.
+
+The options of `import csv` name its columns.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,12 +18,56 @@ import pyarrow.parquet as pq
 
 from serve.contract.errors import TabrankError
 from serve.contract.rankings import MAX_ID_CHARACTERS
-from serve.contract.validation import OTHER_UNITS, RECENT_MS
-from training.data.csv_text import read_csv
-from training.data.flat_columns import IDS, FlatColumns
+from serve.contract.validation import OTHER_UNITS, RECENT_MS, spelled
+from training.data.csv_text import Dialect, read_csv
 from training.data.numbers import Reading, read_numbers
 
 WRONG_TIME = "is not between 1985 and 2128 in the unit that most rows use; correct it or drop the row"
+# Each option that names ids, and the column of the log that holds these ids.
+IDS = {"candidate": "candidate", "viewer": "viewer", "slate": "request_id"}
+
+
+@dataclass(frozen=True)
+class FlatColumns:
+    """The names of a flat file's columns, and how its rows are grouped into slates.
+
+    The columns `events` hold 1, true, yes or the kind of event where the viewer acted. Without
+    `slate`, a slate is the rows of one viewer at one time or, with `window_ms`, within that many ms
+    of the slate's first row.
+    """
+
+    candidate: str
+    time: str
+    events: tuple[str, ...]
+    viewer: str | None = None
+    slate: str | None = None
+    position: str | None = None
+    window_ms: float = 0.0
+    # Columns whose numbers are codes of categories.
+    categories: tuple[str, ...] = ()
+    # The column of the amount of each kind of event that has one.
+    amounts: Mapping[str, str] = field(default_factory=dict)
+    # The kind of ids that each column is given to, as a key of `training.data.fates.OWNERS`.
+    owners: Mapping[str, str] = field(default_factory=dict)
+    dialect: Dialect = field(default_factory=Dialect)
+
+    def __post_init__(self) -> None:
+        if self.window_ms and (self.slate or not self.viewer):
+            raise TabrankError("--window: groups the rows of a viewer; give --viewer too, and not --slate")
+
+    @property
+    def rule(self) -> str:
+        """Return in words how rows are grouped into slates."""
+        whose = f"of the same {self.viewer} " if self.viewer else ""
+        when = f"within {spelled(self.window_ms / 1e3)}, by" if self.window_ms else "at the same"
+        return f"the rows with the same {self.slate}" if self.slate else f"the rows {whose}{when} {self.time}"
+
+    @property
+    def given(self) -> list[tuple[str, str]]:
+        """Return (option, name of the column) for each column that an option names."""
+        one = [(option, getattr(self, option)) for option in (*IDS, "time", "position")]
+        more = [("event", name) for name in self.events] + [("value", name) for name in self.amounts.values()]
+        return [pair for pair in one if pair[1]] + more
 
 
 @dataclass
@@ -40,6 +88,12 @@ class FlatFile:
     separator: str
     notes: list[str]
     _readings: dict[str, Reading] = field(default_factory=dict)
+
+    @property
+    def unnamed(self) -> list[str]:
+        """Return the columns that no option names."""
+        named = {name for _, name in self.columns.given}
+        return [name for name in map(str, self.rows) if name not in named]
 
     def reading(self, name: str) -> Reading:
         """Return a column as numbers if it is text that holds numbers, and else as it is."""
@@ -64,9 +118,7 @@ def read_flat(source: Path, columns: FlatColumns) -> FlatFile:
     for option, name in (*columns.given, *(("category", name) for name in columns.categories)):
         where = f"{source}: --{option}: {name!r}"
         if name not in known:
-            raise TabrankError(
-                f"{where} is not a column of the file, which has {', '.join(map(repr, known))}"
-            )
+            raise TabrankError(f"{where} is not a column of the file: {', '.join(map(repr, known))}")
         values = table[name]
         if option in ("candidate", "time", "slate"):
             _refuse(where, pc.is_null(values, nan_is_null=True), "is empty; every row needs a value")

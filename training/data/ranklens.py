@@ -12,7 +12,7 @@ from serve.contract.errors import TabrankError
 from serve.contract.validation import refuse_existing
 from serve.log.writer import write_log
 from training.data.flat import flat_tables
-from training.data.flat_columns import FlatColumns
+from training.data.flat_file import FlatColumns
 
 SETS = ("genres", "tags", "actors")
 NUMBERS = ("popularity", "vote_avg", "vote_cnt", "budget", "runtime", "release_date")

@@ -52,8 +52,8 @@ def empty(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         ) from error
 
 
-def taken(array: NDArray[Any], rows: I64 | Bools) -> NDArray[Any]:
-    """Return a copy of the rows with these numbers, or of this mask."""
+def taken(array: NDArray[Any], rows: I64 | Bools | slice) -> NDArray[Any]:
+    """Return a copy of the rows with these numbers, of this mask or of this slice."""
     rows = np.arange(len(array))[rows]
     found = empty((len(rows), *array.shape[1:]), array.dtype)
     for part in in_parts(len(rows)):

@@ -25,8 +25,7 @@ from training.drafting.leakage import without_leaks
 from training.drafting.outcomes import DraftedOutcome, draft_outcomes
 from training.drafting.profile import Column, conversions, profile, read_tables
 from training.drafting.suggest import TOO_WIDE, Feature, suggest, toml, toml_key
-from training.evaluation.foresight import questions
-from training.evaluation.leakage import suspects
+from training.evaluation.foresight import questions, suspects
 from training.evaluation.verdict import span
 
 POPULAR = {"gauge": "current number", "rate": "no pair of event kinds gives a current number"}
@@ -53,7 +52,7 @@ def draft(log: Path, name: str | None = None) -> Draft:
     """Draft the surface of a log. It is called `name`, or by default like the log's folder.
 
     Each choice has its reason in a comment. Fields that seem to be written after the ranking are
-    left out: copies of the outcome (found by `leakage.suspects` on a sample of the log), totals
+    left out: copies of the outcome (found by `foresight.suspects` on a sample of the log), totals
     over the whole log, columns to ask about (`foresight.questions`), and times after the ranking.
 
     Raises:

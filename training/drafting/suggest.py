@@ -21,7 +21,7 @@ from training.drafting.evidence import label_gap, remembered, share_of_viewers, 
 from training.drafting.funnel import Funnel, round_up_ms
 from training.drafting.leakage import ages_ms
 from training.drafting.profile import Column
-from training.evaluation.leakage import SUSPECT_AUC
+from training.evaluation.foresight import SUSPECT_AUC
 
 Spec = dict[str, object]
 # A column with more values than this becomes no category feature, because most of its values would

@@ -6,17 +6,15 @@ with probability θ(k'), and then earns its attraction `a`.
 The position-based estimator of Li, Abbasi-Yadkori, Kveton, Muthukrishnan, Vinay and Wen (2018,
 "Offline evaluation of ranking policies with click models") gives a candidate's event the weight
 w = θ(k') / Σ π(k)θ(k). This is the ratio of its new examination to its expected one, where π is the
-distribution of its position over draws. Two estimates follow from the means over exposures of the
-five sums in `Sums`:
+distribution of its position over draws. The estimate is doubly robust: it takes the value from a
+model â of the attraction, and adds the weighted reward that the model does not explain. It is the
+mean over exposures of
 
-    SNIPS = A·D / B      DR = Q + A − R
+    Σ θ(k')·â + w·(reward − θ(k)·â)
 
-SNIPS normalises by the actual examination (Swaminathan and Joachims 2015, "The self-normalized
-estimator for counterfactual learning"). DR, the doubly robust estimate, takes the value from a
-model of `a` and adds the weighted reward that the model does not explain. The draw averages out the
-errors of the model (Oosterhuis 2023, "Doubly robust estimation for correcting position bias in
-click feedback for unbiased learning to rank"). A decision between actions is the case of a single
-position, with θ = 1 and w = π'(a) / π(a).
+The draw averages out the errors of the model (Oosterhuis 2023, "Doubly robust estimation for
+correcting position bias in click feedback for unbiased learning to rank"). A decision between
+actions is the case of a single position, with θ = 1 and w = π'(a) / π(a).
 
 Standard errors are linearised, include the error of θ, and count viewers as clusters. In shapes, N
 is the number of exposures, C of candidates, and P of parameters of θ.
@@ -24,7 +22,7 @@ is the number of exposures, C of candidates, and P of parameters of θ.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -130,41 +128,17 @@ def at_once(estimates: Sequence[Estimate], cluster: I64) -> float:
 
 
 @dataclass(frozen=True)
-class Sums:
-    """The sums over each exposure's candidates from which its value is estimated.
+class Value:
+    """The estimated value of a ranking, and on how much it rests.
 
     Attributes:
-        parts: `[5, N]`, the sums A = Σ w·reward, B = Σ w·θ(k), D = Σ θ(k'), Q = Σ θ(k')·â and
-            R = Σ w·θ(k)·â, where â is the modelled attraction.
-        fixed: `[N]`, the reward that no ranking changes.
-        moved: `[5, N]`, the influence of each exposure on the means of the sums through θ.
         effective: the effective number of events, (Σ w·reward)² / Σ (w·reward)² (Kish 1965).
         clipped: the share of the weight that was clipped.
     """
 
-    parts: F64
-    fixed: F64
-    moved: F64
+    estimate: Estimate
     effective: float
     clipped: float
-
-    def snips(self) -> Estimate:
-        """Return the self-normalised estimate."""
-        a, b, d, _, _ = self.parts.mean(axis=1)
-        return self._estimate(a * d / b, np.array([d / b, -a * d / b**2, a / b, 0.0, 0.0]))
-
-    def doubly_robust(self) -> Estimate:
-        """Return the doubly robust estimate, which uses the model of attraction."""
-        a, _, _, q, r = self.parts.mean(axis=1)
-        return self._estimate(q + a - r, np.array([1.0, 0.0, 0.0, 1.0, -1.0]))
-
-    def _estimate(self, value: float, slope: F64) -> Estimate:
-        own = self.parts - self.parts.mean(axis=1, keepdims=True)
-        fixed = float(self.fixed.mean())
-        return Estimate(float(value) + fixed, slope @ (own + self.moved) + self.fixed - fixed)
-
-
-ESTIMATORS: Mapping[str, Callable[[Sums], Estimate]] = {"snips": Sums.snips, "dr": Sums.doubly_robust}
 
 
 class Counterfactual:
@@ -208,48 +182,45 @@ class Counterfactual:
         earned = self.drawn.reward.sum(axis=1)
         return Estimate(float(earned.mean()), earned - earned.mean())
 
-    def value(self, place: I64, attraction: F64) -> Sums:
-        """Return the sums of a ranking that puts each candidate at `place` `[N, C]`.
+    def value(self, place: I64, attraction: F64) -> Value:
+        """Estimate the value of a ranking that puts each candidate at `place` `[N, C]`.
 
         `attraction` `[N, C]` is modelled.
         """
         num = len(place)
-        parts = np.empty((5, num))
-        gradient = np.zeros((5, self.curve.basis.shape[1]))
-        totals = np.zeros(4)
+        # The reward that no ranking changes comes to that of the drawn candidates.
+        total = np.where(self.is_drawn, 0.0, self.drawn.reward).sum(axis=1)
+        gradient, totals = np.zeros(self.curve.basis.shape[1]), np.zeros(4)
         for begin in range(0, num, _AT_ONCE):
             some = slice(begin, begin + _AT_ONCE)
-            rows, slopes, full = self._rows(some, place[some], attraction[some])
-            parts[:, some] = rows.sum(axis=2)
-            gradient += [np.einsum("nc,ncp->p", row, slope) for row, slope in zip(rows, slopes, strict=True)]
+            terms, slopes, full = self._terms(some, place[some], attraction[some])
+            total[some] += np.sum(terms, axis=(0, 2))
+            for term, slope in zip(terms, slopes, strict=True):
+                gradient += np.einsum("nc,ncp->p", term, slope)
             kept = np.minimum(full, MAX_WEIGHT).sum()
-            totals += [rows[0].sum(), (rows[0] ** 2).sum(), kept, full.sum()]
+            totals += [terms[0].sum(), (terms[0] ** 2).sum(), kept, full.sum()]
         earned, squared, kept, whole = totals.tolist()
-        return Sums(
-            parts=parts,
-            fixed=np.where(self.is_drawn, 0.0, self.drawn.reward).sum(axis=1),
-            moved=(gradient / num) @ self.curve.influence.T,
+        value, moved = float(total.mean()), self.curve.influence @ (gradient / num)
+        return Value(
+            Estimate(value, total - value + moved),
             effective=earned**2 / squared if squared else 0.0,
             clipped=1.0 - kept / whole if whole else 0.0,
         )
 
-    def _rows(self, some: slice, place: I64, attraction: F64) -> tuple[F64, tuple[F64, ...], F64]:
-        """Return what the sums of `some` n exposures consist of.
+    def _terms(self, some: slice, place: I64, attraction: F64) -> tuple[list[F64], list[F64], F64]:
+        """Return what the values of `some` n exposures consist of.
 
         Returns:
-            The terms `[5, n, C]`; for each term ∂ log term / ∂ parameters `[n, C, P]`; and the
-            weights before clipping `[n, C]`.
+            The terms w·reward, θ(k')·â and −w·θ(k)·â `[n, C]`; for each ∂ log term / ∂ parameters
+            `[n, C, P]`; and the weights before clipping `[n, C]`.
         """
         theta, basis = self.curve.theta, self.curve.basis
         counted = self.is_drawn[some]
         new, old = self._bin[np.where(counted, place, 0)], np.broadcast_to(self._bin, place.shape)
         would = np.where(counted, theta[new], 0.0)
         full = would / self.expected[some]
-        weight = np.minimum(full, MAX_WEIGHT)
-        earned, had = weight * self.drawn.reward[some], weight * theta[old]
-        of_new = basis[new]
+        weight, of_new = np.minimum(full, MAX_WEIGHT), basis[new]
         # A clipped weight does not depend on the parameters.
         of_weight = np.where((full < MAX_WEIGHT)[..., None], of_new - self._mean_basis[some], 0.0)
-        of_had = of_weight + basis[old]
-        rows = np.stack([earned, had, would, would * attraction, had * attraction])
-        return rows, (of_weight, of_had, of_new, of_new, of_had), full
+        terms = [weight * self.drawn.reward[some], would * attraction, -weight * theta[old] * attraction]
+        return terms, [of_weight, of_new, of_weight + basis[old]], full

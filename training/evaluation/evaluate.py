@@ -22,7 +22,7 @@ from serve.model.artifact import Artifact
 from serve.model.artifact import load as load_artifact
 from serve.model.encoder import Encoder
 from serve.model.scorers import load_scorer
-from training.data.dataset import Dataset, DatasetPlan, Progress, kept_evenly
+from training.data.dataset import Dataset, Progress, build, kept_evenly
 from training.data.draws import drawn_weights
 from training.data.encoding import category_strings
 from training.evaluation.metrics import Contender, Values, calibrated, reliability
@@ -234,6 +234,7 @@ def evaluate(
     if baselines and history is None:
         raise TabrankError("--baselines: LightGBM trains on the history; give --history LOG")
     artifact, surface = opened(model)
+    suspects = suspects_of(artifact)
     if by:
         one_of(by, surface.grouping, "--by", "field")
     data, about = read_rows(surface, history, log, progress, [by] if by else [])
@@ -246,13 +247,26 @@ def evaluate(
         shares["lightgbm"] = trees(artifact.encoder, before, examinations, settings)(data.matrix)
     named = {"encoder": artifact.encoder, "field": by, "strings": about.pop("strings", None)}
     found = assess(data, shares, surface, examinations=examinations, **named)
-    return measured_by(artifact, data) | about | found
+    return measured_by(artifact, data) | {"suspects": suspects} | about | found
 
 
 def opened(model: Path) -> tuple[Artifact, Surface]:
     """Return an artifact and its surface."""
     artifact = load_artifact(model)
     return artifact, read_surface((model / "surface.toml").read_text(), str(model / "surface.toml"))
+
+
+def suspects_of(artifact: Artifact) -> list[str]:
+    """Return what must be answered about the columns of an artifact, as its training found it.
+
+    Raises:
+        TabrankError: the artifact does not say it, as it was fitted before its training looked.
+    """
+    if "suspects" not in artifact.manifest:
+        raise TabrankError(
+            f"{artifact.path}: its manifest does not say whether a column may know the future; fit the model again"
+        )
+    return list(artifact.manifest["suspects"])
 
 
 def read_rows(
@@ -283,15 +297,15 @@ def read_rows(
     weights = drawn_weights(log, rows)
     if fields:
         about["strings"] = category_strings(surface, past or rows) | category_strings(surface, rows)
-    plan = DatasetPlan(Schema(surface), rows, history=past, weights=weights, kept=kept, fields=fields)
-    return plan.whole(progress), about
+    given: dict[str, Any] = {"history": past, "weights": weights, "kept": kept}
+    return build(Schema(surface), rows, **given, fields=fields, progress=progress), about
 
 
 def measured_by(artifact: Artifact, data: Dataset) -> dict[str, Any]:
-    """Return `version`, `surface`, `suspects`, and how many rows were `rows_seen_in_training`."""
+    """Return `version`, `surface`, and how many rows were `rows_seen_in_training`."""
+    num_seen = int((data.ts_ms <= artifact.manifest["seen_until_ms"]).sum())
     about = {"version": artifact.version, "surface": artifact.manifest["surface"]}
-    about["suspects"] = artifact.manifest["suspects"]
-    return about | {"rows_seen_in_training": int((data.ts_ms <= artifact.manifest["seen_until_ms"]).sum())}
+    return about | {"rows_seen_in_training": num_seen}
 
 
 def score(model: Path, matrix: Matrix) -> NDArray[np.float32]:

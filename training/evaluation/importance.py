@@ -5,7 +5,7 @@ In shapes, R is the number of rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,10 @@ from training.examination.examination import IGNORED, Examination
 # Importance is measured on a sample of this many rows, which bounds the time.
 MOST_ROWS = 20_000
 SEED = 0
+# So many features are named in words.
+MOST_NAMED = 5
+# A feature has a direction if at least this share of its changes moves the score in it.
+SAME_WAY = 0.75
 
 # Predicts P(label) `[R]` for the rows of a matrix.
 Scorer = Callable[[Matrix], NDArray[np.floating]]
@@ -63,3 +67,23 @@ def importance(score: Scorer, data: Dataset, examination: Examination = IGNORED)
         rises = float((way > 0).mean()) if len(way) else None
         found.append({"feature": name, "logloss": logloss(changed) - whole, "rises": rises})
     return sorted(found, key=lambda line: -line["logloss"])
+
+
+def moves(evaluation: Mapping[str, Any]) -> str:
+    """Return what moves a score most, from the permutation importance of an evaluation."""
+    lines = [line for line in evaluation["importance"] if line["logloss"] > 0][:MOST_NAMED]
+    if not lines:
+        return "The importance of features was not measured."
+    parts = [f"{evaluation['labels'][line['feature']]} ({way(line['rises'])})" for line in lines]
+    return (
+        f"What moves a score most: {'; '.join(parts)}. They are ordered by how much the logloss rises if a feature's "
+        "values are shuffled over these rows. They describe the model, not causes."
+    )
+
+
+def way(rises: float | None) -> str:
+    """Return in words how a score moves as a value rises. `rises` is as in `importance`."""
+    if rises is None:
+        return "by value"
+    named = {rises >= SAME_WAY: "raises it", rises <= 1 - SAME_WAY: "lowers it"}
+    return named.get(True, "either way, by the other features")

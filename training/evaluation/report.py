@@ -14,7 +14,7 @@ from serve.report.charts import reliability
 from serve.report.page import banner, details, footer, paragraph, section, table, tiles, whole_page
 from serve.report.rows import markdown
 from training.evaluation import charts, verdict
-from training.evaluation.moves import moves
+from training.evaluation.importance import moves
 from training.examination.examination import Examination
 
 EXPECTED = {

@@ -68,8 +68,7 @@ def segments(
     values, code = np.unique(data.fields[owner][name], return_inverse=True)
     if len(values) > MAX_VALUES + 1:
         raise TabrankError(
-            f"--by {field}: these rows have {len(values):,} values of it, and at most {MAX_VALUES} make segments; name "
-            "a field with fewer, such as one that groups them"
+            f"--by {field}: these rows have {len(values):,} values of it, and at most {MAX_VALUES} make segments"
         )
     parts = [
         {"by": field, "value": _spelled(values[i].item(), strings)} | _measured(model, popular, code == i)

@@ -30,7 +30,7 @@ from serve.ranking.slate import rerank
 from serve.ranking.slate.where import facts_of
 from serve.ranking.utility import Weighing, Weighings
 from training.data.dataset import Dataset
-from training.evaluation.evaluate import measured_by, opened, read_rows, score
+from training.evaluation.evaluate import measured_by, opened, read_rows, score, suspects_of
 from training.evaluation.metrics import Z95, Values, more_log
 from training.evaluation.slates import TIE_SEED, Slates
 from training.evaluation.verdict import not_beaten
@@ -69,11 +69,11 @@ def sweep_log(model: Path, history: Path | None, log: Path, sweep: str) -> dict[
         estimate.
     """
     artifact, surface = opened(model)
+    doubts = [*not_beaten(artifact.manifest["paired"]), *suspects_of(artifact)]
     name, values = swept_weights(sweep, surface)
     data, about = read_rows(surface, history, log, ProgressLines("weights"))
     examinations = Examination.of(artifact.manifest)
     found = exchange(data, score(model, data.matrix), surface, examinations, name, values)
-    doubts = [*not_beaten(artifact.manifest["paired"]), *artifact.manifest["suspects"]]
     found |= {"doubts": doubts} | ({"chosen": None} if doubts else {})
     return measured_by(artifact, data) | about | found
 
@@ -88,9 +88,7 @@ def swept_weights(sweep: str, surface: Surface, num: int = NUM_WEIGHTS) -> tuple
     found = SWEEP.fullmatch(sweep)
     name, low, high = (found[1], float(found[2]), float(found[3])) if found else ("", 0.0, 0.0)
     if not -MOST <= low < high <= MOST:
-        raise TabrankError(
-            f"{where}: write an outcome, its least weight and then its largest, such as hide=-50..0"
-        )
+        raise TabrankError(f"{where}: write an outcome and its two weights, such as hide=-50..0")
     if name not in (further := list(predicted)[1:]):
         raise TabrankError(
             f"{where}: {name!r} is no outcome that the model predicts beside {next(iter(predicted))}, its primary one"
@@ -355,10 +353,7 @@ def _check(arm: Arm, surface: Surface) -> None:
     if not arm.slate:
         raise TabrankError(f"arm {arm.name} has no rules; declare them as its `slate` in cluster.yaml")
     if not arm.by_model:
-        raise TabrankError(
-            f"arm {arm.name} ranks by {arm.scorer} and not by a model, so its scores cannot be computed from a log; "
-            "name an arm that ranks by a model"
-        )
+        raise TabrankError(f"arm {arm.name} ranks by {arm.scorer}; name an arm that ranks by a model")
     for k, rule in enumerate(arm.slate):
         for path, error in rule.misfits(surface):
             raise TabrankError(f"arm {arm.name}: slate[{k}].{'.'.join(path)}: {error}")

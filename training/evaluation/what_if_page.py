@@ -52,7 +52,7 @@ def weights_text(result: Mapping[str, Any]) -> str:
 def weights_page(result: Mapping[str, Any]) -> str:
     """Return report.html: the choice, a curve with its band for each outcome, and the table."""
     name, points, series = result["outcome"], result["points"], []
-    for outcome in _known(result):
+    for outcome in (name for name, about in result["about"].items() if not about["reason"]):
         y, low, high = zip(*(one["outcomes"][outcome]["relative"] for one in points), strict=True)
         series.append(Series(outcome, [one["weight"] for one in points], y, low=low, high=high))
     own = [Limit("the surface's own", x=result["own"][name], colour="muted")]
@@ -84,11 +84,6 @@ def slate_page(result: Mapping[str, Any]) -> str:
 def _page(title: str, parts: Sequence[str], result: Mapping[str, Any]) -> str:
     footer = kit.footer({"model": result["version"]}, "", ["report.json"])
     return kit.whole_page(title, [*parts, kit.bullets(_notes(result)), footer])
-
-
-def _known(result: Mapping[str, Any]) -> list[str]:
-    """Return the outcomes that have estimates."""
-    return [name for name, about in result["about"].items() if not about["reason"]]
 
 
 def _notes(result: Mapping[str, Any]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from serve.contract.commands import CONFIG, Commands, Json, answer
-from training.terminal import LogFolder, Model, ProgressLines, print_progress
+from training.terminal import LogFolder, Model, ProgressLines, ReportFolder, print_progress
 
 experiment = typer.Typer(cls=Commands, no_args_is_help=True)
 
@@ -25,7 +25,7 @@ def report(
         ),
     ] = None,
     by: Annotated[str | None, typer.Option(metavar="FIELD", help="Show effects by a field's values.")] = None,
-    out: Annotated[Path | None, typer.Option(help="New folder for report.json and report.html.")] = None,
+    out: ReportFolder = None,
     as_json: Json = False,
 ) -> None:
     """Compare two arms of an experiment by what their viewers did, and say which one won.
@@ -35,14 +35,11 @@ def report(
     cannot be compared.
     """
     from serve.contract.errors import TabrankError
-    from serve.contract.validation import refuse_existing
     from training.evaluation.what_if_page import write
     from training.experiment.declared import declared
     from training.experiment.page import page, text
     from training.experiment.report import report as run
 
-    if out is not None:
-        refuse_existing(out)
     declaration, args = declared(config, name)
     if declaration.source is None:
         print_progress(f"{config} declares no experiment {name!r}: using the log alone, with defaults")

@@ -66,7 +66,8 @@ def decide(facts: Facts, arms: Arms, smallest_effect: float, *, ended: bool) -> 
         why = f"not {result}: {'; '.join(against)}; {reason}"
         instead = "more days alone need not change this verdict"
         return Decision("no difference shown", why, wanted, awaited, instead)
-    if result == "won" and (unproven := guardrails.unproven(tested)):
+    unproven = [one for one in tested if one.get("declared") and one["state"] != "holds"]
+    if result == "won" and unproven:
         whys = "; ".join(guardrails.why_unproven(one, arms[0]) for one in unproven)
         needed = [one["viewers_needed"] for one in unproven]
         wanted = None if None in needed else max(needed)

@@ -69,9 +69,7 @@ def declared_arm(path: Path, name: str) -> tuple[Arm, AppArgs]:
             arms.setdefault(arm.name, []).append((arm, args))
     (arm, args), *others = arms[one_of(name, arms, str(path), "arm")]
     if others:
-        raise TabrankError(
-            f"{path}: several applications have an arm {name}; give a file that has one of them"
-        )
+        raise TabrankError(f"{path}: several applications have an arm {name}; give a file with one of them")
     if args is None:
         raise TabrankError(f"{path}: the application of arm {name} names no surface; add one to its args")
     return arm, args

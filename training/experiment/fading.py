@@ -95,13 +95,7 @@ def against(sign: int, found: Mapping[str, Any], *, ended: bool) -> list[str]:
     at_first, later = (sign * size for size in sizes)
     if not (found["fades"] or later < LASTS * at_first):
         return []
-    what = "fades" if found["fades"] else "is not seen to last"
-    return [f"the effect {what}: {words(found, ended)}"]
-
-
-def words(found: Mapping[str, Any], ended: bool) -> str:
-    """Return the effect of each period in words."""
     known = (row for row in found["periods"] if row["effect"] and row["period"] != AFTER)
-    return ", ".join(
-        f"{sized(row['effect'])} {span(deciding(row, ended))} in {row['period']}" for row in known
-    )
+    each = (f"{sized(row['effect'])} {span(deciding(row, ended))} in {row['period']}" for row in known)
+    what = "fades" if found["fades"] else "is not seen to last"
+    return [f"the effect {what}: {', '.join(each)}"]

@@ -202,11 +202,6 @@ def harm(tested: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def unproven(tested: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return each declared guardrail that the data do not show to hold."""
-    return [row for row in tested if row.get("declared") and row["state"] != "holds"]
-
-
 def why_unproven(row: Mapping[str, Any], control: str) -> str:
     """Return in words what the data leave open about a guardrail, and what would help."""
     if row["low"] is None and (few := row.get("few")):

@@ -54,7 +54,7 @@ def text(result: Report) -> str:
 
 
 def page(result: Report) -> str:
-    """Return the self-contained report.html: verdict, effect by day, tables."""
+    """Return report.html: the verdict, the effect by day in a picture, then tables."""
     days = result["window"]["days"]
     tone, words = TONES[result["verdict"]]
     title = f"Experiment '{result['experiment']}': {result['treatment']} against {result['control']}"

@@ -12,7 +12,7 @@ import msgspec
 import pandas as pd
 
 from serve.contract.errors import TabrankError
-from serve.features.experiment_metrics import EXPOSURES, Metric, metrics_of
+from serve.features.experiment_metrics import EXPOSURES, metrics_of
 from serve.features.surface import Surface
 from training.experiment import fading, guardrails, segments
 from training.experiment.comparison import comparisons, days_needed
@@ -23,7 +23,7 @@ from training.experiment.panel import Panel, panel
 from training.experiment.served_log import read_events, read_exposures
 from training.experiment.statistics import MIN_VIEWERS, sample_ratio
 from training.experiment.verdict import faults, outlook, too_early
-from training.experiment.window import ALL_VIEWERS, Window, partial_days, utc, window
+from training.experiment.window import ALL_VIEWERS, partial_days, utc, window
 
 # What replaces missing values in the columns that say how an exposure was ranked.
 MISSING = {"model": "no model", "weights": "{}", "rules": ""}
@@ -63,7 +63,8 @@ def report(
             raise TabrankError(f"{each.source}: experiment.{'.'.join(path)}: {error}")
     span = window(rows, declaration)
     people = panel(rows, events, span, surface.outcomes)
-    here = rows[rows["ours"] & span.holds(rows["ts_ms"])]
+    in_window, partial = span.holds(rows["ts_ms"]), partial_days(span)
+    here = rows[rows["ours"] & in_window]
     arms = _compared(people, declaration, compare)
     shares, source = _shares(here, arms, declaration)
     ratio = shares[arms[1]] / shares[arms[0]] if shares[arms[0]] else 0.0
@@ -81,7 +82,9 @@ def report(
     # What is declared stays primary while it has no events, and so does what it is made of.
     declared = next((one.above for one in every if one.name == declaration.primary_metric), "")
     metrics = [metric for metric in every if metric not in absent or metric.above == declared]
-    primary = _primary(declaration, metrics)
+    # By default, the log's first outcome per viewer.
+    named = declaration.primary_metric or metrics[0].name
+    primary = next(metric for metric in metrics if metric.name == named)
     if by is not None:
         segments.check(by, surface, primary)
     smallest = declaration.smallest_effect
@@ -102,7 +105,7 @@ def report(
             fading.by_period(people, arms, primary, per_viewer["effect"], ended=ended),
         )
         decision = decide(facts, arms, smallest, ended=ended)
-        whole = [day not in partial_days(span) for day in span.days]
+        whole = [day not in partial for day in span.days]
         days = days_needed(people, arms, decision.wanted, whole, MIN_VIEWERS)
         if by is not None:
             split = segments.parts(by, log, surface, primary, (rows, events, span), people, arms)
@@ -140,8 +143,22 @@ def report(
             *_sample_warnings(here["request_id"]),
         ],
         "ranked_by": ranked_by,
-        "window": _window(span, rows, declaration)
-        | {"ended": ended, "whole_days": num_days, "exposures": num_exposures},
+        "window": {
+            "start": utc(span.start_ms),
+            "end": utc(span.end_ms),
+            "last_exposure": utc(span.last_ms),
+            "days": span.days,
+            "partial_days": partial,
+            "declared_in": declaration.source,
+            "shares_changed": span.changed,
+            "closed": span.closed,
+            "exposures_left_out": int((rows["ours"] & ~in_window).sum()),
+            "before": utc(span.before_ms),
+            "assigned_alike": list(span.assigned_alike),
+            "ended": ended,
+            "whole_days": num_days,
+            "exposures": num_exposures,
+        },
         "sample_ratio": {
             "viewers": viewers,
             "shares": shares,
@@ -197,28 +214,6 @@ def _shares(here: pd.DataFrame, names: Sequence[str], declaration: Declared) -> 
     if all(declared.get(name) for name in names):
         return {name: declared[name] for name in names}, str(declaration.source)
     return dict.fromkeys(names, 1 / len(names)), "no source, assumed equal"
-
-
-def _primary(declaration: Declared, metrics: Sequence[Metric]) -> Metric:
-    """Return the declared primary metric, or by default the log's first outcome per viewer."""
-    known = {metric.name: metric for metric in metrics}
-    return known[declaration.primary_metric or metrics[0].name]
-
-
-def _window(span: Window, rows: pd.DataFrame, declaration: Declared) -> dict[str, Any]:
-    return {
-        "start": utc(span.start_ms),
-        "end": utc(span.end_ms),
-        "last_exposure": utc(span.last_ms),
-        "days": span.days,
-        "partial_days": partial_days(span),
-        "declared_in": declaration.source,
-        "shares_changed": span.changed,
-        "closed": span.closed,
-        "exposures_left_out": int((rows["ours"] & ~span.holds(rows["ts_ms"])).sum()),
-        "before": utc(span.before_ms),
-        "assigned_alike": list(span.assigned_alike),
-    }
 
 
 def _treatments(here: pd.DataFrame, names: Sequence[str]) -> dict[str, list[dict[str, Any]]]:

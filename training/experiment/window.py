@@ -94,25 +94,18 @@ def window(exposures: pd.DataFrame, declaration: Declared) -> Window:
         bounds = [
             f"{when} {utc(ms)} ({name} in {declaration.source})" for when, (ms, name) in given.items() if ms
         ]
-        raise TabrankError(
-            f"the log holds no exposure of {declaration.name} {' and '.join(bounds)}; correct these times"
-        )
+        raise TabrankError(f"no exposure of {declaration.name} {' and '.join(bounds)}; correct these times")
     is_alone = ours["share"] >= ALL_VIEWERS
     alone_ms, ours = ours["ts_ms"][is_alone], ours[~is_alone]
     if ours.empty:
-        raise TabrankError(
-            f"{declaration.name}: one arm had all viewers all the time; give a second arm a share above 0 in "
-            "user_config.experiment.arms, and let it serve"
-        )
+        raise TabrankError(f"{declaration.name}: one arm always had all viewers; give a second arm a share")
     changed_ms, shipped_ms = _last_stretch(ours, alone_ms)
     start_ms = changed_ms or declaration.start_ms or int(ours["ts_ms"].iloc[0])
     if shipped_ms is not None and shipped_ms < bound_ms:
         bound_ms, closed = shipped_ms, "one arm has all viewers from then on"
     ours_ms = ours["ts_ms"][ours["ts_ms"].between(start_ms, bound_ms, inclusive="left")]
     if ours_ms.empty:
-        raise TabrankError(
-            f"the arms' shares of {declaration.name} changed at the log's last exposure; wait for later ones"
-        )
+        raise TabrankError(f"shares of {declaration.name} changed at the last exposure; wait for later ones")
     first_ms, last_ms = int(ours_ms.iloc[0]), int(ours_ms.iloc[-1])
     next_midnight = (last_ms // DAY_MS + 1) * DAY_MS
     days = tuple(range(start_ms // DAY_MS * DAY_MS, next_midnight, DAY_MS))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +16,6 @@ from serve.features.matrix import Matrix
 from serve.features.rows import Schema
 from serve.features.surface import Surface
 from serve.model import artifact
-from serve.model.graph import Calibration
 from training.data.dataset import Dataset, Progress
 from training.data.scratch import folder
 from training.evaluation.drift import STATISTICS, statistics
@@ -107,7 +105,7 @@ def with_calibration(model: Model, held: Dataset, examinations: Sequence[Examina
         rows = held.of(k)
         logit, theta = model.logits(rows.matrix)[:, k], examination.at(rows.position)
         calibrations.append(fit_if_better(logit, rows.label, theta, rows.viewer))
-    return dataclasses.replace(model, calibrations=calibrations)
+    return replace(model, calibrations=calibrations)
 
 
 @dataclass(frozen=True)
@@ -171,9 +169,15 @@ def save(fitted: Fitted, out: Path) -> dict[str, Any]:
         "paired": evaluation["paired"],
         "gate": evaluation["paired"]["model-popular"]["gate"],
         f"{fitted.part}_rows": len(rows),
-        "network": dataclasses.asdict(config.network),
-        "fit": {k: v for k, v in dataclasses.asdict(config).items() if k != "network"},
-        "outcomes": _outcomes(surface, model.calibrations, fitted.examinations),
+        "network": asdict(config.network),
+        "fit": {k: v for k, v in asdict(config).items() if k != "network"},
+        # In the order of the network's outputs.
+        "outcomes": {
+            name: {"scale": outcome.scale, "calibration": asdict(map_), "examination": asdict(theta)}
+            for (name, outcome), map_, theta in zip(
+                surface.predicted.items(), model.calibrations, fitted.examinations, strict=True
+            )
+        },
         "verdict": verdict(evaluation),
         "git": git_revision(),
         **fitted.manifest,
@@ -187,21 +191,6 @@ def save(fitted: Fitted, out: Path) -> dict[str, Any]:
     files["report.html"] = report_page(manifest, evaluation).encode()
     artifact.save(out, files, manifest)
     return manifest
-
-
-def _outcomes(
-    surface: Surface, calibrations: Sequence[Calibration], examinations: Sequence[Examination]
-) -> dict[str, Any]:
-    """Return the manifest's entry of each outcome, in the order of the network's outputs."""
-    found = {}
-    each = zip(surface.predicted.items(), calibrations, examinations, strict=True)
-    for (name, outcome), calibration, examination in each:
-        found[name] = {
-            "scale": outcome.scale,
-            "calibration": dataclasses.asdict(calibration),
-            "examination": dataclasses.asdict(examination),
-        }
-    return found
 
 
 def git_revision() -> str | None:

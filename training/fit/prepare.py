@@ -15,11 +15,10 @@ from serve.contract.errors import TabrankError
 from serve.contract.validation import spelled
 from serve.features.matrix import Matrix
 from serve.features.rows import Schema
-from serve.features.slots import I64
 from serve.features.surface import Surface
-from serve.log.reader import Log, read_joined
+from serve.log.reader import read_joined
 from serve.model.encoder import Encoder
-from training.data.dataset import Dataset, DatasetPlan, Progress, evenly, sample
+from training.data.dataset import Dataset, Progress, build, evenly, sample
 from training.data.doubts import BOTH_LABELS
 from training.data.draws import drawn_weights, served_arms
 from training.data.encoding import category_strings, fit_encoder
@@ -58,11 +57,7 @@ def prepare(surface: Surface, log: Path, progress: Progress = lambda share: None
     Raises:
         TabrankError: the log is invalid or too short.
     """
-    table, plan = read_plan(Schema(surface), log)
-    data = plan.whole(progress)
-    strings = category_strings(surface, table)
-    del table, plan
-    pa.default_memory_pool().release_unused()
+    data, strings = read_dataset(Schema(surface), log, progress)
     rows, valid = split_by_time(data, SHARES, surface)
     encoder = fit_encoder(surface, rows.columns, rows.matrix, strings)
     examinations = examine_each(rows, encoder, surface)
@@ -70,11 +65,17 @@ def prepare(surface: Surface, log: Path, progress: Progress = lambda share: None
     return Prepared(rows, train, sample(valid, MAX_VALIDATION), len(valid), encoder, examinations)
 
 
-def read_plan(schema: Schema, log: Path, newest_ms: float = np.inf) -> tuple[Log, DatasetPlan]:
-    """Read a log, and return it with the plan of its rows, which knows what was random in it."""
+def read_dataset(
+    schema: Schema, log: Path, progress: Progress, newest_ms: float = np.inf
+) -> tuple[Dataset, dict[int, str]]:
+    """Read the rows of a log, which know what was random in it, and its category strings."""
     table = read_joined(log, schema.surface, print_progress)
     weights, arms = drawn_weights(log, table), served_arms(log, table)
-    return table, DatasetPlan(schema, table, weights=weights, arms=arms, newest_ms=newest_ms)
+    data = build(schema, table, weights=weights, arms=arms, newest_ms=newest_ms, progress=progress)
+    strings = category_strings(schema.surface, table)
+    del table
+    pa.default_memory_pool().release_unused()
+    return data, strings
 
 
 # This many training rows describe their distribution. With them, shares are accurate to 0.002.
@@ -107,7 +108,8 @@ def split_by_time(data: Dataset, shares: Mapping[str, float], surface: Surface) 
     Raises:
         TabrankError: a part does not hold both labels; the message names it.
     """
-    cuts = _cuts(data.ts_ms, shares).tolist()
+    ends = np.cumsum(list(shares.values()))[:-1]
+    cuts = np.searchsorted(data.ts_ms, np.quantile(data.ts_ms, ends, method="lower")).tolist()
     windows_ms = [outcome.within_ms for outcome in surface.predicted.values()]
     parts: list[Dataset] = []
     for name, begin, end in zip(shares, [0, *cuts], [*cuts, len(data)], strict=True):
@@ -116,7 +118,7 @@ def split_by_time(data: Dataset, shares: Mapping[str, float], surface: Surface) 
             num_early = int(np.searchsorted(part.ts_ms, data.ts_ms[end] - min(windows_ms)))
             part = masked(part.take(slice(num_early)), int(data.ts_ms[end]), windows_ms)
         # The first part trains every outcome. In the others, the primary one decides.
-        _check_labels(name, surface, _counts(part.outcomes[:, :1] if parts else part.outcomes))
+        _check_labels(name, surface, part.outcomes[:, :1] if parts else part.outcomes)
         parts.append(part)
     return parts
 
@@ -127,24 +129,12 @@ def masked(rows: Dataset, end_ms: int, windows_ms: Sequence[int]) -> Dataset:
     return replace(rows, outcomes=np.where(is_open, np.float32(np.nan), rows.outcomes))
 
 
-def _cuts(ts_ms: I64, shares: Mapping[str, float]) -> I64:
-    """Return the first row of each part except the first."""
-    ends = np.cumsum(list(shares.values()))[:-1]
-    return np.asarray(np.searchsorted(ts_ms, np.quantile(ts_ms, ends, method="lower")), np.int64)
-
-
-def _counts(outcomes: NDArray[np.float32]) -> I64:
-    """Return [2, O]: at how many rows each outcome happens, and at how many it does not."""
-    return np.stack([(outcomes > 0).sum(axis=0), (outcomes == 0).sum(axis=0)])
-
-
-def _check_labels(name: str, surface: Surface, counts: I64) -> None:
-    """Raise TabrankError unless each counted outcome happens at some rows but not at all."""
-    for (outcome, declared), counted in zip(surface.predicted.items(), counts.T, strict=False):
-        positives, negatives = counted
+def _check_labels(name: str, surface: Surface, outcomes: NDArray[np.float32]) -> None:
+    """Raise TabrankError unless each outcome [N, O] happens at some rows but not at all."""
+    for (outcome, declared), label in zip(surface.predicted.items(), outcomes.T, strict=False):
+        positives, negatives = (label > 0).sum(), (label == 0).sum()
         if not (positives and negatives):
             raise TabrankError(
                 f"of the {name} rows, {positives + negatives} are older than the window of the outcome {outcome!r}, "
-                f"{spelled(declared.within_ms / 1000)}, and {positives} of them have it; {BOTH_LABELS}: give a longer "
-                "log, more days or a shorter within"
+                f"{spelled(declared.within_ms / 1000)}, and {positives} of them have it; {BOTH_LABELS}: give more days"
             )

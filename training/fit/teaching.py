@@ -52,9 +52,7 @@ def taught(rows: Inputs, data: Dataset, encoder: Encoder, examinations: Sequence
     num_trees = settings["num_iterations"] * len(examinations)
     lasts_s = num_trees * num_rows * len(encoder.input_names) * CELL_S
     if lasts_s > MOST_S:
-        print_progress(
-            f"LightGBM does not teach, because it would take {spelled(lasts_s)}; `training search` has the time"
-        )
+        print_progress(f"LightGBM does not teach, as it would take {spelled(lasts_s)}: `search` has the time")
         return rows
     print_progress(f"trees: {num_trees}; they take about {spelled(max(1, round(lasts_s)))}")
     return mixed(rows, [], trees(encoder, data, examinations, settings)(data.matrix))

@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,16 +23,43 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from serve.contract.errors import TabrankError
+from serve.contract.validation import number, one_of, whole
 from serve.model.masks import MaskType, num_passes
 from serve.model.masks import mask as exact_mask
 from serve.model.torch_ops import TorchOps
-from training.network.config import NetworkConfig
 
 # TabNet scales each residual sum by √0.5 to keep the variance. It is rounded to float32 as in
 # pytorch_tabnet, so that weights from there give the same scores here.
 _HALVING = torch.tensor(0.5).sqrt().item()
 # A mask whose sum deviates from 1 by more than this is computed again, by a sort.
 _MAX_RESIDUAL = 1e-6
+# The largest whole number in a configuration.
+MOST = 2**31
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Shape and regularisation of the network. `width` is both n_d and n_a of the paper."""
+
+    width: int = 32
+    n_steps: int = 2
+    gamma: float = 1.3
+    mask_type: MaskType = "entmax"
+    n_independent: int = 1
+    n_shared: int = 1
+    virtual_batch_size: int = 256
+    momentum: float = 0.02
+    lambda_sparse: float = 1e-4
+
+    def __post_init__(self) -> None:
+        one_of(self.mask_type, ("entmax", "sparsemax"), "network: mask_type")
+        least = {"width": 1, "n_steps": 1, "n_independent": 0, "n_shared": 0, "virtual_batch_size": 2}
+        for name, low in least.items():
+            whole(getattr(self, name), f"network: {name}", low, MOST)
+        if self.n_independent + self.n_shared == 0:
+            raise TabrankError("network: n_independent and n_shared are both 0; give one of them 1 or more")
+        number(self.gamma, "network: gamma", 1.0, math.inf)
 
 
 class GhostBatchNorm(nn.Module):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from serve.contract.errors import TabrankError
 from serve.model.encoder import CLIP, Encoder
-from training.network.config import NetworkConfig as NetworkConfig
+from training.network.layers import NetworkConfig as NetworkConfig
 from training.network.tabnet import TabNet
 
 # The numbers, hot columns and category indices of rows, as `Encoder.encode` returns them.

@@ -16,8 +16,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from training.network.config import NetworkConfig
-from training.network.layers import Attention, Transformer, draw_weights, gated_linears
+from training.network.layers import Attention, NetworkConfig, Transformer, draw_weights, gated_linears
 
 # The momentum of the batch norm over the network's inputs. With 0.01, as in pytorch_tabnet, its
 # statistics lag by hundreds of steps. After six epochs of 16,000 rows, the validation logloss was

@@ -51,22 +51,19 @@ class Clock(contextlib.AbstractContextManager["Clock"]):
             lock = out.with_name(f".{out.name}.lock")
             held.enter_context(exclusive(lock, busy))
             held.callback(lock.unlink, missing_ok=True)
-            self._read()
+            path = out / FILE
+            if path.exists():
+                try:
+                    self._state = json.loads(path.read_text())
+                except (OSError, ValueError) as error:
+                    raise TabrankError(f"{path}: cannot be read: {error}; remove {out}") from error
+            elif out.exists() and any(out.iterdir()):
+                raise TabrankError(f"{out}: exists and holds no search; name another folder or remove it")
             # Nothing was raised: hold the lock until `__exit__`.
             self._held = held.pop_all()
 
     def __exit__(self, *_: object) -> None:
         self._held.close()
-
-    def _read(self) -> None:
-        path = self.out / FILE
-        if path.exists():
-            try:
-                self._state = json.loads(path.read_text())
-            except (OSError, ValueError) as error:
-                raise TabrankError(f"{path}: cannot be read: {error}; remove {self.out}") from error
-        elif self.out.exists() and any(self.out.iterdir()):
-            raise TabrankError(f"{self.out}: exists and holds no search; name another folder or remove it")
 
     def claim(self, identity: str, *, restart: bool) -> None:
         """Claim the folder for the search with this identity.

@@ -152,9 +152,7 @@ def configuration(manifest: Mapping[str, Any]) -> list[FitConfig]:
     try:
         return [FitConfig(**manifest["fit"], network=NetworkConfig(**manifest["network"]))]
     except (TabrankError, TypeError) as error:
-        print_progress(
-            f"the search does not start from {manifest['version']}, trained by another release: {error}"
-        )
+        print_progress(f"the search does not start from {manifest['version']} of another release: {error}")
         return []
 
 
@@ -183,7 +181,5 @@ def take_place(artifact: Path, models: Path, follows: str | None) -> bool:
     takes = now in (follows, load(artifact).version)
     version = publish(artifact, models, make_current=takes)
     if not takes:
-        print_progress(
-            f"{models}: {now} was made current during the search and stays current; published {version}"
-        )
+        print_progress(f"{models}: {now} became current meanwhile and stays current; published {version}")
     return takes

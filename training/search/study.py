@@ -60,7 +60,15 @@ class Study(Searcher):  # type: ignore[misc]
         )
         self._study = optuna.create_study(directions=["minimize", "minimize"], sampler=sampler)
         for entry in past:
-            self._remember(entry)
+            failed = entry.valid_logloss is None
+            self._study.add_trial(
+                optuna.trial.create_trial(
+                    state=optuna.trial.TrialState.FAIL if failed else optuna.trial.TrialState.COMPLETE,
+                    params=entry.point,
+                    distributions=space.distributions,
+                    values=None if failed else [entry.logloss, entry.us_per_candidate or 0.0],
+                )
+            )
         for config in first:
             self._study.enqueue_trial(space.point(config), skip_if_exists=True)
 
@@ -114,15 +122,3 @@ class Study(Searcher):  # type: ignore[misc]
 
     def save(self, checkpoint_path: str) -> None:
         """Save nothing, see `__getstate__`."""
-
-    def _remember(self, entry: BoardEntry) -> None:
-        """Tell Optuna about a trial of an earlier call."""
-        failed = entry.valid_logloss is None
-        self._study.add_trial(
-            optuna.trial.create_trial(
-                state=optuna.trial.TrialState.FAIL if failed else optuna.trial.TrialState.COMPLETE,
-                params=entry.point,
-                distributions=self._space.distributions,
-                values=None if failed else [entry.logloss, entry.us_per_candidate or 0.0],
-            )
-        )

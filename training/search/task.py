@@ -16,12 +16,12 @@ from serve.features.rows import Schema
 from serve.features.surface import Surface
 from serve.model.encoder import Encoder
 from training.data.dataset import Dataset, Progress, sample
-from training.data.encoding import category_strings, fit_encoder
+from training.data.encoding import fit_encoder
 from training.evaluation.foresight import doubted
 from training.examination.estimate import examine_each
 from training.examination.examination import Examination
 from training.fit.loop import FitConfig
-from training.fit.prepare import read_plan, split_by_time
+from training.fit.prepare import read_dataset, split_by_time
 
 # How the rows are split by time. Validation rows compare models; test rows evaluate the winner
 # only.
@@ -80,10 +80,8 @@ class Task:
         """
         newest_ms = math.inf if settings.days is None else settings.days * UNITS_MS["d"]
         schema = Schema(surface)
-        table, plan = read_plan(schema, log, newest_ms)
-        data = plan.whole(progress)
-        base = FitConfig(seed=settings.seed)
-        return cls(schema, data, category_strings(surface, table), base, settings, log)
+        data, strings = read_dataset(schema, log, progress, newest_ms)
+        return cls(schema, data, strings, FitConfig(seed=settings.seed), settings, log)
 
     @cached_property
     def parts(self) -> dict[str, Dataset]:

@@ -168,8 +168,8 @@ def run_trials(run: SearchRun, costs: Costs, first: Sequence[FitConfig]) -> None
         failures = [entry.failed for entry in board.tried() if entry.failed]
         if any(entry.finished for entry in board.tried()):
             raise TabrankError(
-                f"search: none of {len(board.tried())} networks serves within {task.settings.max_us:g} µs a candidate, "
-                "and the budget is spent; give more --budget, or allow more --max-us-per-candidate"
+                f"search: none of {len(board.tried())} networks serves within {task.settings.max_us:g} µs a candidate; "
+                "give more --budget, or allow more --max-us-per-candidate"
             )
         raise TabrankError(f"search: no network could be trained; last failure: {failures[-1]}")
 

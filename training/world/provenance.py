@@ -47,10 +47,7 @@ class Provenance:
         try:
             return read(cls, json_value((log / WORLD).read_bytes(), WORLD), WORLD)
         except (OSError, TabrankError) as error:
-            raise TabrankError(
-                f"--log {log}: its world is unknown: {error}; name a log that `python -m training simulate` of this "
-                "version wrote"
-            ) from None
+            raise TabrankError(f"--log {log}: its world is unknown: {error}; simulate it again") from None
 
     def write(self, log: Path) -> None:
         """Write the provenance beside the log's tables."""

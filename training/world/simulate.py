@@ -80,10 +80,7 @@ def simulate(
     record, _ = provenance.simulate_visits(world, progress)
     tables = log_tables(world, ts_ms, viewer, record)
     if not len(tables["events"]):
-        raise TabrankError(
-            f"--rows {rows} --days {days}: no viewer clicked in that time, and a log needs events; "
-            "give more rows or days"
-        )
+        raise TabrankError(f"--rows {rows} --days {days}: nobody clicked in that time; give more of either")
     write_log(out, tables)
     provenance.write(out)
     # In the example bodies, the last viewer asks for some Spaces that are live at the end, and

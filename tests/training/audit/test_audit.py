@@ -209,7 +209,7 @@ def test_features_of_another_surface_are_refused(home, log):
     altered(log, "r7x", "numeric", lambda values: values[1:])
     printed = audit(home, log, code=2)
     assert "'r7x'" in printed
-    assert "name the surface that was served" in printed
+    assert "has features of another surface; name that one" in printed
 
 
 def test_rankings_of_another_surface_are_counted_and_not_compared(home, log):

@@ -27,6 +27,6 @@ def test_both_backends_are_timed_and_agree(monkeypatch, artifact, device):
         assert speeds.keys() == {"onnx", "torch"}
         assert min(speeds.values()) > 0
     assert result["max_difference"] <= 1e-5
-    assert (result["version"], result["network"]["n_steps"]) == (VERSION, 2)
+    assert result["version"] == VERSION
     json.dumps(result)
     assert [line.split()[0] for line in table(result).splitlines()[2:4]] == ["3", "40"]

@@ -13,7 +13,7 @@ from serve.log.reader import read_log
 from serve.log.writer import write_log
 from tests.support.point_in_time import shown_ids
 from tests.support.small_surface import THREE, TOML, tables
-from training.data.dataset import DatasetPlan, build
+from training.data.dataset import build
 from training.data.split import split
 
 
@@ -214,8 +214,7 @@ def test_rows_have_the_weights_of_their_draw_unless_one_of_its_candidates_is_no_
     weights = {0: np.array([2.0, -1.0, -np.inf])}
 
     def drawn(schema, log):
-        plan = DatasetPlan(schema, log, weights=weights)
-        return next(plan.parts(len(plan))).weight
+        return build(schema, log, weights=weights).weight
 
     np.testing.assert_array_equal(
         drawn(Schema(surface), read_log(log_folder, surface)), [2.0, -1.0, -np.inf, *[np.nan] * 4]
@@ -246,21 +245,6 @@ def test_a_row_whose_impression_is_too_late_for_the_logs_end_is_left_out(tmp_pat
     seen = ("r1", "b", 11_000), ("r3", "a", 46_000)
     data = build(*with_impressions(tmp_path / "log", *seen, within="15s"))
     assert rows(data) == {("r1", "b"): 0.0}
-
-
-def test_the_parts_are_the_dataset_cut_between_moments(log_folder, surface):
-    log = read_log(log_folder, surface)
-    whole = build(Schema(surface), log)
-    plan = DatasetPlan(Schema(surface), log)
-    assert plan.ts_ms.tolist() == whole.ts_ms.tolist()
-    parts = list(plan.parts(2))
-    assert [len(part) for part in parts] == [3, 2, 2]
-    for part, begin in zip(parts, (0, 3, 5), strict=True):
-        of_whole = whole.take(slice(begin, begin + len(part)))
-        assert rows(part) == rows(of_whole)
-        np.testing.assert_array_equal(part.matrix.numeric, of_whole.matrix.numeric)
-        np.testing.assert_array_equal(part.matrix.category, of_whole.matrix.category)
-    assert [len(part) for part in DatasetPlan(Schema(surface), log).parts(4)] == [5, 2]
 
 
 def test_an_event_whose_clock_is_behind_is_of_the_exposure_that_it_names(tmp_path, surface):

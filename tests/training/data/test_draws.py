@@ -14,7 +14,7 @@ from serve.log.writer import write_log
 from tests.support.exploration_log import write_drawn
 from tests.support.logging_service import Logging
 from tests.support.small_surface import tables
-from training.data.dataset import DatasetPlan, build
+from training.data.dataset import build
 from training.data.draws import drawn_weights, read_draws, served_arms
 
 NUM = 200
@@ -38,8 +38,7 @@ def test_arms_are_those_of_one_time_of_constant_shares(tmp_path, surface):
     # The shares are new once both arms have them.
     assert (arms[:50] == -1).all()
     assert (arms[60:NUM] == np.where(at % 10, (at % 50) % 3 == 0, -1)[60:]).all()
-    plan = DatasetPlan(Schema(surface), log, arms=arms)
-    (rows,) = plan.parts(len(plan))
+    rows = build(Schema(surface), log, arms=arms)
     assert (rows.arm == arms[rows.slate]).all()
 
 
@@ -77,17 +76,15 @@ def test_rows_know_whether_a_request_pinned_them(tmp_path, surface):
         return exposures
 
     log = read_log(write_drawn(tmp_path / "log", pinned, num=NUM), surface)
-    plan = DatasetPlan(Schema(surface), log)
-    rows = plan.whole()
+    rows = build(Schema(surface), log)
     assert (rows.pinned == (np.isin(rows.position, [0, 2]) & (rows.slate % 3 == 0))).all()
     rest = rows.unpinned()
     assert (len(rest), rest.pinned) == ((~rows.pinned).sum(), None)
     assert set(rest.position[rest.slate == 0].tolist()) == {1, 3, 4, 5}
-    # They stay rows, and later parts of one log count from its own first exposure.
-    assert len(rows) == len(plan)
+    # Later parts of one log count from its own first exposure.
     later = build(Schema(surface), log, history=log)
     assert (later.pinned == rows.pinned).all()
-    (none,) = DatasetPlan(Schema(surface), read_log(write_drawn(tmp_path / "none"), surface)).parts(9_000)
+    none = build(Schema(surface), read_log(write_drawn(tmp_path / "none"), surface))
     assert none.pinned is None
     assert none.unpinned() is none
 
@@ -102,5 +99,4 @@ def test_a_log_without_an_experiment_or_with_one_arm_has_none(tmp_path, surface)
         folder = write_drawn(tmp_path / name, num=NUM, **how)
         log = read_log(folder, surface)
         assert served_arms(folder, log) is None
-        (rows,) = DatasetPlan(Schema(surface), log).parts(10_000)
-        assert rows.arm is None
+        assert build(Schema(surface), log).arm is None

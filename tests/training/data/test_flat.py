@@ -17,7 +17,7 @@ from serve.log.reader import TABLES, read_log
 from training.__main__ import app
 from training.data.dataset import build
 from training.data.flat import import_flat
-from training.data.flat_columns import FlatColumns
+from training.data.flat_file import FlatColumns
 from training.drafting.draft import draft
 
 ROWS = """,when,who,what,rank,did,price,member,weekday,score
@@ -150,7 +150,7 @@ def test_times_since_1970_are_taken_in_any_unit(tmp_path, unit):
         (
             FlatColumns("item", "when", ("did",)),
             ROWS,
-            "--candidate: 'item' is not a column of the file, which has '', 'when'",
+            "--candidate: 'item' is not a column of the file: '', 'when'",
         ),
         (
             FlatColumns("what", "weekday", ("did",)),
@@ -260,16 +260,6 @@ def test_codes_are_categories_in_the_words_of_the_file(tmp_path):
     assert set(pq.read_table(tmp_path / "own/candidates.parquet")["kind"].to_pylist()) == {"1", "2", None}
     with pytest.raises(TabrankError, match="--category: 'kinds' is not a column of the file"):
         import_flat(tmp_path / "rows.csv", tmp_path / "no", replace(COLUMNS, categories=("kinds",)))
-
-
-def test_a_few_candidates_that_come_again_and_again_are_told_to_be_no_feature(tmp_path):
-    rows = "".join(f"{START_MS + i * 1000},{i % 9},{i % 2},{i % 3 == 0:d}\n" for i in range(4_000))
-    text, columns = f"when,who,what,did\n{rows}", FlatColumns("what", "when", ("did",), "who")
-    found, _ = imported(tmp_path, columns, text)
-    assert any("the 2 candidates are shown 2,000 times each" in warning for warning in found["warnings"])
-    copied = "".join(f"{line},m{line.split(',')[2]}\n" for line in rows.splitlines())
-    found, _ = imported(tmp_path / "again", columns, f"when,who,what,did,mode\n{copied}")
-    assert not any("shown 2,000 times" in warning for warning in found["warnings"])
 
 
 @pytest.mark.parametrize("cell", ["a|b", "a; b", '["a", "b"]'])

@@ -11,7 +11,7 @@ from serve.log.reader import read_log
 from serve.log.writer import write_log
 from tests.support.small_surface import TOML, tables
 from training.data.dataset import Dataset, build
-from training.evaluation.leakage import suspects
+from training.evaluation.foresight import suspects
 
 ROWS = 400
 LABEL = (np.arange(ROWS) % 4 == 0).astype(np.float32)

@@ -25,7 +25,7 @@ from tests.support.small_surface import TOML, tables
 from tests.support.stub_artifact import MODEL
 from tests.support.trade_world import KNOWN, PER
 from training.__main__ import app
-from training.data.dataset import DatasetPlan
+from training.data.dataset import build
 from training.evaluation.what_if_page import slate_page as page
 from training.evaluation.what_if_page import slate_text as text
 from training.examination.examination import Examination
@@ -180,8 +180,7 @@ def test_rules_meet_the_values_that_the_service_saw(tmp_path, monkeypatch):
     monkeypatch.setattr(ranker, "ruled", seen)
     service.run(busy_hour)
     log = read_log(tmp_path / "log", service.surface)
-    plan = DatasetPlan(Schema(service.surface), log, fields=["candidate.ends_ms", *NAMES, *OTHERS[:2]])
-    (data,) = plan.parts(len(plan))
+    data = build(Schema(service.surface), log, fields=["candidate.ends_ms", *NAMES, *OTHERS[:2]])
     num = 0
     for i in range(len(data)):
         key = data.request_ids[data.slate[i]], data.candidate_ids[data.shown[i]]
@@ -272,7 +271,7 @@ def test_an_arm_without_a_published_model_is_refused(home, tmp_path):
     [
         (["--arm", "modl"], "unknown arm 'modl'; did you mean 'model'?"),
         (["--arm", "plain"], "arm plain has no rules; declare them as its `slate` in cluster.yaml"),
-        (["--arm", "shuffle"], "arm shuffle ranks by shuffle and not by a model"),
+        (["--arm", "shuffle"], "arm shuffle ranks by shuffle; name an arm that ranks by a model"),
         (["--arm", "model", "--config", "gone.yaml"], "gone.yaml: cannot be read"),
     ],
 )
@@ -288,7 +287,7 @@ def test_an_arm_of_two_applications_is_refused_as_nobody_knows_which_is_meant(ho
     both.write_text(CLUSTER + application.replace("tiny.toml", "spaces"))
     done = run(home, "--arm", "model", "--config", both)
     assert (done.exit_code, done.stdout) == (2, "")
-    assert "several applications have an arm model; give a file that has one of them" in done.stderr
+    assert "several applications have an arm model; give a file with one of them" in done.stderr
 
 
 def test_a_rule_of_an_unknown_field_is_refused_with_its_place(home, tmp_path):

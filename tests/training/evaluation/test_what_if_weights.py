@@ -179,7 +179,7 @@ def test_an_amount_has_its_unit_and_an_outcome_without_support_its_reason(world)
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ("hide", "write an outcome, its least weight and then its largest, such as hide=-50..0"),
+        ("hide", "write an outcome and its two weights, such as hide=-50..0"),
         ("hide=-50", "such as hide=-50..0"),
         ("hide=0..-50", "such as hide=-50..0"),
         ("hide=a..b", "such as hide=-50..0"),
@@ -227,7 +227,8 @@ def write_model(folder, paired, suspects=()):
     about = {"scale": 1.0, "examination": asdict(KNOWN)}
     manifest = {"version": VERSION, "surface": "tiny", "outcomes": {"join": about, "hide": about}}
     files = dict.fromkeys(FILES, b"") | {"surface.toml": surface().text.encode()}
-    save(folder, files, manifest | {"seen_until_ms": 999, "paired": paired, "suspects": suspects})
+    manifest |= {"seen_until_ms": 999, "paired": paired}
+    save(folder, files, manifest | ({} if suspects is None else {"suspects": suspects}))
 
 
 @pytest.fixture
@@ -278,6 +279,16 @@ def test_no_weight_is_recommended_for_a_model_that_did_not_pass(
     assert (
         doubt is None or f"No weight is recommended: the model was not shown to pass: {doubt}" in done.stdout
     )
+
+
+@pytest.mark.parametrize("name", ["weights", "evaluate"])
+def test_a_model_that_does_not_say_what_may_know_the_future_is_to_be_fitted_again(command, tmp_path, name):
+    write_model(tmp_path / "early", {"model-popular": PAIR}, suspects=None)
+    more = ["--sweep", "hide=-50..0"] if name == "weights" else []
+    done = CliRunner().invoke(app, [name, *command[1:], "--model", str(tmp_path / "early"), *more])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "does not say whether a column may know the future; fit the model again" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_the_command_refuses_a_sweep_with_exit_code_2(command):

@@ -16,7 +16,7 @@ from tests.support.exploration_log import SHOWN, write_drawn
 from tests.support.hidden_world import DECAY, FLAT, PER, hidden
 from tests.support.hidden_world import ENCODER as HIDDEN
 from tests.support.small_surface import THREE, TOML
-from training.data.dataset import Dataset, DatasetPlan
+from training.data.dataset import Dataset, build
 from training.data.draws import drawn_weights
 from training.data.encoding import category_strings, fit_encoder
 from training.examination.arms import compare_arms
@@ -108,8 +108,7 @@ def drawn(tmp_path_factory, surface: Surface) -> tuple[Dataset, Encoder]:
     """Return the rows of a log in drawn order, whose position k is examined in 1 / (1 + k / 2)."""
     log_folder = write_drawn(tmp_path_factory.mktemp("drawn") / "log", num=800)
     log = read_log(log_folder, surface)
-    plan = DatasetPlan(Schema(surface), log, weights=drawn_weights(log_folder, log))
-    (rows,) = plan.parts(len(plan))
+    rows = build(Schema(surface), log, weights=drawn_weights(log_folder, log))
     return rows, fit_encoder(surface, rows.columns, rows.matrix, category_strings(surface, log))
 
 

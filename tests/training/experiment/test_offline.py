@@ -25,7 +25,7 @@ from tests.support.small_surface import THREE, TOML
 from training.__main__ import app
 from training.data.draws import drawn_weights, read_draws
 from training.evaluation.attraction import attraction, ranked
-from training.evaluation.counterfactual import ESTIMATORS, Counterfactual, Drawn
+from training.evaluation.counterfactual import Counterfactual, Drawn
 from training.evaluation.evaluate import evaluate
 from training.examination.placements import Bins, place_counts
 from training.experiment.offline.estimate import called, compare, text
@@ -108,9 +108,8 @@ def test_a_ranking_gets_its_true_verdict(world, scorer, verdict):
     assert found["verdict"] == verdict
     order = np.argsort(-world.odds[scorer], axis=1)
     truth = (np.take_along_axis(world.worth, order, 1) @ examination()).mean()
-    for how in ("snips", "dr"):
-        low, high = found["model"][how]["interval"]
-        assert low < truth < high
+    low, high = found["model"]["interval"]
+    assert low < truth < high
     assert not found["above"]["matters"]
     assert found["model"]["clipped"] == 0.0
 
@@ -130,9 +129,9 @@ def test_pins_keep_their_places_and_the_estimate_is_as_right_as_without(pins):
             free = np.flatnonzero(drawn)
             row[free[np.argsort(-odds[free])]] = free
         truth[name] = float((world.worth * examination()[place]).sum(axis=1).mean())
-        low, high = found[name]["dr"]["interval"]
+        low, high = found[name]["interval"]
         assert low < truth[name] < high
-    low, high = found["difference"]["served"]["dr"]["interval"]
+    low, high = found["difference"]["interval"]
     assert low < truth["model"] - truth["served"] < high
     assert found["verdict"] == "better"
     assert not found["above"]["matters"]
@@ -160,9 +159,9 @@ def test_the_text_opens_with_the_verdict_and_names_doubts(world):
 def test_the_served_ranking_itself_shows_no_difference(world):
     found = compare(world.drawn, scores(world.drawn.weight))
     assert found["verdict"] == "no difference shown"
-    assert found["difference"]["served"]["dr"]["value"] == pytest.approx(0.0, abs=1e-9)
+    assert found["difference"]["value"] == pytest.approx(0.0, abs=1e-9)
     # Exploration costs reward.
-    assert found["difference"]["drawn"]["dr"]["value"] > 0
+    assert found["served"]["value"] > found["drawn"]["value"]
 
 
 def test_candidates_never_drawn_earn_the_same_in_every_ranking(world):
@@ -173,7 +172,7 @@ def test_candidates_never_drawn_earn_the_same_in_every_ranking(world):
     alone = compare(drawn, scores(odds))
     found = compare(beside, np.pad(scores(odds), ((0, 0), (0, 1)), constant_values=np.nan))
     for name in ("model", "served"):
-        assert found[name]["dr"]["value"] == pytest.approx(alone[name]["dr"]["value"] + 1.0, abs=0.02)
+        assert found[name]["value"] == pytest.approx(alone[name]["value"] + 1.0, abs=0.02)
     assert found["drawn"]["value"] == pytest.approx(alone["drawn"]["value"] + 1.0)
 
 
@@ -197,20 +196,19 @@ def test_intervals_cover_the_truth_and_verdicts_are_right_over_many_logs():
         places = {name: ranked(odds, known.is_drawn) for name, odds in world.odds.items()}
         for name, odds in world.odds.items():
             worth = attraction(known, np.stack([world.drawn.weight, odds], axis=2))
-            sums, logging = (known.value(places[one], worth) for one in (name, "logging"))
-            for how, of in ESTIMATORS.items():
-                low, high = of(sums).interval(cluster)
-                covered[how, name, "value"] += low <= truth[name] <= high
-                if name != "logging":
-                    apart = of(sums).minus(of(logging))
-                    low, high = apart.interval(cluster)
-                    covered[how, name, "difference"] += low <= truth[name] - truth["logging"] <= high
-                    shown = {"value": apart.value, "more_log": apart.more_log(cluster)}
-                    called_as[how, name][called(shown)] += 1
+            value, logging = (known.value(places[one], worth).estimate for one in (name, "logging"))
+            low, high = value.interval(cluster)
+            covered[name, "value"] += low <= truth[name] <= high
+            if name != "logging":
+                apart = value.minus(logging)
+                low, high = apart.interval(cluster)
+                covered[name, "difference"] += low <= truth[name] - truth["logging"] <= high
+                shown = {"value": apart.value, "more_log": apart.more_log(cluster)}
+                called_as[name][called(shown)] += 1
     # Intervals of 95 %.
     assert {key: num for key, num in covered.items() if num < 0.92 * runs} == {}
-    assert len(covered) == 14
-    for (_, name), calls in called_as.items():
+    assert len(covered) == 7
+    for name, calls in called_as.items():
         right, wrong = ("better", "worse") if name == "better" else ("worse", "better")
         assert calls[right] >= 0.8 * runs
         assert calls[wrong] <= 0.04 * runs
@@ -404,10 +402,10 @@ def test_a_clipped_weight_does_not_depend_on_examination(world, monkeypatch):
     counts = place_counts(world.drawn.weight, bins, np.random.default_rng(1))
     known = Counterfactual(world.drawn, bins, counts)
     place = ranked(world.odds["better"], known.is_drawn)
-    sums = known.value(place, np.zeros(place.shape))
-    assert sums.clipped > 0.99
-    # Every w in Σ w·reward is clipped.
-    assert not sums.moved[0].any()
+    found = known.value(place, np.zeros(place.shape))
+    assert found.clipped > 0.99
+    # Every w in Σ w·reward is clipped, so the estimate is 1e-6 times the logged reward.
+    assert found.estimate.influence == pytest.approx(1e-6 * known.logged().influence, abs=1e-12)
 
 
 @pytest.mark.integration
@@ -418,7 +416,7 @@ def test_a_worse_artifact_of_a_simulated_world_is_called_worse(tmp_path):
     write_random_model(tmp_path / "model", log, toml)
     found = offline(tmp_path, log)
     assert found["verdict"] == "worse"
-    truth, value = true_value(log, tmp_path / "model", toml), found["model"]["dr"]
+    truth, value = true_value(log, tmp_path / "model", toml), found["model"]
     assert value["interval"][0] < truth < value["interval"][1]
 
 

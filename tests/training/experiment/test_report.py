@@ -352,7 +352,7 @@ def test_a_time_of_one_arm_alone_parts_two_windows_and_a_late_replica_does_not(t
         late = sorted([*alone(10, 200), shown("v1", hours, "popular")], key=lambda row: row["ts_ms"])
         span = report(write_rows(tmp_path / f"{hours}", arms(0, 80) + late), LAUNCH)["window"]
         assert (span["start"], span["end"]) == (utc(START_MS), utc(START_MS + 10 * HOUR_MS))
-    with pytest.raises(TabrankError, match="launch: one arm had all viewers all the time; give a second arm"):
+    with pytest.raises(TabrankError, match="launch: one arm always had all viewers; give a second arm"):
         report(write_rows(tmp_path / "alone", alone(0)), LAUNCH)
 
 

@@ -50,8 +50,7 @@ def surface(request):
 def in_files(monkeypatch):
     """Keep every array in a file, and compute 50 rows at once."""
     monkeypatch.setattr("training.data.scratch.LEAST_BYTES", 1)
-    for module in ("scratch", "dataset"):
-        monkeypatch.setattr(f"training.data.{module}.ROWS_AT_ONCE", 50)
+    monkeypatch.setattr("training.data.scratch.ROWS_AT_ONCE", 50)
 
 
 def test_rows_in_files_are_those_that_are_in_memory(long_log, surface, request):

@@ -15,7 +15,7 @@ from serve.features.surface import read_surface
 from serve.log.events import EXPOSURE_IDS, key
 from serve.log.reader import read_columns, read_log
 from serve.log.writer import write_log
-from training.data.dataset import DatasetPlan, build
+from training.data.dataset import build
 from training.data.split import split
 from training.evaluation.evaluate import evaluate, score
 from training.fit.fit import fit
@@ -149,18 +149,15 @@ def test_a_fit_on_a_sample_is_that_of_the_whole_log_within_noise(tmp_path):
     assert (hidden - whole)[:, 2].mean() < -0.1
 
 
-def test_each_kept_exposure_is_as_many_slates_as_it_stands_for(tmp_path, monkeypatch):
-    monkeypatch.setattr("training.data.dataset.ROWS_AT_ONCE", 100)
+def test_each_kept_exposure_is_as_many_slates_as_it_stands_for(tmp_path):
     write_days(tmp_path / "log", slates=300, seed=0)
     write_sample(tmp_path / "log", tmp_path / "told")
     surface = read_surface(TOML)
     log = read_log(tmp_path / "told", surface)
     one_in = log.exposures["one_in"].to_numpy()
-    plan = DatasetPlan(Schema(surface), log)
-    rows = plan.whole()
+    rows = build(Schema(surface), log)
     assert len(rows) > 500
-    assert len(rows) == len(plan) == 6 * np.sum(one_in[log.exposures["ts_ms"].to_numpy() <= rows.ts_ms[-1]])
-    assert (plan.ts_ms == rows.ts_ms).all()
+    assert len(rows) == 6 * np.sum(one_in[log.exposures["ts_ms"].to_numpy() <= rows.ts_ms[-1]])
     assert len(np.unique(rows.slate)) == len(rows) // 6
     names = log.exposures["request_id"].to_pylist()
     num = Counter(rows.request_ids[slate] for slate in np.unique(rows.slate))

@@ -64,7 +64,7 @@ def test_what_was_made_current_while_the_search_ran_stays_so(models, tmp_path, s
     assert not take_place(winner, models, OLD)
     assert current(models) == CHOSEN
     assert (models / NEW).exists()
-    assert f"{CHOSEN} was made current during the search" in capsys.readouterr().err
+    assert f"{CHOSEN} became current meanwhile" in capsys.readouterr().err
 
 
 def test_a_current_model_that_cannot_be_loaded_is_a_reason_not_to_replace_it(tmp_path, surface):

@@ -345,7 +345,9 @@ def test_a_world_of_another_version_is_refused_with_the_remedy(log, tmp_path, al
         Provenance.read(tmp_path)
     values = json.loads((log.folder / "world.json").read_text())
     (tmp_path / "world.json").write_text(json.dumps(values | altered))
-    with pytest.raises(TabrankError, match=rf"world is unknown: .*{next(iter(altered))}.*simulate` of this"):
+    with pytest.raises(
+        TabrankError, match=rf"world is unknown: .*{next(iter(altered))}.*; simulate it again"
+    ):
         Provenance.read(tmp_path)
 
 
@@ -353,7 +355,7 @@ def test_a_log_from_before_worlds_had_a_version_is_refused(log, tmp_path):
     values = json.loads((log.folder / "world.json").read_text())
     del values["version"]
     (tmp_path / "world.json").write_text(json.dumps(values))
-    with pytest.raises(TabrankError, match=r"world is unknown: .*version.*simulate` of this"):
+    with pytest.raises(TabrankError, match=r"world is unknown: .*version.*; simulate it again"):
         Provenance.read(tmp_path)
 
 

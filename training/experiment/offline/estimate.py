@@ -18,7 +18,7 @@ from serve.ranking.exploration import log_weight
 from serve.report.rows import columns
 from training.data.dataset import Progress
 from training.evaluation.attraction import attraction, ranked
-from training.evaluation.counterfactual import ESTIMATORS, MIN_EFFECTIVE, Counterfactual, Drawn, Estimate
+from training.evaluation.counterfactual import MIN_EFFECTIVE, Counterfactual, Drawn, Estimate
 from training.evaluation.evaluate import opened
 from training.evaluation.metrics import is_shown
 from training.examination.placements import F64, Bins, place_counts
@@ -26,7 +26,6 @@ from training.experiment.offline.explored import explored
 from training.experiment.offline.interference import effect_of_above
 from training.terminal import longer
 
-VERDICT_BY = "dr"
 # An effect of the candidates above is reported from this number of standard errors on.
 DOUBTFUL = 3.0
 SHOWN_PLACES = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1_000)
@@ -59,17 +58,17 @@ def compare(drawn: Drawn, score: F64, *, is_probability: bool = True) -> dict[st
     Candidates are in the order shown. The result holds
 
     * `exposures`, `viewers` and `events` of the drawn exposures.
-    * `model`, `served`: the estimates `snips` and `dr`, each {value, interval}; `effective_events`;
-      and `clipped`, the share of the weight that was clipped.
+    * `model`, `served`: the estimate, {value, interval}; `effective_events`; and `clipped`, the
+      share of the weight that was clipped.
     * `drawn`: {value, interval}, the actual reward of the drawn orders.
-    * `difference`: {`served` | `drawn`: {`snips` | `dr`: {value, interval, relative, more_log}}},
-      the model's value minus that of the reference, and how many times this log it would take to
-      show it, as `training.evaluation.metrics.more_log` says.
+    * `difference`: {value, interval, relative, more_log}, the model's value minus that of `served`,
+      and how many times this log it would take to show it, as
+      `training.evaluation.metrics.more_log` says.
     * `examination`: {position: θ}.
     * `above`: {value, interval, `matters`}, the effect of the candidates above, as
       `training.experiment.offline.interference` defines it, or null if the log holds no information
       on it.
-    * `verdict`: better, worse, or no difference shown, by the doubly robust difference to `served`.
+    * `verdict`: better, worse, or no difference shown.
 
     Raises:
         TabrankError: there are too few events, or too few effective events.
@@ -79,25 +78,24 @@ def compare(drawn: Drawn, score: F64, *, is_probability: bool = True) -> dict[st
     places = {"model": ranked(score, known.is_drawn), "served": ranked(drawn.weight, known.is_drawn)}
     weight = log_weight(score, is_probability=is_probability)
     worth = attraction(known, np.stack([drawn.weight, weight], axis=2))
-    sums = {name: known.value(place, worth) for name, place in places.items()}
-    for name, one in sums.items():
+    values = {name: known.value(place, worth) for name, place in places.items()}
+    for name, one in values.items():
         if one.effective < MIN_EFFECTIVE:
             raise TabrankError(
                 f"the ranking by {name} has {one.effective:.0f} effective events, but needs at least "
                 f"{MIN_EFFECTIVE:.0f}; collect more, or raise the arm's `explore`"
             )
-    value = {(name, how): of(one) for name, one in sums.items() for how, of in ESTIMATORS.items()}
-    logged = known.logged()
-    difference = {
-        "served": {how: _difference(value["model", how], value["served", how], drawn) for how in ESTIMATORS},
-        "drawn": {how: _difference(value["model", how], logged, drawn) for how in ESTIMATORS},
-    }
     rankings = {
-        name: {how: _summary(value[name, how], drawn) for how in ESTIMATORS}
+        name: _summary(one.estimate, drawn)
         | {"effective_events": round(one.effective, 1), "clipped": one.clipped}
-        for name, one in sums.items()
+        for name, one in values.items()
     }
-    theta = known.examination
+    ours, theirs = values["model"].estimate, values["served"].estimate
+    apart, theta = ours.minus(theirs), known.examination
+    difference = _summary(apart, drawn) | {
+        "relative": ours.value / theirs.value - 1.0 if theirs.value > 0 else None,
+        "more_log": apart.more_log(drawn.cluster),
+    }
     above = effect_of_above(drawn, bins, np.random.default_rng(SEED))
     matters = above and (above.more_log(drawn.cluster, DOUBTFUL) or np.inf) <= 1
     return {
@@ -105,11 +103,11 @@ def compare(drawn: Drawn, score: F64, *, is_probability: bool = True) -> dict[st
         "viewers": len(np.unique(drawn.cluster)),
         "events": int(drawn.reward.sum()),
         **rankings,
-        "drawn": _summary(logged, drawn),
+        "drawn": _summary(known.logged(), drawn),
         "difference": difference,
         "examination": {str(at): float(theta[at - 1]) for at in SHOWN_PLACES if at <= len(theta)},
         "above": above and _summary(above, drawn) | {"matters": matters},
-        "verdict": called(difference["served"][VERDICT_BY]),
+        "verdict": called(difference),
     }
 
 
@@ -123,29 +121,20 @@ def called(difference: Mapping[str, Any]) -> str:
 def _summary(estimate: Estimate, drawn: Drawn) -> dict[str, Any]:
     low, high = estimate.interval(drawn.cluster)
     if not np.isfinite(low + high):
-        raise TabrankError(
-            "all exposures with a drawn order are of one viewer, but an interval needs several; collect more"
-        )
+        raise TabrankError("all drawn orders are of one viewer, and an interval needs several; collect more")
     return {"value": estimate.value, "interval": [low, high]}
-
-
-def _difference(ours: Estimate, theirs: Estimate, drawn: Drawn) -> dict[str, Any]:
-    relative = ours.value / theirs.value - 1.0 if theirs.value > 0 else None
-    apart = ours.minus(theirs)
-    return _summary(apart, drawn) | {"relative": relative, "more_log": apart.more_log(drawn.cluster)}
 
 
 def text(result: Mapping[str, Any]) -> str:
     """Format the result as text, with the verdict first."""
-    against = result["difference"]["served"][VERDICT_BY]
+    against = result["difference"]
     relative = "" if against["relative"] is None else f" ({against['relative']:+.1%})"
     what = result.get("event", "event")
-    rows = [["ranking", "estimate", "value", "95 %", "effective events", "weight clipped"]]
+    rows = [["ranking", "value", "95 %", "effective events", "weight clipped"]]
     for name in ("model", "served"):
         one = result[name]
-        weighed = [f"{one['effective_events']:.0f}", f"{one['clipped']:.1%}"]
-        rows += [[name, how, *_cells(one[how]), *weighed] for how in ESTIMATORS]
-    rows.append(["as drawn", "mean", *_cells(result["drawn"]), "", ""])
+        rows.append([name, *_cells(one), f"{one['effective_events']:.0f}", f"{one['clipped']:.1%}"])
+    rows.append(["as drawn", *_cells(result["drawn"]), "", ""])
     lines = [
         f"{result['verdict']}: {against['value']:+.4f}{relative} {what}s an exposure, 95 % "
         f"{_span(against['interval'])}, against the ranking that was served",
