@@ -182,15 +182,14 @@ class DeclaredService:
 
         log, schema = place(self.args.log, self.base), self.features.schema
         try:
-            held, name = read_lease(log), name_of(schema.surface.name, schema.fingerprint)
-            own = Lease.of(log, self.args.store, name, "", self.base)
-            is_other = held is not None and not held.released and not held.names(own, log)
-            other = f"{held.name} at {held.store}" if held and is_other else ""
+            held, end = read_lease(log), LogEnd(log_end(log), last_arrival_ms(log))
             if held is None:
-                return LogEnd(log_end(log), last_arrival_ms(log))
-            is_fit = held.erased is None and held.names(own, log)
-            erasures = 0 if is_fit else held.erasures
-            return LogEnd(log_end(log), last_arrival_ms(log), other, held.service, erasures)
+                return end
+            name = name_of(schema.surface.name, schema.fingerprint)
+            is_own = held.names(Lease.of(log, self.args.store, name, "", self.base), log)
+            other = "" if is_own or held.released else f"{held.name} at {held.store}"
+            erasures = 0 if is_own and held.erased is None else held.erasures
+            return end._replace(other=other, service=held.service, erasures=erasures)
         except BucketError:
             raise
         # One of the newest segments may be damaged, or may have been merged away meanwhile.

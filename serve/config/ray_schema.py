@@ -17,10 +17,7 @@ from ray.runtime_env import RuntimeEnv, RuntimeEnvConfig
 from ray.serve._private.config import DeploymentConfig
 from ray.serve._private.utils import validate_route_prefix
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
-from ray.serve.schema import (
-    DeploymentSchema,
-    ServeDeploySchema,
-)
+from ray.serve.schema import DeploymentSchema, ServeDeploySchema
 
 from serve.config.known_keys import APPLICATION, DEPLOYMENT
 from serve.config.node import Node

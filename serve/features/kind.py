@@ -19,9 +19,22 @@ from serve.contract.typed_reader import STRICT, Between, checked_by
 from serve.contract.validation import duration_ms, one_of, typed
 from serve.features.batch import Batch
 from serve.features.slots import ENTITIES, IMPRESSION, OWNERS, Entity, FieldRef, Slot
-from serve.features.words import MAX_WORDS, Words
 
 Transform = Literal["none", "log1p"]
+# Limits the characters of a label, which must fit one line of a screen. An answer may hold
+# thousands of labels.
+MAX_WORDS = 80
+
+
+def _words(value: object, where: str) -> str:
+    text: str = typed(value, str, where)
+    if not text.strip() or len(text) > MAX_WORDS or not text.isprintable():
+        raise TabrankError(f"{where}: {text!r} must be words on one line, 1 to {MAX_WORDS} characters")
+    return text
+
+
+# Words for people in a surface: labels and units of features.
+Words = Annotated[str, checked_by(_words), Field(json_schema_extra={"maxLength": MAX_WORDS})]
 
 
 def declared(check: Callable[..., Any], schema: Any = str) -> PlainValidator:

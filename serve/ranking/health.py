@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from serve.config.diagnoses import DeclaredService, Diagnosis, LogEnd
 from serve.contract.logs import SeldomWarning
@@ -22,47 +22,40 @@ FAILING_INGEST = (NOT_TAKEN, WAITING)
 FAILING = ("scorer_unavailable", *FAILING_INGEST, NOT_DIAGNOSED)
 
 
+@dataclass(eq=False)
 class Health:
     """What a replica of a declared service knows of itself, its store, its log and its models."""
 
-    def __init__(
-        self,
-        declared: DeclaredService,
-        settings: LiveSettings,
-        live: CandidateTable,
-        models: ActiveModels,
-        mirror: Mirror,
-        exposure_buffer: ExposureBuffer,
-        warn: SeldomWarning,
-    ) -> None:
-        self._declared, self._settings = declared, settings
-        self._live, self._exposure_buffer = live, exposure_buffer
-        self._models, self._mirror = models, mirror
-        self._warn = warn
-        self._event_clock = declared.args.clock == "event"
-        # True if the store had no living writer, or the log had records that the store lacked.
-        self.is_behind = False
-        # What was wrong with the store a few seconds ago.
-        self._store_faults: list[Diagnosis] = []
-        # Why the log's bucket could not be read; None if it could.
-        self._log_error: BucketError | None = None
-        # True once the log's lease was that of this service.
-        self._had_lease = False
+    declared: DeclaredService
+    settings: LiveSettings
+    live: CandidateTable
+    models: ActiveModels
+    mirror: Mirror
+    exposure_buffer: ExposureBuffer
+    warn: SeldomWarning
+    # True if the store had no living writer, or the log had records that the store lacked.
+    is_behind: bool = False
+    # What was wrong with the store a few seconds ago.
+    _store_faults: Sequence[Diagnosis] = ()
+    # Why the log's bucket could not be read; None if it could.
+    _log_error: BucketError | None = None
+    # True once the log's lease was that of this service.
+    _had_lease: bool = False
 
     def pull(self) -> None:
         """Bring the candidate table up to date with the store."""
         try:
-            self._live.read([])
+            self.live.read([])
         # After any failure, go on serving from the table as it is.
         except Exception as error:
-            self._warn("store_unavailable", error)
+            self.warn("store_unavailable", error)
 
     async def look(self) -> None:
         """Read the end of the log, then the store, and diagnose both."""
         try:
             log_end = None
             try:
-                log_end = await asyncio.to_thread(self._declared.log_end)
+                log_end = await asyncio.to_thread(self.declared.log_end)
                 self._log_error = None
             except BucketError as error:
                 self._log_error = error
@@ -70,12 +63,12 @@ class Health:
             self._diagnose_store(log_end)
         # A diagnosis that fails must stop no ranking.
         except Exception as error:
-            self._warn(NOT_DIAGNOSED, error)
+            self.warn(NOT_DIAGNOSED, error)
 
     def _diagnose_store(self, log_end: LogEnd | None) -> None:
         """Diagnose the store as it was last read; the end of the log was read before it."""
-        live, declared = self._live, self._declared
-        is_silent = live.silent_s > 0 and not self._event_clock
+        live, declared = self.live, self.declared
+        is_silent = live.silent_s > 0 and not self.settings.event_clock
         is_ahead = log_end is not None and (log_end.other != "" or log_end.seq > live.seq)
         self.is_behind = live.error is None and (is_silent or is_ahead)
         if log_end is not None:
@@ -86,34 +79,34 @@ class Health:
             if own or not (log_end.service and self._had_lease):
                 log_end = log_end._replace(other="")
         if live.error is not None:
-            self._store_faults = [declared.unavailable_store(live.error)]
+            self._store_faults = (declared.unavailable_store(live.error),)
         else:
-            self._store_faults = list(declared.read_store_faults(live.seq, live.note, log_end))
+            self._store_faults = tuple(declared.read_store_faults(live.seq, live.note, log_end))
 
     def diagnoses(self) -> Iterator[Diagnosis]:
         """Yield what is wrong with the service, as far as this replica knows."""
-        models, config = self._models, self._settings.config
-        declared = replace(self._declared, config=config)
+        models, config = self.models, self.settings.config
+        declared = replace(self.declared, config=config)
         if config.kill_switch:
             yield declared.diagnosis("kill_switch")
-        if self._settings.error:
-            yield declared.error_fault("settings_refused", self._settings.error)
+        if self.settings.error:
+            yield declared.error_fault("settings_refused", self.settings.error)
         yield from self._store_faults
         for where, error in (
             (declared.args.log, self._log_error),
-            (declared.args.models, self._mirror.error),
+            (declared.args.models, self.mirror.error),
         ):
             if error is not None:
                 yield declared.unreachable(where, error)
         age_s = self._silent_s
-        has_store = self._live.error is None
+        has_store = self.live.error is None
         # Without a store Ingest cannot do its work either, which needs no diagnosis of its own.
-        if has_store and age_s * 1e3 > config.stale_after_ms and not self._event_clock:
+        if has_store and age_s * 1e3 > config.stale_after_ms and not self.settings.event_clock:
             yield declared.diagnosis("stale_features", age_s=age_s)
-        if self._exposure_buffer.one_in > 1:
-            yield declared.diagnosis("exposures_thinned", one_in=self._exposure_buffer.one_in)
+        if self.exposure_buffer.one_in > 1:
+            yield declared.diagnosis("exposures_thinned", one_in=self.exposure_buffer.one_in)
         for reason in (one for one in FAILING if has_store or one not in FAILING_INGEST):
-            lasting, failure = self._warn.lasting(reason), self._warn.recent(reason)
+            lasting, failure = self.warn.lasting(reason), self.warn.recent(reason)
             if reason == NOT_TAKEN and lasting:
                 num, age_s, error = lasting
                 yield declared.error_fault("events_failing", error, num=num, age_s=age_s)
@@ -131,10 +124,10 @@ class Health:
     @property
     def freshness_ms(self) -> float | None:
         """Return the age of the features: since the last read, or since Ingest is silent."""
-        age_s = self._live.age_s
+        age_s = self.live.age_s
         return None if age_s is None else round(max(age_s, self._silent_s) * 1e3, 1)
 
     @property
     def _silent_s(self) -> float:
         """Seconds for which Ingest has taken no exposures, or its heartbeat has been overdue."""
-        return max(self._exposure_buffer.age_s, 0.0 if self._event_clock else self._live.silent_s)
+        return max(self.exposure_buffer.age_s, 0.0 if self.settings.event_clock else self.live.silent_s)

@@ -15,6 +15,8 @@ import asyncio
 import time
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
 
 from serve.contract.logs import SeldomWarning
 from serve.model.scorer_cache import ITS_OWN, ModelHolder, untimed
@@ -37,32 +39,26 @@ FEW_ROWS = 1_000
 MOST_TIMED = 128
 
 
+@dataclass(eq=False)
 class InProcessScoring:
     """Score a batch in this process if that is cheaper than the call to Scorer, or if that fails.
 
     `may(version)` returns True if this process may score a version at all.
     """
 
-    def __init__(
-        self,
-        call: Call,
-        models: ModelHolder,
-        may: Callable[[str], bool],
-        warn: SeldomWarning,
-        clock: Callable[[], float] = time.perf_counter,
-    ) -> None:
-        self._call = call
-        self._clock = clock
-        self._models = models
-        self._may = may
-        self._warn = warn
+    call: Call
+    models: ModelHolder
+    may: Callable[[str], bool]
+    warn: SeldomWarning
+    clock: Callable[[], float] = time.perf_counter
+
+    def __post_init__(self) -> None:
         self._overheads_ms: deque[float] = deque(maxlen=LAST_CALLS)
         self._least_overhead_ms = 0.0
         # Times per row, by version and the binary logarithm of the number of rows. Small batches
         # take more time per row, because every batch has a fixed cost.
-        self._ms_per_row: defaultdict[tuple[str, int], deque[float]] = defaultdict(
-            lambda: deque(maxlen=LAST_SCORED)
-        )
+        self._ms_per_row: defaultdict[tuple[str, int], deque[float]]
+        self._ms_per_row = defaultdict(partial(deque, maxlen=LAST_SCORED))
 
     async def __call__(self, version: str, payload: bytes) -> bytes:
         """Return the scores of a packed matrix and the time they took, as Scorer does.
@@ -77,20 +73,20 @@ class InProcessScoring:
         times = self._ms_per_row[version, num_rows.bit_length()]
         here_ms = num_rows * min(times, default=float("inf"))
         if here_ms <= SHARE_HERE * self._least_overhead_ms and self._is_here(version):
-            return self._timed(self._models.score_packed(version, payload), num_rows, times)
-        begun = self._clock()
+            return self._timed(self.models.score_packed(version, payload), num_rows, times)
+        begun = self.clock()
         try:
-            answer = self._timed(await self._call(version, payload), num_rows, times)
+            answer = self._timed(await self.call(version, payload), num_rows, times)
         except ITS_OWN:
             raise
         except Exception as error:
             if not self._is_here(version):
                 raise
-            self._warn("scored without Scorer", error)
+            self.warn("scored without Scorer", error)
             # This is not timed, so that the next batches try the call again.
-            return self._models.score_packed(version, payload)
+            return self.models.score_packed(version, payload)
         _, took_ms = untimed(answer, num_rows)
-        self._overheads_ms.append((self._clock() - begun) * 1e3 - took_ms)
+        self._overheads_ms.append((self.clock() - begun) * 1e3 - took_ms)
         self._least_overhead_ms = min(self._overheads_ms)
         return answer
 
@@ -101,13 +97,13 @@ class InProcessScoring:
             Exception: the exception of the model, or of the call.
         """
         if not self._is_here(version):
-            return await self._call(version, payload)
+            return await self.call(version, payload)
         if int.from_bytes(payload[:8], "little") <= FEW_ROWS:
-            return self._models.score_packed(version, payload)
-        return await asyncio.to_thread(self._models.score_packed, version, payload)
+            return self.models.score_packed(version, payload)
+        return await asyncio.to_thread(self.models.score_packed, version, payload)
 
     def _is_here(self, version: str) -> bool:
-        return self._may(version) and self._models.holds(version)
+        return self.may(version) and self.models.holds(version)
 
     def _timed(self, answer: bytes, num_rows: int, times: deque[float]) -> bytes:
         _, took_ms = untimed(answer, num_rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from serve.config.settings import UserConfig
@@ -18,6 +19,7 @@ from serve.rollout.monitor import RolloutMonitor
 log = logging.getLogger("tabrank")
 
 
+@dataclass(eq=False)
 class LiveSettings:
     """Settings that change while rankings go on.
 
@@ -25,36 +27,31 @@ class LiveSettings:
     `error` says why the last settings were refused; it is None if they were accepted.
     """
 
-    def __init__(
-        self,
-        models: ActiveModels,
-        rollout: RolloutMonitor,
-        batches: Batches,
-        admission: Admission,
-        warn: SeldomWarning,
-        *,
-        event_clock: bool,
-    ) -> None:
-        self._surface = models.features.schema.surface
-        self._models, self._rollout = models, rollout
-        self._batches, self._admission = batches, admission
-        self._warn = warn
-        self._event_clock = event_clock
+    models: ActiveModels
+    rollout: RolloutMonitor
+    batches: Batches
+    admission: Admission
+    warn: SeldomWarning
+    event_clock: bool
+
+    def __post_init__(self) -> None:
+        self._surface = self.models.features.schema.surface
         self.error: TabrankError | None = None
         self._apply(UserConfig())
 
-    def start(self, config: UserConfig) -> None:
-        """Take the settings with which a replica starts, and which other replicas have already.
+    def start(self, config: UserConfig, *, of_pointers: bool = False) -> None:
+        """Take settings; by default those with which a replica starts, and which others have.
 
-        A version that a pointer names now may lack an outcome that an arm weighs: it may have been
-        promoted after the others took these settings.
+        A version that a pointer names now may then lack an outcome that an arm weighs: it may have
+        been promoted after the others took these settings. `of_pointers` refuses it.
 
         Raises:
             TabrankError: an arm names a version that is not published, or a baseline that the
                 surface does not have, or weighs an outcome that its version does not predict; the
                 settings do not change.
         """
-        self._require_fit(config, of_pointers=False)
+        for path, error in config.misfits(self._surface, self.models.folder, of_pointers=of_pointers):
+            raise TabrankError(f"{show(('user_config', *path))}: {error}")
         self._apply(config)
 
     async def change(self, user_config: Mapping[str, Any]) -> None:
@@ -65,41 +62,27 @@ class LiveSettings:
         """
         try:
             config = UserConfig.from_mapping(user_config)
-            await self._follow(config)
-            self._require_fit(config, of_pointers=True)
+            try:
+                await self.models.follow(config)
+            except TabrankError:
+                raise
+            # If a scorer is slow or gone, its arms fall back to the popular order until it is ready.
+            except Exception as error:
+                self.warn("model_refused", error)
+            self.start(config, of_pointers=True)
         except TabrankError as error:
             log.error("new settings refused, the current ones stay: %s", error)
             self.error = error
-        else:
-            self._apply(config)
-
-    async def _follow(self, config: UserConfig) -> None:
-        try:
-            await self._models.follow(config)
-        except TabrankError:
-            raise
-        # If a scorer is slow or gone, its arms fall back to the popular order until it is ready.
-        except Exception as error:
-            self._warn("model_refused", error)
-
-    def _require_fit(self, config: UserConfig, *, of_pointers: bool) -> None:
-        """Raise TabrankError if the settings do not fit the surface or the published versions.
-
-        If `of_pointers` is set, the versions that pointers name now must have the outcomes that
-        arms weigh.
-        """
-        for path, error in config.misfits(self._surface, self._models.folder, of_pointers=of_pointers):
-            raise TabrankError(f"{show(('user_config', *path))}: {error}")
 
     def _apply(self, config: UserConfig) -> None:
         """Put settings in force; running batches are not affected."""
         self.config, self.error = config, None
         self.declaration = config.experiment.declaration(self._surface).text
-        self._rollout.shadow = config.shadow
-        self._models.limits = config.guard
-        most = self._batches.resize(config.max_batches_in_flight, config.max_batch_candidates)
-        self._admission.configure(
-            enabled=config.load_shedding and not self._event_clock,
+        self.rollout.shadow = config.shadow
+        self.models.limits = config.guard
+        most = self.batches.resize(config.max_batches_in_flight, config.max_batch_candidates)
+        self.admission.configure(
+            enabled=config.load_shedding and not self.event_clock,
             deadline_ms=config.deadline_ms,
             # Candidates of the batches in progress, and of one that gathers.
             most=(config.max_batches_in_flight + 1) * most,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -42,22 +43,18 @@ class _Scored(NamedTuple):
     stage_ms: Mapping[str, float]
 
 
+@dataclass(eq=False)
 class Ranker:
     """Rank queries with the live candidates, the features and a scorer."""
 
-    def __init__(
-        self,
-        features: Features,
-        live: CandidateTable,
-        call_model: CallModel,
-        on_degraded: OnDegraded = lambda reason, error, request_id: None,
-        on_batch: Callable[[int, Mapping[str, float]], None] = lambda num_candidates, stage_ms: None,
-    ) -> None:
-        self.features = features
-        self._hydrator = Hydrator(features.schema, live, on_degraded)
-        self._call_model = call_model
-        self._on_degraded = on_degraded
-        self._on_batch = on_batch
+    features: Features
+    live: CandidateTable
+    call_model: CallModel
+    on_degraded: OnDegraded
+    on_batch: Callable[[int, Mapping[str, float]], None] = lambda num_candidates, stage_ms: None
+
+    def __post_init__(self) -> None:
+        self._hydrator = Hydrator(self.features.schema, self.live, self.on_degraded)
 
     async def rank(self, queries: Sequence[Query]) -> list[Slate]:
         """Rank each query.
@@ -69,10 +66,10 @@ class Ranker:
         rows, matrix, popularity = self._features(batch)
         worth = self._worth(batch, rows, matrix, popularity)
         computed = time.perf_counter()
-        shares = await model_shares(batch, rows, matrix, self._call_model, self._on_degraded)
+        shares = await model_shares(batch, rows, matrix, self.call_model, self.on_degraded)
         score, amounts = weighed(shares, [query.weighing for query in queries], batch.request_of_row)
         stage_ms = {"features": (computed - begun) * 1e3, "score": (time.perf_counter() - computed) * 1e3}
-        self._on_batch(len(matrix.numeric), stage_ms)
+        self.on_batch(len(matrix.numeric), stage_ms)
         return self._slates(batch, _Scored(rows, matrix, score, amounts, worth, stage_ms))
 
     def popular(self, queries: Sequence[Query], reasons: Sequence[str]) -> list[Slate]:

@@ -91,12 +91,7 @@ class RankingService:
         self.admission = Admission()
         self.exposure_buffer = ExposureBuffer(self.ingest, self.warn)
         self.settings = LiveSettings(
-            self.models,
-            self.rollout,
-            self.batches,
-            self.admission,
-            self.warn,
-            event_clock=self.event_clock,
+            self.models, self.rollout, self.batches, self.admission, self.warn, self.event_clock
         )
         self.health = Health(
             declared, self.settings, self.live, self.models, mirror, self.exposure_buffer, self.warn

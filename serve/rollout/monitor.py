@@ -13,6 +13,7 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from serve.config.settings import CANARY, Shadow
@@ -61,47 +62,38 @@ class _Sample(NamedTuple):
     took_ms: float
 
 
+@dataclass(eq=False)
 class RolloutMonitor:
     """Score batches, and compare new versions with the versions that they replace.
 
     `utility` orders the rows of two versions. `roll_back(version, verdict)` reports to the single
     writer. It is called again until no pointer names the version. `rescore` scores a sample again
-    in the place where versions on trial are scored, so that their times can be compared; by default
-    it is `call_scorer`.
+    in the place where versions on trial are scored, so that their times can be compared.
     """
 
-    def __init__(
-        self,
-        models: ActiveModels,
-        call_scorer: CallScorer,
-        utility: Utility,
-        roll_back: RollBack,
-        warn: Warn,
-        rescore: CallScorer | None = None,
-    ) -> None:
-        # The live setting of a second version for a share of the current version's batches.
-        self.shadow: Shadow | None = None
-        # Sums of pairs since the last `take_sums`, by (new, old) version.
-        self.sums: defaultdict[tuple[str, str], ScoreSums] = defaultdict(ScoreSums)
-        self._models = models
-        self._call = call_scorer
-        self._rescore = rescore or call_scorer
-        self._utility = utility
-        self._roll_back = roll_back
-        self._warn = warn
-        # When bad versions were last reported to the writer.
-        self._reported_s = 0.0
-        # The sample that waits for an idle moment.
-        self._sample: _Sample | None = None
-        self._offered = asyncio.Event()
-        # When the last sample of a trial was offered.
-        self._paired_s = 0.0
-        # A batch on trial that nobody waits for any more.
-        self._late: asyncio.Task[F32] | None = None
+    models: ActiveModels
+    call_scorer: CallScorer
+    utility: Utility
+    roll_back: RollBack
+    warn: Warn
+    rescore: CallScorer
+    # The live setting of a second version for a share of the current version's batches.
+    shadow: Shadow | None = None
+    # Sums of pairs since the last `take_sums`, by (new, old) version.
+    sums: defaultdict[tuple[str, str], ScoreSums] = field(default_factory=lambda: defaultdict(ScoreSums))
+    # When bad versions were last reported to the writer.
+    _reported_s: float = 0.0
+    # The sample that waits for an idle moment.
+    _sample: _Sample | None = None
+    _offered: asyncio.Event = field(default_factory=asyncio.Event)
+    # When the last sample of a trial was offered.
+    _paired_s: float = 0.0
+    # A batch on trial that nobody waits for any more.
+    _late: asyncio.Task[F32] | None = None
 
     async def score_and_watch(self, version: str, matrix: Matrix, request_of_row: I64) -> F32:
         """Score a batch with a version, and watch it if it is on trial; return shares `[R, O]`."""
-        batch = _Batch(version, matrix.to_bytes(), request_of_row, self._models.trial(version))
+        batch = _Batch(version, matrix.to_bytes(), request_of_row, self.models.trial(version))
         if batch.trial is None:
             return await self._score(batch)
         # A version on trial is measured even if its batch expires, but one such batch at a time.
@@ -120,7 +112,7 @@ class RolloutMonitor:
         """Score a batch, observe it for the trial, and offer it to a second version."""
         trial = batch.trial
         try:
-            answer = await self._call(batch.version, batch.payload)
+            answer = await self.call_scorer(batch.version, batch.payload)
             shares, took_ms = untimed(answer, len(batch.request_of_row))
         except ITS_OWN as error:
             if trial is not None:
@@ -152,10 +144,10 @@ class RolloutMonitor:
 
     def _shadow_of(self, version: str) -> str | None:
         """Return the loaded shadow if this batch of the current version falls into its share."""
-        shadow, current = self.shadow, self._models.current
+        shadow, current = self.shadow, self.models.current
         if shadow is None or current is None or version != current.version or random.random() >= shadow.share:
             return None
-        shadowing = self._models.canary if shadow.version == CANARY else self._models.artifact(shadow.version)
+        shadowing = self.models.canary if shadow.version == CANARY else self.models.artifact(shadow.version)
         return shadowing.version if shadowing is not None else None
 
     async def run(self, is_idle: Callable[[], bool]) -> None:
@@ -171,13 +163,13 @@ class RolloutMonitor:
                 await self._compare(sample)
             # No request waits for the comparison, so any failure is only logged.
             except Exception as error:
-                self._warn("not_compared", error)
+                self.warn("not_compared", error)
 
     async def _compare(self, sample: _Sample) -> None:
         """Score a sample again and compare the scores."""
         batch = sample.batch
         async with asyncio.timeout(RESCORE_S):
-            answer = await self._rescore(sample.again, batch.payload)
+            answer = await self.rescore(sample.again, batch.payload)
             shares, took_ms = untimed(answer, len(batch.request_of_row))
         sides = [(batch.version, sample.shares, sample.took_ms), (sample.again, shares, took_ms)]
         # The sample of a trial has the scores of the new version, and that of a shadow those of the
@@ -185,10 +177,10 @@ class RolloutMonitor:
         if batch.trial is None:
             sides.reverse()
         (new, of_new, new_ms), (old, of_old, old_ms) = sides
-        its, other = self._models.artifact(new), self._models.artifact(old)
+        its, other = self.models.artifact(new), self.models.artifact(old)
         by_new, by_old = _by_outcome(its, of_new), _by_outcome(other, of_old)
         both = {name: (by_new[name], by_old[name]) for name in by_new if name in by_old}
-        scores = self._utility(its, of_new), self._utility(other, of_old)
+        scores = self.utility(its, of_new), self.utility(other, of_old)
         measures = ScorePair(*scores, new_ms, old_ms, batch.request_of_row, both).measures()
         self.sums[new, old].add(measures)
         if batch.trial is not None:
@@ -202,22 +194,22 @@ class RolloutMonitor:
 
     def _judge(self, trial: Trial) -> None:
         """Quarantine the version if this trial has a verdict; it may have ended meanwhile."""
-        if trial.verdict is not None and self._models.trial(trial.version) is trial:
+        if trial.verdict is not None and self.models.trial(trial.version) is trial:
             log.error("version %s is quarantined on this replica: %s: %s", trial.version, *trial.verdict)
-            self._models.quarantine(trial.version, trial.verdict)
+            self.models.quarantine(trial.version, trial.verdict)
 
     async def report(self) -> None:
         """Report the bad versions that a pointer names to the writer, at most once a second."""
         if time.monotonic() - self._reported_s < REPORT_EVERY_S:
             return
-        for version, verdict in self._models.at_fault:
+        for version, verdict in self.models.at_fault:
             self._reported_s = time.monotonic()
             try:
                 async with asyncio.timeout(REPORT_TIMEOUT_S):
-                    await self._roll_back(version, verdict)
+                    await self.roll_back(version, verdict)
             # This replica does not use the version in any case; report it again later.
             except Exception as error:
-                self._warn("not_rolled_back", error)
+                self.warn("not_rolled_back", error)
 
 
 def _by_outcome(artifact: Artifact | None, shares: F32) -> dict[str, F32]:

@@ -11,9 +11,8 @@ from pydantic import StrictBool
 
 from serve.contract.reasons import YES_NO
 from serve.features.batch import Batch
-from serve.features.kind import Kind, Transform, field_of
+from serve.features.kind import Kind, Transform, Words, field_of
 from serve.features.slots import F64, I64, U64, FieldRef
-from serve.features.words import Words
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,10 @@ import numpy as np
 from serve.features.affinity_maps import Map
 from serve.features.batch import Batch
 from serve.features.interactions import Interactions
-from serve.features.kind import PAIR, Event, HalfLife, Holder, Keep, Kind, Prior, Transform
+from serve.features.kind import PAIR, Event, HalfLife, Holder, Keep, Kind, Prior, Transform, Words
 from serve.features.kinds.affinity import Maps, pairs
 from serve.features.slots import ENTITIES, F64, I64, Entity, Slot
 from serve.features.state_kind import STATE, Candidates, Cell, Fields, Rows, StateKind
-from serve.features.words import Words
 
 
 @dataclass(frozen=True)

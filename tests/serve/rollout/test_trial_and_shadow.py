@@ -46,7 +46,7 @@ def test_a_shadow_of_every_batch_leaves_a_canary_its_comparisons(tmp_path):
         raise AssertionError("no version is at fault here")
 
     async def scenario():
-        rollout = RolloutMonitor(models, call, summed, roll_back, lambda *what: warned.append(what))
+        rollout = RolloutMonitor(models, call, summed, roll_back, lambda *what: warned.append(what), call)
         rollout.shadow = Shadow(OTHER, 1.0)
         for _ in range(2):
             await models.follow(UserConfig(shadow=rollout.shadow))
@@ -83,7 +83,7 @@ def compared(folder, *outcomes):
         return timed(shares.tobytes(), 1.0)
 
     async def scenario():
-        rollout = RolloutMonitor(models, call, summed, None, print)
+        rollout = RolloutMonitor(models, call, summed, None, print, call)
         rollout.shadow = Shadow(OTHER, 1.0)
         await models.follow(UserConfig(shadow=rollout.shadow))
         running = asyncio.create_task(rollout.run(lambda: True))
