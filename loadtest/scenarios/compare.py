@@ -159,7 +159,7 @@ def describe(windows: Sequence[Report]) -> Report:
         "cpu_us": {group: used_us / max(1, ended["full"]) for group, used_us in cpu_us.most_common()},
         "windows": list(windows),
     }
-    return rounded(numbers)
+    return dict(rounded(numbers))
 
 
 def ratio(ours: Sequence[Report], rivals: Sequence[Report], key: str) -> Report | None:
@@ -173,7 +173,7 @@ def ratio(ours: Sequence[Report], rivals: Sequence[Report], key: str) -> Report 
     if not found or not (ours[0]["kept_up"] and rivals[0]["kept_up"]):
         return None
     spread = {"median": median(found), "lowest": min(found), "highest": max(found)}
-    return rounded(spread) | {"meaningless": max(found) > MOST_SPREAD * min(found)}
+    return dict(rounded(spread)) | {"meaningless": max(found) > MOST_SPREAD * min(found)}
 
 
 def compare_verdict(loads: Mapping[str, Report]) -> tuple[Verdict, list[str]]:

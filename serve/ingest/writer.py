@@ -333,9 +333,7 @@ class Ingester:
             seq = self._seq + len(records)
             try:
                 entry = JournalEntry(received_ms, records)
-                viewers, live, num_added = apply_records(
-                    self._intake.candidates, store, self._seq, entry, now_ms
-                )
+                viewers, live, added = apply_records(self._intake.candidates, store, self._seq, entry, now_ms)
                 journal = pack(entry)
                 store.commit(seq, viewers, live, journal=journal)
             except BaseException:
@@ -345,7 +343,7 @@ class Ingester:
                 raise
             self._seq = seq
             self._journaled += (len(records), len(journal))
-            self._expiry.committed(len(records), num_added)
+            self._expiry.committed(len(records), added)
         else:
             store.beat()
         self._intake.remember(admitted.keys)
@@ -423,22 +421,17 @@ class Ingester:
         with closing(self._open_store(writable=False)) as store:
             seq, note, origin = store.seq(), LoadNote.of(store.note()), store.origin()
         folder, is_own = self._segments.folder, held is not None and self._claim.names(held)
-        if not seq and (known or not is_own):
-            raise StoreUnavailable(
-                f"the store is empty, but {folder} has records up to number {known}; fill it with {LOAD}"
-            )
-        if known - seq > MAX_CATCH_UP or seq < truncation_point(folder):
-            raise StoreUnavailable(
-                f"the store lacks too many records: it has them up to number {seq}, {folder} up to number {known}; "
-                f"fill it again with {LOAD}"
-            )
         # The lease's own store took part in the erasures, unless it was away.
         took_part = held and is_own and held.origin == origin and held.erased is None
-        if seq and held and not took_part and note.erasures < held.erasures:
-            raise StoreUnavailable(
-                f"viewers were erased from {folder} since the store was filled, which still knows them; "
-                f"fill it again with {LOAD}"
-            )
+        if not seq and (known or not is_own):
+            why = f"the store is empty, but {folder} has records up to number {known}"
+        elif known - seq > MAX_CATCH_UP or seq < truncation_point(folder):
+            why = f"the store lacks too many records: it has them up to number {seq}, {folder} up to {known}"
+        elif seq and held and not took_part and note.erasures < held.erasures:
+            why = f"viewers were erased from {folder} since the store was filled, which still knows them"
+        else:
+            return
+        raise StoreUnavailable(f"{why}; fill it again with {LOAD}")
 
     def _close(self) -> None:
         store, self._store = self._store, None

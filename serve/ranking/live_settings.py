@@ -66,7 +66,7 @@ class LiveSettings:
                 await self.models.follow(config)
             except TabrankError:
                 raise
-            # If a scorer is slow or gone, its arms fall back to the popular order until it is ready.
+            # While a scorer is slow or gone, its arms fall back to the popular order.
             except Exception as error:
                 self.warn("model_refused", error)
             self.start(config, of_pointers=True)

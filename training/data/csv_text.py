@@ -98,7 +98,19 @@ def read_csv(
     notes = [f"note: {source} is read as UTF-16"] * (encoding == "utf-16" and not dialect.encoding)
     if found != "," and not dialect.delimiter:
         notes.append(f"note: the columns of {source} are separated by {SEPARATORS[found]}")
+    if dialect.encoding and codecs.lookup(encoding).name != "utf-8" and _is_utf_8(head):
+        notes.append(
+            f"warning: {source} looks like UTF-8; leave --encoding out unless it reads wrongly without"
+        )
     return table, dialect.delimiter or found, notes
+
+
+def _is_utf_8(head: bytes) -> bool:
+    """Return whether the bytes have letters beyond ASCII, in UTF-8; the last one may be cut."""
+    try:
+        return not codecs.getincrementaldecoder("utf-8")().decode(head).isascii()
+    except UnicodeDecodeError:
+        return False
 
 
 def _not_text(column: pa.ChunkedArray) -> Iterator[tuple[int, bytes]]:

@@ -30,7 +30,7 @@ def fit_platt(
     """
     x, y = np.asarray(logit, np.float64), np.asarray(label, np.float64)
     if not len(x) or not np.isfinite(x).all():
-        raise TabrankError(f"calibration: {len(x)} logits, not all finite; lower the learning rate")
+        raise TabrankError("calibration: needs logits, and all finite; lower the learning rate")
     num_positive = float(y.sum())
     of_positive, of_negative = (num_positive + 1) / (num_positive + 2), 1 / (len(x) - num_positive + 2)
     target = y * of_positive + (1 - y) * of_negative

@@ -174,7 +174,7 @@ def describe(offered: OfferResult, times: Times, seen: Sequence[ClusterSample], 
         "generator_late_ms_p99": _part(offered, WARM_S, times.ends_s).generator_late_ms_p99,
         "seconds": times.ends_s,
     }
-    return rounded(found)
+    return dict(rounded(found))
 
 
 def broken(found: Mapping[str, Any], allowed: Allowed) -> Iterator[str]:

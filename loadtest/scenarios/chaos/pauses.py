@@ -89,7 +89,7 @@ def describe_pauses(offered: OfferResult, length_ms: int, pauses_s: Floats) -> R
         **{f"p{share * 100:g}_ms": percentile(due.latency_ms, share, due.ok) for share in (0.5, 0.99)},
         "pauses_s": pauses_s.tolist(),
     }
-    return rounded(found)
+    return dict(rounded(found))
 
 
 def pauses_line(found: Report) -> str:

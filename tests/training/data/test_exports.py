@@ -178,6 +178,12 @@ def test_names_are_read_in_their_encoding_or_refused_with_it(export, tmp_path, e
     assert "are separated by semicolons" in done.stdout
 
 
+def test_utf_8_that_is_read_in_another_encoding_is_doubted(export, tmp_path):
+    rows = export.rows.assign(maker="Müller")
+    done = imported(tmp_path, rows, "--encoding", "cp1252")
+    assert "looks like UTF-8; leave --encoding out" in done.stdout + done.stderr
+
+
 def test_local_times_are_read_by_their_format_and_said_to_be_utc(export, tmp_path):
     rows = export.rows.assign(at=pd.to_datetime(export.rows["at"]).dt.strftime("%d.%m.%Y %H:%M"))
     done = imported(tmp_path, rows)
@@ -199,7 +205,7 @@ REFUSED = {
     "a lone header": (lambda text: text.split("\n")[0] + "\n", "has no rows"),
     "a totals line": (lambda text: text + ",,2026-03-02 00:00:00,0,99999\n", "every row needs a value"),
     "a header twice": (lambda text: text + text.split("\n")[0] + "\n", "holds string, such as"),
-    "spaces in the header": (lambda text: text.replace("user,", "user ,", 1), "which has 'user ', 'item'"),
+    "spaces in the header": (lambda text: text.replace("user,", "user ,", 1), "of the file: 'user ', 'item'"),
 }
 
 

@@ -585,7 +585,7 @@ def test_an_impossible_argument_is_refused_by_name(tmp_path, argument, value):
 
 
 def test_a_world_in_which_nothing_happens_is_refused_and_leaves_nothing(tmp_path):
-    with pytest.raises(TabrankError, match="give more rows or days"):
+    with pytest.raises(TabrankError, match="give more of either"):
         run(tmp_path / "log", rows=1, days=0.00002)
     assert list(tmp_path.iterdir()) == []
 
