@@ -575,7 +575,6 @@ def test_progress_rises_to_one(tmp_path):
         ("days", 0.0),
         ("days", float("nan")),
         ("days", float("inf")),
-        ("seed", -1),
     ],
 )
 def test_an_impossible_argument_is_refused_by_name(tmp_path, argument, value):
