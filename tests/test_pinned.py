@@ -200,7 +200,7 @@ class Play:
     def expect_deployed(self, yes):
         """Expect what the files say; the kill switch ends by a person's word alone."""
         assert self.deployed_text == self.text
-        wanted = self.live_settings["kill_switch"]
+        wanted = self.live_settings.get("kill_switch", False)
         assert yes or wanted or not self.is_popular
         self.is_popular = wanted
 
