@@ -53,20 +53,8 @@ def home(ranklens, tmp_path_factory):
     call("import", "ranklens", "--source", ranklens, "--out", "log", cwd=home)
     call("split", "--log", "log", "--at", "0.4", "--out", "part", cwd=home)
     call("split", "--log", "part/before", "--at", "0.8", "--out", ".", cwd=home)
-    fit = (
-        "fit",
-        "--surface",
-        "ranklens",
-        "--log",
-        "before",
-        "--out",
-        "model",
-        "--workers",
-        "1",
-        "--epochs",
-        "3",
-    )
-    run("training", *fit, cwd=home)
+    fit = ("--surface", "ranklens", "--log", "before", "--workers", "0", "--epochs", "3")
+    call("fit", *fit, "--out", "model", cwd=home)
     call("publish", "--model", "model", "--models", "models", cwd=home)
     run("serve", "load", "--surface", "ranklens", "--log", "before", "--store", "lmdb:store", cwd=home)
     return home

@@ -350,7 +350,7 @@ def test_nothing_is_lost_or_renumbered_in_any_sequence(prepared, operations, tak
 
 @pytest.mark.integration
 @sequences
-@settings(max_examples=120, deadline=None, phases=FAST)
+@settings(max_examples=80, deadline=None, phases=FAST)
 def test_nothing_is_lost_or_renumbered_in_many_sequences(prepared, operations, take_back_s):
     run(prepared, operations, take_back_s)
 
@@ -368,7 +368,7 @@ def test_nothing_is_lost_or_renumbered_in_a_bucket(prepared, bucket, operations,
 @pytest.mark.integration
 @pytest.mark.no_ray
 @sequences
-@settings(max_examples=25, **IN_BUCKET)
+@settings(max_examples=15, **IN_BUCKET)
 def test_nothing_is_lost_or_renumbered_in_many_sequences_in_a_bucket(
     prepared, bucket, operations, take_back_s
 ):
