@@ -170,9 +170,9 @@ def test_a_writer_commits_without_a_bucket_and_writes_the_log_later(play, bucket
         await play.send(writer)
         with bucket.failing(what):
             for _ in range(3):
-                began_s = time.monotonic()
+                num_requests = len(bucket.seen)
                 await play.send(writer)
-                assert time.monotonic() - began_s < 1.0
+                assert len(bucket.seen) == num_requests
                 await asyncio.to_thread(writer.upkeep)
         assert writer.counts["roll_failed"] == 3
         await asyncio.to_thread(writer.upkeep)
@@ -188,11 +188,11 @@ def test_a_service_waits_for_a_bucket_and_answers_meanwhile(play, bucket):
         writer = play.writer()
         with bucket.failing("closed"):
             starting = asyncio.create_task(writer.take_over())
-            longest_s, last_s = 0.0, time.monotonic()
+            longest_s, last_s = 0.0, (began_s := time.monotonic())
             while not starting.done():
                 await asyncio.sleep(0.01)
                 longest_s, last_s = max(longest_s, time.monotonic() - last_s), time.monotonic()
-            assert longest_s < 0.4, "the event loop waits for the bucket"
+            assert longest_s < 0.5 * (last_s - began_s), "the event loop waits for the bucket"
         await play.send(writer)
         await writer.finish()
 
