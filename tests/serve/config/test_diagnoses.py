@@ -414,7 +414,6 @@ def test_a_replica_reports_what_only_a_running_service_can_know(home):
         body = {"viewer": "ann", "candidates": ["a", "b"]}
         await client.post("/v1/rank", json=body)
         fetcher.settings.error = TabrankError("arm x: version 'y' is not published; publish it")
-        fetcher.models.failures["z"] = TimeoutError()
         fetcher.settings.config = replace(fetcher.settings.config, kill_switch=True, stale_after_ms=0)
         fetcher.exposure_buffer._send = never
         fetcher.exposure_buffer.one_in = 5
@@ -423,6 +422,8 @@ def test_a_replica_reports_what_only_a_running_service_can_know(home):
         for _ in range(2):
             await client.post("/v1/events", json={"records": [EVENT]})
         await asyncio.sleep(0.05)
+        # Last, as each look at the models forgets it.
+        fetcher.models.failures["z"] = TimeoutError()
 
     async def never(payload):
         await asyncio.sleep(60)

@@ -330,16 +330,16 @@ def test_a_failed_read_is_a_state_and_the_next_one_counts(error, line):
     ],
 )
 def test_a_service_that_is_always_late_does_not_alternate(monkeypatch, late, verdicts):
-    monkeypatch.setattr("serve.operate.console.watch.OVERDUE_S", 0.05)
+    monkeypatch.setattr("serve.operate.console.watch.OVERDUE_S", 0.25)
     states = iter([healthy()])
 
     def look():
         if (first := next(states, None)) is None:
-            time.sleep(0.175)
+            time.sleep(0.4)
         return first or late
 
     watch = Watch(look, every_s=0.001)
-    found = asyncio.run(read(watch, 14))
+    found = asyncio.run(read(watch, 8))
     seen = [message["found"].health.state for message in found]
     assert [state for state, _ in itertools.groupby(seen)] == verdicts
     assert {message["found"].url for message in found} == {healthy().url}
