@@ -121,7 +121,7 @@ def test_up_rank_and_down(tree):
 
 def test_your_own_data(tree):
     """Take a flat file to a ranking by README's commands; the search gets only 3 s."""
-    write_flat_shop(tree / "rows.csv", slates=1_200)
+    write_flat_shop(tree / "rows.csv", slates=500)
     lines = OWN.replace(" search ", " search --budget 3s ").splitlines()
     (search,) = (i for i, line in enumerate(lines) if " search " in line)
     # On a slow machine the winner may not beat popular yet, which the search reports.
