@@ -43,21 +43,6 @@ def live(
 
 
 @app.command()
-def outcomes(
-    rows: Annotated[int, typer.Option(min=30_000, help="Shown candidates in each world.")] = 360_000,
-    seeds: Annotated[int, typer.Option(min=1, help="Number of worlds.")] = 3,
-) -> None:
-    """Compare a network that predicts joins, stays and hides with networks of one outcome each.
-
-    Also shows what weights do to the order. In each world, four models are fitted, which takes
-    about a minute each.
-    """
-    from benchmarks.outcomes import outcomes, table
-
-    print(table(outcomes(rows, seeds)))
-
-
-@app.command()
 def rerun(
     log: Annotated[Path, typer.Option(help="A log of `training simulate`, with which the store was filled.")],
     out: Annotated[Path, typer.Option(help="New folder for truth.json.")],

@@ -92,7 +92,7 @@ def _measured(log: Path, seed: int) -> dict[str, Any]:
     pair = evaluation["paired"]["model-popular"]
     world, slates = Provenance.read(log).world(), Slates(data.label, data.slate, data.viewer)
     orders = (data.popular, ours, truth["p_join"])
-    joins, minutes, _ = np.transpose([earned(slates.order(by), slates, truth, world) for by in orders])
+    joins, minutes = np.transpose([_earned(slates.order(by), slates, truth, world) for by in orders])
     return {
         "source": examination.source,
         "theta": float(examination.at(np.array(TENTH))),
@@ -130,13 +130,13 @@ def _truth(log: Path, data: Dataset) -> dict[str, F64]:
     at = pc.index_in(pa.array(data.request_ids), truth["request_id"].combine_chunks()).to_numpy()
     first = np.concatenate([[0], np.cumsum(pc.list_value_length(truth["p_join"]).to_numpy())])
     rows = first[at[data.slate]] + data.position
-    names = ("p_join", "p_hide", "examination", "minutes")
+    names = ("p_join", "examination", "minutes")
     return {name: pc.list_flatten(truth[name]).to_numpy()[rows] for name in names}
 
 
-def earned(order: I64, slates: Slates, truth: Mapping[str, F64], world: World) -> F64:
-    """Return the true joins, minutes and hides per slate if the rows are in this order."""
-    each = np.array([truth["p_join"], truth["p_join"] * truth["minutes"], truth["p_hide"]])
+def _earned(order: I64, slates: Slates, truth: Mapping[str, F64], world: World) -> F64:
+    """Return the true joins and minutes per slate if the rows are in this order."""
+    each = np.array([truth["p_join"], truth["p_join"] * truth["minutes"]])
     total = np.zeros(len(each))
     for rows in np.split(order, np.cumsum(slates.size).astype(np.int64)[:-1]):
         total += each[:, rows] @ world.examination(truth["p_join"][rows])

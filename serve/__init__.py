@@ -2,5 +2,6 @@
 
 Each may import those after it in this list, and none before it: `__main__`, `bench`, `operate`,
 the modules `app` and `deployments` (which `cluster.yaml` names), `runtime`, `http`, `ranking`,
-`ingest`, `rollout`, `config`, `model`, `log`, `stores`, `features`, `client`, `contract`.
+`ingest`, `rollout`, `config`, `model`, `log`, `stores`, `features`, `client`, `report`, `storage`,
+`contract`.
 """

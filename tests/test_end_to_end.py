@@ -202,8 +202,8 @@ def test_unknown_ids_and_empty_lists_are_answered_over_http(url):
 
 
 def test_every_panel_and_rule_has_a_series_in_prometheus(home, url, tmp_path):
-    if shutil.which("prometheus") is None:
-        pytest.skip("prometheus is missing: apt-get install prometheus")
+    if not all(map(shutil.which, ("prometheus", "promtool"))):
+        pytest.skip("prometheus or promtool is missing: apt-get install prometheus")
     run = RunFolder(home / "var/run")
     body = {"viewer": "0", "candidates": ["1805", "2387"], "now_ms": 1_636_994_000_000, "traffic": "test"}
     event = {"type": "event", "viewer": "0", "candidate": "1805", "kind": "click", "ts_ms": body["now_ms"]}

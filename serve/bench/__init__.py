@@ -1,4 +1,4 @@
-"""`serve bench`: measures the cost of fetch and features on this machine.
+"""`serve bench`: measures what fetch, features and recording cost on this machine.
 
 May import every layer below it, among them `operate`.
 """

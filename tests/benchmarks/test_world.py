@@ -18,7 +18,5 @@ def test_each_world_shows_what_it_breaks():
     unbiased = found["it knew more, no position bias"]
     assert unbiased["joins"] == pytest.approx(0.0, abs=1e-9)
     assert unbiased["theta"] < 0.8
-    taste = found["minutes depend on taste"]
-    assert taste["minutes"] < 0.85 * taste["oracle's minutes"]
     lines = world.table(found).splitlines()
     assert len(lines) == 1 + len(world.WORLDS)
