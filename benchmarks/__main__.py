@@ -27,22 +27,6 @@ def world(
 
 
 @app.command()
-def live(
-    rows: Annotated[int, typer.Option(min=30_000, help="Shown candidates in each world.")] = 360_000,
-    seeds: Annotated[int, typer.Option(min=1, help="Number of worlds.")] = 3,
-) -> None:
-    """Measure what hosts, friends, guests and memory tell about rooms that have just begun.
-
-    In each world, seven models are fitted, which takes about a minute each. Exit code 1: for young
-    rooms, these features of `spaces` together gain no more than two standard errors.
-    """
-    from benchmarks.live import live, table
-
-    result = live(rows, seeds)
-    end(table(result), held=result["held"])
-
-
-@app.command()
 def rerun(
     log: Annotated[Path, typer.Option(help="A log of `training simulate`, with which the store was filled.")],
     out: Annotated[Path, typer.Option(help="New folder for truth.json.")],
@@ -58,30 +42,8 @@ def rerun(
     from benchmarks.rerun.simulate import simulate, table
 
     result = simulate(log, url, out, progress=ProgressLines("rerun"))
-    end(table(result), held=result["held"])
-
-
-@app.command()
-def memory(
-    out: Annotated[Path, typer.Option(help="Folder for logs, models and searches. Logs stay there.")],
-    rows: Annotated[list[int] | None, typer.Option(min=30_000, help="Rows of a log. Repeatable.")] = None,
-) -> None:
-    """Measure how many seconds and how much memory the training commands take, by a log's rows.
-
-    The default is 1, 3 and 10 million rows, which takes two hours on two cores and 12 GB of disk.
-    Exit code 1: a command failed.
-    """
-    from benchmarks.memory import memory as run
-    from benchmarks.memory import table
-
-    lines = run(rows or [1_000_000, 3_000_000, 10_000_000], out)
-    end(table(lines), held=not any(line["failed"] for line in lines))
-
-
-def end(text: str, *, held: bool) -> None:
-    """Print a result, and exit with 1 if it is not `held`."""
-    print(text)
-    if not held:
+    print(table(result))
+    if not result["held"]:
         raise typer.Exit(1)
 
 

@@ -326,18 +326,6 @@ def forget(
 
 
 @app.command()
-def report(
-    model: Model,
-    out: Annotated[Path, typer.Option(help="The folder for report.html, MODEL_CARD.md and evaluation.json.")],
-) -> None:
-    """Write a model's report and model card again, from the evaluation stored in its artifact."""
-    from training.evaluation.report import regenerate
-
-    regenerate(model, out)
-    print(f"{out / 'report.html'}, {out / 'MODEL_CARD.md'}")
-
-
-@app.command()
 def publish(
     model: Model,
     models: Models = PUBLISHED,

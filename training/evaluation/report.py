@@ -1,15 +1,11 @@
-"""Write an artifact's report and model card from its stored manifest and evaluation."""
+"""Write a report and a model card from the manifest and the evaluation of an artifact."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from serve.contract.errors import TabrankError
-from serve.contract.validation import refuse_file, spelled
-from serve.model.artifact import load
+from serve.contract.validation import spelled
 from serve.report.charts import reliability
 from serve.report.page import banner, details, footer, paragraph, section, table, tiles, whole_page
 from serve.report.rows import markdown
@@ -29,31 +25,6 @@ OF_OUTCOMES = (
     "intervals"
 )
 ROWS = {"validation": "validation rows", "test": "test rows"}
-
-
-def regenerate(model: Path, out: Path) -> None:
-    """Write an artifact's `report.html`, `MODEL_CARD.md` and `evaluation.json` to the folder `out`.
-
-    They equal those that `fit` wrote.
-
-    Raises:
-        TabrankError: if the artifact is invalid, or `out` cannot be written.
-    """
-    refuse_file(out)
-    artifact = load(model)
-    evaluation = json.loads(artifact.read("evaluation.json"))
-    files = {
-        # The page links to it.
-        "evaluation.json": artifact.read("evaluation.json"),
-        "report.html": report_page(artifact.manifest, evaluation).encode(),
-        "MODEL_CARD.md": model_card(artifact.manifest, evaluation).encode(),
-    }
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            (out / name).write_bytes(content)
-    except OSError as error:
-        raise TabrankError(f"--out {out}: cannot be written: {error}") from error
 
 
 def report_page(manifest: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:

@@ -6,14 +6,11 @@ import html
 import json
 from dataclasses import asdict
 
-import numpy as np
 import pytest
 
-from serve.model.artifact import save
 from tests.support.evaluation_rows import evaluation as make_evaluation
-from tests.support.networks import artifact_files, random_encoder, random_network
 from tests.support.page_parser import Page
-from training.evaluation.report import model_card, regenerate, report_page
+from training.evaluation.report import model_card, report_page
 from training.evaluation.verdict import headline, leaderboard, outcome, tiles, verdict
 from training.examination.examination import IGNORED
 from training.network.network import NetworkConfig
@@ -228,17 +225,3 @@ def test_the_card_and_the_report_say_what_moves_a_ranking(evaluation):
 def test_the_card_names_the_teachers_of_a_search(evaluation):
     taught = MANIFEST | {"teachers": 3}
     assert "not surely lower their logloss; distilled from 3 teachers.\n" in model_card(taught, evaluation)
-
-
-def test_both_can_be_made_again_from_the_artifact_byte_for_byte(tmp_path, evaluation):
-    rng = np.random.default_rng(0)
-    network = random_network(rng, random_encoder(rng, 2, 1, 0), NetworkConfig(width=4))
-    files, manifest = artifact_files(network, rng)
-    manifest = {**MANIFEST, **manifest}
-    files["evaluation.json"] = json.dumps(evaluation, indent=1).encode()
-    files["report.html"] = report_page(manifest, evaluation).encode()
-    files["MODEL_CARD.md"] = model_card(manifest, evaluation).encode()
-    save(tmp_path / "a", files, manifest)
-    regenerate(tmp_path / "a", tmp_path / "out" / "again")
-    for name in ("report.html", "MODEL_CARD.md", "evaluation.json"):
-        assert (tmp_path / "out" / "again" / name).read_bytes() == files[name]
