@@ -1,4 +1,7 @@
-"""Diagnoses: what is wrong with a service, from its declaration, store, log and models."""
+"""Diagnoses: what is wrong with a service, from its declaration, store, log and models.
+
+Their words, causes and remedies, are in `diagnoses.toml`.
+"""
 
 from __future__ import annotations
 

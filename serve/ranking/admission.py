@@ -2,6 +2,10 @@
 
 A request's age decides by when it must have its scores. HAProxy stamps each request with the time
 at which it came, because the kernel does not tell a process how long a request waited in a socket.
+
+Others refuse with 429 too: `serve/http/auth.py` a key above its rate, `serve/runtime/fast_path.py`
+a request beyond `max_ongoing_requests`, and `serve/ranking/record_intake.py` records beyond those
+that may wait.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Causes: what is wrong with a running service, in order, with what to do about each."""
+"""Causes: what is wrong with a running service, in order, with what to do about each.
+
+Their words are in `serve/config/diagnoses.toml`.
+"""
 
 from __future__ import annotations
 
