@@ -48,7 +48,6 @@ def test_what_is_no_artifact_is_refused_by_name(folder, what):
         ("publish", "--models", folder / "models"),
         ("evaluate", "--log", folder / "log"),
         ("weights", "--log", folder / "log", "--sweep", "hide=-50..0"),
-        ("report", "--out", folder / "report"),
         ("audit", "--surface", "spaces", "--log", folder / "log"),
         ("bench",),
     ):
