@@ -78,6 +78,8 @@ down: ## Stop the service, and what a demo or a benchmark left running.
 	@test ! -d var/bench/run || $(BIN)/python -m serve down --run var/bench/run
 
 observe: install ## Run a local Prometheus with the alerts, until Ctrl-C (PORT=9090).
+	@test -f var/run/service.json || { echo 'no service runs; start one with: python -m serve up' >&2; exit 1; }
+	@command -v prometheus >/dev/null || { echo 'prometheus is missing; install it, and put it on PATH' >&2; exit 1; }
 	@mkdir -p var/observe
 	@# Each start of the service has its own ports for metrics, which service.json names.
 	@{ echo 'global: {scrape_interval: 5s, evaluation_interval: 5s}'; \

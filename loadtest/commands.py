@@ -41,9 +41,9 @@ def run_command(package: str, *arguments: str, log: Path, accept: Sequence[int] 
     return done.stdout
 
 
-def failure(what: str, log: Path, num_lines: int = 3) -> LoadtestError:
-    """Return an error that says `what` happened and quotes the last lines of the file `log`."""
-    last = log.read_text(errors="replace").strip().splitlines()[-num_lines:]
+def failure(what: str, log: Path) -> LoadtestError:
+    """Return an error that says `what` happened, with the last three lines of the file `log`."""
+    last = log.read_text(errors="replace").strip().splitlines()[-3:]
     return LoadtestError("\n  ".join([f"{what}:", *last]))
 
 

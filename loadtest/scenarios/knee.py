@@ -17,9 +17,7 @@ from loadtest.targets.workspace import Progress, Workspace
 PLAN = KneePlan()
 
 
-def run_knee(
-    work: Workspace, config: Path, candidates: int, out: Path, emit: Progress, plan: KneePlan = PLAN
-) -> Report:
+def run_knee(work: Workspace, config: Path, candidates: int, out: Path, emit: Progress) -> Report:
     """Start the service, find its knee, stop it, and write the report to the new folder `out`.
 
     Raises:
@@ -28,7 +26,7 @@ def run_knee(
     with Bench.locked(work, config, emit, candidates) as bench, bench.started(bench.service) as footprint:
         processes = f"{footprint.num_processes} processes, {footprint.memory_mib} MiB"
         emit(f"{bench.service.url} answers after {footprint.start_s} s, {processes}")
-        knee = find_knee(partial(bench.step, bench.service.url), plan)
+        knee = find_knee(partial(bench.step, bench.service.url), PLAN)
     at, numbers = knee.confirmed, ("candidates_per_s", "full_share", "p50_ms", "p90_ms", "p99_ms")
     # A p99 is None if more than 1 % of the requests failed. It counts as the longest.
     confirming = sorted(knee.confirming, key=lambda step: step.numbers["p99_ms"] or float("inf"))

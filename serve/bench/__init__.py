@@ -1,4 +1,4 @@
-"""`serve bench`: measures what fetch, features and recording cost on this machine.
+"""`serve bench`: measures the writer's CPU time per ranking.
 
 May import every layer below it, among them `operate`.
 """

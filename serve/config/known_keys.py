@@ -40,9 +40,14 @@ def check_keys(at: Node, levels: Levels, everywhere: Levels, level: Level = ()) 
 
 
 def hint(levels: Levels, level: Level, key: str) -> str:
-    """Return a hint: the place where a key belongs, or the nearest key of its level."""
-    places = [".".join(other) or "the top of the file" for other in levels if key in levels[other]]
-    if places:
-        return f"it belongs to {places[0]}"
+    """Return a hint: the nearest place where a key belongs, or the nearest key of its level."""
+
+    def distance(other: Level) -> int:
+        shared = sum(ours == theirs for ours, theirs in zip(level, other, strict=False))
+        return len(level) + len(other) - 2 * shared
+
+    for other in sorted(levels, key=distance):
+        if key in levels[other]:
+            return f"it belongs to {'.'.join(other) or 'the top of the file'}"
     near = nearest(key, levels[level], CLOSE)
     return f"did you mean {near!r}?" if near else f"valid keys are {', '.join(sorted(levels[level]))}"

@@ -70,8 +70,11 @@ def check_values(root: Node) -> None:
         for deployment in application["deployments"].items():
             if not isinstance(deployment.value, dict):
                 deployment.refuse(f"expected a mapping with the key 'name' (got {deployment.value!r})")
+                continue
+            _refuse_yes(deployment, DeploymentSchema)
             # Ray takes any mapping here, and validates it when it deploys.
-            elif isinstance(scaling := _scaling(deployment.value), dict):
+            if isinstance(scaling := _scaling(deployment.value), dict):
+                _refuse_yes(deployment["autoscaling_config"], AutoscalingConfig)
                 _check_scaling(deployment["autoscaling_config"], scaling)
 
 
@@ -118,6 +121,15 @@ def _check_route(at: Node) -> None:
         validate_route_prefix(at.value if at.is_sound else None)
     except ValueError as error:
         at.refuse(str(error))
+
+
+def _refuse_yes(at: Node, model: type[BaseModel]) -> None:
+    """Refuse `yes` for a number; pydantic would take it for 1."""
+    for name, value in at.value.items() if isinstance(at.value, dict) else ():
+        field = model.model_fields.get(name)
+        parts = set(_parts(field.annotation)) if field and isinstance(value, bool) else set()
+        if parts & {int, float} and bool not in parts:
+            at[name].refuse(f"expected a number (got {value}, which YAML reads for yes and no)")
 
 
 def _check_scaling(at: Node, scaling: Mapping[str, Any]) -> None:

@@ -32,6 +32,9 @@ class Size:
     num_gpus: float
     num_bundles: int
     graceful_shutdown_timeout_s: float
+    # None without autoscaling.
+    metrics_interval_s: float | None = None
+    look_back_period_s: float | None = None
 
 
 def check_size(size: Size) -> None:
@@ -46,6 +49,12 @@ def check_size(size: Size) -> None:
     if size.num_gpus > 1 and size.num_bundles == 1 and not size.num_gpus.is_integer():
         at["ray_actor_options"]["num_gpus"].refuse(
             f"Ray assigns a share of one GPU, or whole GPUs (got {size.num_gpus:g}); round it"
+        )
+    interval_s, look_back_s = size.metrics_interval_s, size.look_back_period_s
+    if interval_s is not None and look_back_s is not None and look_back_s <= interval_s:
+        scaling["look_back_period_s"].refuse(
+            f"look_back_period_s ({look_back_s:g}) must be above metrics_interval_s ({interval_s:g}), "
+            "or the period holds no report to average over; raise it"
         )
 
 

@@ -56,7 +56,9 @@ def _wrong_redis(address: str) -> str:
             "Ray would write this password to its logs; leave it out, as in redis://USER@HOST:PORT/DB, and set "
             "TABRANK_REDIS_PASSWORD in its environment"
         )
-    return ""
+    # redis-py would use database 0.
+    number = parts.path.strip("/")
+    return "" if number.isdigit() or not number else f"the database must be a number (got {number!r})"
 
 
 def _check_folder(at: Node, folder: str, num_nodes: int) -> None:

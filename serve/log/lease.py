@@ -29,8 +29,8 @@ FILE = "LEASE"
 FORMAT = 1
 # Types of the fields of viewers, candidates and contexts.
 Types = Mapping[str, Mapping[str, TypeName]]
-# The type of each field of a log, such as `context.hour`. A column of an import that no surface has
-# declared may fit several.
+# The type of each field of a log, such as `context.hour`. Only a lease of an
+# earlier version has several types for a field.
 Ledger = dict[str, list[TypeName]]
 
 

@@ -13,7 +13,7 @@ Which question is answered where:
 - `host`: where a running service is, and what is known of it: its run folder and processes, or the
   dashboard of its cluster. All other tools read it there.
 
-A tool may use those below it: `console` uses `status` and `rollout`; `run` uses `diff` and
-`status`; `diff` and `rollout` use `status`; `render` uses `plan`; all use `host`. `pyproject.toml`
-enforces this. They import `runtime` and the layers below it.
+`console` uses `status` and `rollout`; `run` uses `diff` and `status`; `diff` and `rollout` use
+`status`; `render` uses `plan`; all use `host`. `pyproject.toml` enforces the order of these layers.
+They import `runtime` and the layers below it.
 """

@@ -94,7 +94,7 @@ def rerank(
         for k, here in zip(boosts, met, strict=True):
             for i in moved[(here & is_scored)[moved]].tolist() if tells else ():
                 why[i].append(k)
-    kept = ((k, rule.one) for k, rule in enumerate(rules) if type(rule.one) in WINDOWS)
+    kept = ((k, rule.one) for k, rule in enumerate(rules) if not rule.boost)
     windows = {k: WINDOWS[type(rule)](rule, facts, order) for k, rule in kept}
     if not pins and all(window.is_kept(num_shown) for window in windows.values()):
         return Reranked(order, why, 0)
